@@ -1,0 +1,119 @@
+"""Dihedral transforms and colour permutations: one augmentation is (dihedral 0..7, permutation of the ten colours).
+
+Names follow the original TRM: `id|||t3|||0123456789`. Colour 0 (the background) stays in place.
+"""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+
+from dataset.task import NUM_COLOURS, Pair, Task
+
+NAME_SEPARATOR = "|||"
+IDENTITY_COLOURS = np.arange(NUM_COLOURS, dtype=np.uint8)
+DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
+_DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    lambda grid: grid,
+    lambda grid: np.rot90(grid, 1),  # counter-clockwise
+    lambda grid: np.rot90(grid, 2),
+    lambda grid: np.rot90(grid, 3),
+    np.fliplr,
+    np.flipud,
+    np.transpose,
+    lambda grid: np.fliplr(np.rot90(grid, 1)),  # transpose along the other diagonal
+)
+# Draws of a duplicate are retried this often per wanted augmentation before a puzzle counts as exhausted.
+RETRIES = 5
+
+
+def dihedral(grid: np.ndarray, index: int) -> np.ndarray:
+    """Apply symmetry `index` (0 identity, 1-3 rotations, 4-7 reflections) to a (rows, columns) array."""
+    return _DIHEDRAL[index](grid)
+
+
+def apply(grid: np.ndarray, index: int, colours: np.ndarray) -> np.ndarray:
+    """Recolour with `colours` (10,), then transform."""
+    return np.ascontiguousarray(dihedral(colours[grid], index))
+
+
+def invert(grid: np.ndarray, index: int, colours: np.ndarray) -> np.ndarray:
+    """Undo `apply`."""
+    return np.ascontiguousarray(np.argsort(colours).astype(np.uint8)[dihedral(grid, DIHEDRAL_INVERSE[index])])
+
+
+def name_of(task_id: str, index: int, colours: np.ndarray) -> str:
+    """The ancestors' identifier of an augmented puzzle; the unaugmented one is the bare task id."""
+    if index == 0 and np.array_equal(colours, IDENTITY_COLOURS):
+        return task_id
+    return f"{task_id}{NAME_SEPARATOR}t{index}{NAME_SEPARATOR}{''.join(map(str, colours))}"
+
+
+def parse_name(name: str) -> tuple[str, int, np.ndarray]:
+    """`(task id, dihedral, colours)` of an identifier."""
+    if NAME_SEPARATOR not in name:
+        return name, 0, IDENTITY_COLOURS
+    task_id, transform, colours = name.rsplit(NAME_SEPARATOR, 2)
+    return task_id, int(transform[1:]), np.array([int(c) for c in colours], dtype=np.uint8)
+
+
+def random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
+    """`count` permutations (count, 10) uint8 of the colours 1..9; 0 keeps its place."""
+    order = rng.random((count, NUM_COLOURS - 1)).argsort(axis=1) + 1
+    return np.concatenate([np.zeros((count, 1), np.uint8), order.astype(np.uint8)], axis=1)
+
+
+def task_rng(seed: int, task_id: str) -> np.random.Generator:
+    """A generator that depends on the seed and the task alone, not on the order in which tasks are processed."""
+    digest = hashlib.sha256(task_id.encode()).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
+
+
+def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The identity and up to `count` augmentations that give pairwise different puzzles.
+
+    Returns dihedral (n,) uint8 and colours (n, 10) uint8, n <= count + 1: a symmetric or nearly colourless task has fewer.
+    """
+    transforms, colours = [0], [IDENTITY_COLOURS]
+    seen = {_puzzle_key(task, 0, IDENTITY_COLOURS)}
+    for _ in range(RETRIES):
+        if len(transforms) == count + 1:
+            break
+        for index, permutation in zip(rng.integers(0, 8, count), random_colours(rng, count), strict=True):
+            key = _puzzle_key(task, index, permutation)
+            if key not in seen:
+                seen.add(key)
+                transforms.append(int(index))
+                colours.append(permutation)
+                if len(transforms) == count + 1:
+                    break
+    return np.array(transforms, dtype=np.uint8), np.stack(colours)
+
+
+def _puzzle_key(task: Task, index: int, colours: np.ndarray) -> bytes:
+    keys = sorted(_pair_key(pair, index, colours) for pair in task.pairs)
+    return hashlib.sha256(b"".join(keys)).digest()
+
+
+def _pair_key(pair: Pair, index: int, colours: np.ndarray) -> bytes:
+    digest = hashlib.sha256()
+    for grid in (pair.input, pair.output):
+        if grid is not None:
+            transformed = apply(grid, index, colours)
+            digest.update(bytes(transformed.shape) + transformed.tobytes())
+        digest.update(b"|")
+    return digest.digest()
+
+
+def canonical_pair(pair: Pair) -> bytes:
+    """A hash that is equal for two pairs exactly when a dihedral transform and a recolouring of 1..9 maps one to the other."""
+    keys = []
+    for index in range(8):
+        grids = [dihedral(grid, index) for grid in (pair.input, pair.output) if grid is not None]
+        cells = np.concatenate([grid.ravel() for grid in grids])
+        values, first = np.unique(cells, return_index=True)
+        relabel = np.zeros(NUM_COLOURS, np.uint8)
+        coloured = values > 0
+        relabel[values[coloured]] = np.argsort(np.argsort(first[coloured])) + 1
+        keys.append(b"".join(bytes(grid.shape) + relabel[grid].tobytes() for grid in grids))
+    return hashlib.sha256(min(keys)).digest()

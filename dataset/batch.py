@@ -1,0 +1,155 @@
+"""Batches: which grids they hold, and how they become tensors on the device.
+
+Shapes: B samples, K demonstrations, L = side * side cells.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from pydantic import model_validator
+from torch import Tensor
+
+from config.base import Config
+from dataset import canvas
+from dataset.canvas import GridTable
+from dataset.store import TEST, Store
+from dataset.task import MAX_SIDE, NUM_COLOURS
+
+
+class DataConfig(Config):
+    """How a dataset becomes batches. The dataset itself (tasks, augmentations, layout) is made by a builder."""
+
+    path: str
+    canvas: Literal["task", "full"]
+    buckets: list[int]
+    canvas_margin: int
+    augmentation: Literal["none", "table", "random"]
+    translate: bool
+    query_sampling: Literal["any", "test"]
+    min_demos: int
+    max_demos: int
+    max_train_groups: int | None
+    max_eval_groups: int | None
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataConfig":
+        if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_SIDE:
+            raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_SIDE}, found {self.buckets}")
+        if not 1 <= self.min_demos <= self.max_demos:
+            raise ValueError(f"data.min_demos must be 1..data.max_demos, found {self.min_demos} and {self.max_demos}")
+        if self.canvas_margin < 0:
+            raise ValueError(f"data.canvas_margin must be >= 0, found {self.canvas_margin}")
+        return self
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """The canvas sides in use: the buckets, or only 30 for `canvas: full`."""
+        return tuple(self.buckets) if self.canvas == "task" else (MAX_SIDE,)
+
+
+class Cell(NamedTuple):
+    """What all samples of a batch have in common, so that shapes stay static: canvas side and number of demonstrations."""
+
+    side: int
+    demos: int
+
+
+@dataclass
+class Batch:
+    """One batch on the device. `data` holds, for B samples in one cell:
+
+    inputs (B, L) uint8 tokens, labels (B, L) int64 with -100 where ignored, puzzle_identifiers (B,) int32,
+    and for episodes demo_inputs, demo_labels (B, K, L) uint8 and demo_mask (B, K) bool.
+    """
+
+    cell: Cell
+    data: dict[str, Tensor]
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return self.data["inputs"].shape[0]
+
+
+@dataclass
+class Samples:
+    """The description of B samples in one cell, as host arrays; `materialise` draws them.
+
+    query (B,) pair index, demos (B, K) pair indices, demo_mask (B, K), transform (B,), colours (B, 10), offset (B, 2),
+    identifier (B,) puzzle identifier.
+    """
+
+    cell: Cell
+    query: np.ndarray
+    demos: np.ndarray
+    demo_mask: np.ndarray
+    transform: np.ndarray
+    colours: np.ndarray
+    offset: np.ndarray
+    identifier: np.ndarray
+
+    def __getitem__(self, rows: slice | np.ndarray) -> "Samples":
+        arrays = (self.query, self.demos, self.demo_mask, self.transform, self.colours, self.offset, self.identifier)
+        return Samples(self.cell, *(array[rows] for array in arrays))
+
+
+def materialise(samples: Samples, store: Store, table: GridTable, with_labels: bool = True) -> Batch:
+    """Draw the grids of `samples` on the table's device.
+
+    With `with_labels` False (evaluation) the answers are never read: all labels are IGNORE_LABEL_ID.
+    """
+    device = table.pixels.device
+    size, count = samples.demos.shape
+    grids = [store.pair_input[samples.query][:, None], store.pair_input[samples.demos], store.pair_output[samples.demos]]
+    if with_labels:
+        grids.insert(1, store.pair_output[samples.query][:, None])
+    grid = np.concatenate(grids, axis=1)
+    each = grid.shape[1]
+    # One copy to the device for everything that describes the batch.
+    description = np.concatenate([grid, samples.transform[:, None], samples.offset, samples.identifier[:, None], samples.colours], axis=1)
+    rows = torch.from_numpy(description.astype(np.int64)).to(device, non_blocking=True)
+    grid_rows, (transform, row_offset, column_offset, identifier) = rows[:, :each], rows[:, each : each + 4].unbind(1)
+    tokens = canvas.render(
+        table,
+        grid_rows.flatten(),
+        transform.repeat_interleave(each),
+        rows[:, each + 4 :].repeat_interleave(each, dim=0),
+        torch.stack([row_offset, column_offset], dim=1).repeat_interleave(each, dim=0),
+        samples.cell.side,
+    ).view(size, each, -1)  # (B, each, L)
+    first = 2 if with_labels else 1
+    data = {
+        "inputs": tokens[:, 0],
+        "labels": canvas.labels_of(tokens[:, 1]) if with_labels else torch.full_like(tokens[:, 0], canvas.IGNORE_LABEL_ID, dtype=torch.int64),
+        "puzzle_identifiers": identifier.to(torch.int32),
+    }
+    if count:
+        mask = torch.from_numpy(samples.demo_mask).to(device, non_blocking=True)
+        empty = ~mask[:, :, None]
+        data["demo_inputs"] = tokens[:, first : first + count].masked_fill(empty, canvas.PAD)
+        data["demo_labels"] = tokens[:, first + count :].masked_fill(empty, canvas.PAD)
+        data["demo_mask"] = mask
+    return Batch(samples.cell, data)
+
+
+def task_sides(store: Store, config: DataConfig) -> np.ndarray:
+    """(T,) the canvas side each task needs.
+
+    Training tasks: their longest grid. Evaluation tasks: demonstrations and query inputs, plus `canvas_margin` as far
+    as the largest canvas goes; their answers are not looked at.
+    """
+    inputs, outputs = store.pair_side[:, 0], store.pair_side[:, 1].copy()
+    pair_task = np.repeat(np.arange(len(store.task_ids)), np.diff(store.task_pairs))
+    in_task = np.arange(len(inputs)) - store.task_pairs[pair_task]
+    hidden = (store.task_split[pair_task] == TEST) & (in_task >= store.task_demonstrations[pair_task])
+    outputs[hidden] = 0
+    side = np.maximum.reduceat(np.maximum(inputs, outputs), store.task_pairs[:-1])
+    with_margin = np.maximum(side, np.minimum(side + config.canvas_margin, config.sides[-1]))
+    return np.where(store.task_split == TEST, with_margin, side)
+
+
+def identity_colours(size: int) -> np.ndarray:
+    """(size, 10) uint8: every colour maps to itself."""
+    return np.tile(np.arange(NUM_COLOURS, dtype=np.uint8), (size, 1))

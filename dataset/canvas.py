@@ -1,0 +1,115 @@
+"""Grids on a square canvas: tokens PAD 0, EOS 1, colours 2..11.
+
+A grid at offset (r, c) is followed by one row of EOS below it and one column of EOS to its right, where the canvas has
+room; everything else is PAD. Shapes: N grids, G the stored side, C the canvas side, L = C * C cells in row-major order.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.task import MAX_SIDE, NUM_COLOURS
+
+PAD = 0
+EOS = 1
+FIRST_COLOUR = 2
+VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
+IGNORE_LABEL_ID = -100
+
+# (source row, source column) of cell (r, c) of a transformed grid, as coefficients of r, c, rows - 1, columns - 1
+# where rows x columns is the shape *before* the transform; one line per dihedral index.
+_SOURCE = torch.tensor(
+    [
+        [[1, 0, 0, 0], [0, 1, 0, 0]],
+        [[0, 1, 0, 0], [-1, 0, 0, 1]],
+        [[-1, 0, 1, 0], [0, -1, 0, 1]],
+        [[0, -1, 1, 0], [1, 0, 0, 0]],
+        [[1, 0, 0, 0], [0, -1, 0, 1]],
+        [[-1, 0, 1, 0], [0, 1, 0, 0]],
+        [[0, 1, 0, 0], [1, 0, 0, 0]],
+        [[0, -1, 1, 0], [-1, 0, 0, 1]],
+    ]
+)
+TRANSPOSES = torch.tensor([False, True, False, True, False, False, True, True])
+
+
+@dataclass(frozen=True)
+class GridTable:
+    """All grids of a store on one device: pixels (N, G, G) uint8, zero outside the grid, and shapes (N, 2) int64."""
+
+    pixels: Tensor
+    shapes: Tensor
+
+    def to(self, device: torch.device) -> "GridTable":
+        """The same table on `device`."""
+        return GridTable(self.pixels.to(device), self.shapes.to(device))
+
+
+def render(table: GridTable, grid: Tensor, transform: Tensor, colours: Tensor, offset: Tensor, side: int) -> Tensor:
+    """Draw augmented grids onto a canvas, on the table's device and without a Python loop.
+
+    grid (N,) index into the table, transform (N,) dihedral 0..7, colours (N, 10), offset (N, 2) of the top-left cell
+    *after* the transform, side C. Returns (N, C * C) uint8 tokens. The caller sees to it that the grids fit.
+    """
+    device = table.pixels.device
+    shape = table.shapes[grid]  # (N, 2)
+    source = _SOURCE.to(device)[transform]  # (N, 2, 4)
+    rows_columns = torch.where(TRANSPOSES.to(device)[transform, None], shape.flip(-1), shape)  # (N, 2) after the transform
+    cells = torch.arange(side, device=device)
+    r = cells[None, :] - offset[:, :1]  # (N, C) row inside the grid
+    c = cells[None, :] - offset[:, 1:]  # (N, C)
+    constant = (source[:, :, 2:] * (shape - 1)[:, None, :]).sum(-1)  # (N, 2)
+    stored = table.pixels.shape[-1]
+    # The flat source index is affine in r and c, so that one outer sum gives it for the whole canvas.
+    row_step = source[:, 0, 0] * stored + source[:, 1, 0]
+    column_step = source[:, 0, 1] * stored + source[:, 1, 1]
+    index = constant[:, :1] * stored + constant[:, 1:]  # (N, 1)
+    index = index[:, :, None] + (row_step[:, None] * r)[:, :, None] + (column_step[:, None] * c)[:, None, :]  # (N, C, C)
+    row_in, column_in = (r >= 0) & (r < rows_columns[:, :1]), (c >= 0) & (c < rows_columns[:, 1:])
+    inside = row_in[:, :, None] & column_in[:, None, :]
+    pixels = table.pixels.flatten(1)[grid].gather(1, index.flatten(1).clamp_(0, stored * stored - 1))
+    tokens = (colours.to(torch.uint8) + FIRST_COLOUR).gather(1, pixels.long()).view(-1, side, side)
+    row_end, column_end = r == rows_columns[:, :1], c == rows_columns[:, 1:]
+    end = (row_end[:, :, None] & column_in[:, None, :]) | (row_in[:, :, None] & column_end[:, None, :])
+    return torch.where(inside, tokens, end.to(torch.uint8) * EOS).flatten(1)
+
+
+def labels_of(tokens: Tensor) -> Tensor:
+    """int64 labels from answer tokens: PAD is not supervised (the original's rule), so it becomes IGNORE_LABEL_ID."""
+    tokens = tokens.long()
+    return tokens.masked_fill(tokens == PAD, IGNORE_LABEL_ID)
+
+
+def encode(grid: np.ndarray, side: int = MAX_SIDE, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """One grid (rows, columns) as (side * side,) uint8 tokens; the plain reference of `render`."""
+    rows, columns = grid.shape
+    canvas = np.full((side, side), PAD, dtype=np.uint8)
+    r, c = offset
+    canvas[r : r + rows, c : c + columns] = grid + FIRST_COLOUR
+    canvas[r + rows : r + rows + 1, c : c + columns] = EOS
+    canvas[r : r + rows, c + columns : c + columns + 1] = EOS
+    return canvas.ravel()
+
+
+def decode(tokens: np.ndarray) -> list[np.ndarray]:
+    """The grids that (N, L) tokens show: per canvas the largest all-colour rectangle anchored at (0, 0).
+
+    This is the original TRM's decoding. A canvas whose first cell is no colour decodes to an empty (0, 0) grid.
+    """
+    side = round(tokens.shape[1] ** 0.5)
+    canvas = tokens.reshape(-1, side, side)
+    coloured = (canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE)
+    run = np.cumprod(coloured, axis=2, dtype=np.int64).sum(axis=2)  # (N, C) leading colour cells of each row
+    width = np.minimum.accumulate(run, axis=1)
+    rows = (width * np.arange(1, side + 1)).argmax(axis=1)  # of equal areas, the one with fewer rows
+    return [
+        (canvas[i, : r + 1, : width[i, r]] - FIRST_COLOUR).astype(np.uint8) if width[i, r] else np.zeros((0, 0), np.uint8)
+        for i, r in enumerate(rows)
+    ]
+
+
+def smallest_bucket(side: int, buckets: tuple[int, ...]) -> int | None:
+    """The smallest canvas of ascending `buckets` that holds a grid of `side`, or None."""
+    return next((bucket for bucket in buckets if bucket >= side), None)

@@ -1,0 +1,198 @@
+"""Training samplers: pure functions of (seed, step, rank, world size). There is no state to save, so resume is exact.
+
+A step's batch lies in one cell (canvas side, number of demonstrations). The cell is drawn with the probability that a
+uniformly drawn task, with a uniformly drawn number of its demonstrations, falls into it; so shapes are static, no
+demonstration slot is ever empty, and every task is equally likely.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset import augment
+from dataset.batch import Cell, DataConfig, Samples, identity_colours, task_sides
+from dataset.canvas import TRANSPOSES, smallest_bucket
+from dataset.store import TEST, Store
+from utils.errors import UserError
+
+_TRANSPOSES = TRANSPOSES.numpy()
+
+
+def step_rng(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The random numbers of one training step; streams 0 (samples) and 1 (halting exploration) are independent."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step]))
+
+
+def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
+    """The rows of the global batch that belong to `rank`."""
+    if global_batch_size % world:
+        raise UserError(f"global_batch_size={global_batch_size} is not divisible by the world size {world}")
+    local = global_batch_size // world
+    return slice(rank * local, (rank + 1) * local)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The tasks of one cell and the cumulative probability of each."""
+
+    tasks: np.ndarray
+    cumulative: np.ndarray
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        return self.tasks[np.searchsorted(self.cumulative, rng.random(count), side="right")]
+
+
+class _Sampler:
+    """What both samplers share: which tasks train, on which canvas, and how a step draws cell, tasks and views."""
+
+    def __init__(self, store: Store, config: DataConfig, seed: int, global_batch_size: int, rank: int = 0, world: int = 1):
+        self.store, self.config, self.seed = store, config, seed
+        self.global_batch_size = global_batch_size
+        self.rows = local_rows(global_batch_size, rank, world)
+        sides = task_sides(store, config)
+        weights: dict[Cell, list[tuple[int, float]]] = {}
+        self.skipped_tasks: list[str] = []
+        training = self._training_tasks()
+        for task in training:
+            side = smallest_bucket(sides[task], config.sides)
+            counts = self._demo_counts(task)
+            if side is None or not counts:
+                self.skipped_tasks.append(store.task_ids[task])
+                continue
+            for demos in counts:
+                weights.setdefault(Cell(side, demos), []).append((int(task), 1 / len(counts)))
+        if not weights:
+            raise UserError(
+                f"{store.path}: none of its {len(training)} training tasks can be trained on with data.buckets={config.buckets}, "
+                f"data.min_demos={config.min_demos} and data.query_sampling={config.query_sampling}"
+            )
+        self.cells = sorted(weights)
+        mass = np.array([sum(weight for _, weight in weights[cell]) for cell in self.cells])
+        self.cell_cumulative = np.cumsum(mass) / mass.sum()
+        self.choices = {cell: self._choice(weights[cell]) for cell in self.cells}
+
+    @staticmethod
+    def _choice(weights: list[tuple[int, float]]) -> _Choice:
+        tasks, weight = (np.array(column) for column in zip(*weights, strict=True))
+        return _Choice(tasks, np.append(np.cumsum(weight)[:-1] / weight.sum(), 1.0))
+
+    def sample(self, step: int) -> Samples:
+        """This rank's part of the batch of `step`."""
+        rng = step_rng(self.seed, step)
+        last = len(self.cells) - 1
+        cell = self.cells[min(int(np.searchsorted(self.cell_cumulative, rng.random(), side="right")), last)]
+        return self._draw(rng, cell, self.choices[cell].draw(rng, self.global_batch_size))[self.rows]
+
+    def _training_tasks(self) -> np.ndarray:
+        raise NotImplementedError
+
+    def _demo_counts(self, task: int) -> list[int]:
+        raise NotImplementedError
+
+    def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
+        raise NotImplementedError
+
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """transform (B,), colours (B, 10) and puzzle identifier (B,) of one view of each task."""
+        rows = self.store.task_rows[tasks]
+        if self.config.augmentation == "table":
+            rows = rows + (rng.random(len(tasks)) * (self.store.task_rows[tasks + 1] - rows)).astype(np.int64)
+            return self.store.dihedral[rows], self.store.colours[rows], rows + 1
+        if self.config.augmentation == "random":
+            return rng.integers(0, 8, len(tasks)), augment.random_colours(rng, len(tasks)), rows + 1
+        return np.zeros(len(tasks), np.int64), identity_colours(len(tasks)), rows + 1
+
+    def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+        """(B, 2) one translation per sample, shared by all its grids: pairs (B, n)."""
+        if not self.config.translate:
+            return np.zeros((len(pairs), 2), np.int64)
+        grids = np.concatenate([self.store.pair_input[pairs], self.store.pair_output[pairs]], axis=1)
+        extent = self.store.shapes[grids].max(axis=1)  # (B, 2)
+        extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
+        return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
+
+
+class EpisodeSampler(_Sampler):
+    """Few-shot episodes: a query and K demonstrations of the same task.
+
+    `query_sampling: any` takes any labelled pair as query and K of the others as demonstrations (leave-one-out);
+    `test` takes the task's own queries and K of its own demonstrations (the ancestor's way). Order is shuffled.
+    """
+
+    def _training_tasks(self) -> np.ndarray:
+        tasks = self.store.tasks_of("train", self.config.max_train_groups)
+        split = [self._split_pairs(task) for task in tasks]
+        self.queries = _PairTable(len(self.store.task_ids), tasks, [queries for queries, _ in split])
+        self.demos = _PairTable(len(self.store.task_ids), tasks, [demos for _, demos in split])
+        return tasks
+
+    def _split_pairs(self, task: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pairs that may be the query, pairs that may be demonstrations)."""
+        labelled = _labelled_pairs(self.store, task)
+        if self.config.query_sampling == "any":
+            return labelled, labelled
+        border = self.store.task_pairs[task] + self.store.task_demonstrations[task]
+        return labelled[labelled >= border], labelled[labelled < border]
+
+    def _demo_counts(self, task: int) -> list[int]:
+        available = int(self.demos.count[task]) - (self.config.query_sampling == "any")
+        return list(range(self.config.min_demos, min(self.config.max_demos, available) + 1)) if self.queries.count[task] else []
+
+    def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
+        query = self.queries.draw(rng, tasks)
+        candidates = self.demos.pairs[tasks]
+        key = rng.random(candidates.shape)
+        key[(candidates < 0) | (candidates == query[:, None])] = np.inf
+        demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : cell.demos], axis=1)
+        transform, colours, identifier = self._views(rng, tasks)
+        offset = self._offsets(rng, cell, np.concatenate([query[:, None], demos], axis=1), transform)
+        return Samples(cell, query, demos, np.ones_like(demos, dtype=bool), transform, colours, offset, identifier)
+
+
+class PuzzleSampler(_Sampler):
+    """Single pairs with a puzzle identifier (TRM): all pairs of training tasks, the demonstrations of evaluation tasks."""
+
+    def _training_tasks(self) -> np.ndarray:
+        train, test = self.store.tasks_of("train", self.config.max_train_groups), self.store.tasks_of("test", self.config.max_eval_groups)
+        tasks = np.concatenate([train, test])
+        self.queries = _PairTable(len(self.store.task_ids), tasks, [self._training_pairs(task) for task in tasks])
+        return tasks
+
+    def _training_pairs(self, task: int) -> np.ndarray:
+        labelled = _labelled_pairs(self.store, task)
+        if self.store.task_split[task] == TEST:
+            return labelled[labelled < self.store.task_pairs[task] + self.store.task_demonstrations[task]]
+        return labelled
+
+    def _demo_counts(self, task: int) -> list[int]:
+        return [0] if self.queries.count[task] else []
+
+    def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
+        query = self.queries.draw(rng, tasks)
+        transform, colours, identifier = self._views(rng, tasks)
+        offset = self._offsets(rng, cell, query[:, None], transform)
+        none = np.zeros((len(tasks), 0), np.int64)
+        return Samples(cell, query, none, none.astype(bool), transform, colours, offset, identifier)
+
+
+class _PairTable:
+    """pairs (T, n): the pair indices of each task, padded with -1, and count (T,) of them."""
+
+    def __init__(self, num_tasks: int, tasks: np.ndarray, pairs: list[np.ndarray]):
+        self.count = np.zeros(num_tasks, np.int64)
+        self.pairs = np.full((num_tasks, max((len(row) for row in pairs), default=0)), -1, np.int64)
+        for task, row in zip(tasks, pairs, strict=True):
+            self.count[task] = len(row)
+            self.pairs[task, : len(row)] = row
+
+    def draw(self, rng: np.random.Generator, tasks: np.ndarray) -> np.ndarray:
+        """One pair of each task, uniformly."""
+        return self.pairs[tasks, (rng.random(len(tasks)) * self.count[tasks]).astype(np.int64)]
+
+
+def _labelled_pairs(store: Store, task: int) -> np.ndarray:
+    pairs = np.arange(store.task_pairs[task], store.task_pairs[task + 1])
+    return pairs[store.pair_output[pairs] >= 0]
+
+
+SAMPLERS = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler}

@@ -1,0 +1,166 @@
+"""The evaluation set: every query in every augmented view, each exactly once for any batch size and world size."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dataset import augment
+from dataset.batch import Cell, DataConfig, Samples, task_sides
+from dataset.canvas import smallest_bucket
+from dataset.store import Store
+from dataset.task import Pair, Task
+
+Control = Literal["none", "query_only", "shuffled_demonstrations"]
+BLANK_ID = 0
+
+
+@dataclass(frozen=True)
+class Query:
+    """One thing to predict: pair `pair` of task `task` (its `number`-th query), with `demos` as demonstrations."""
+
+    task: int
+    number: int
+    pair: int
+    demos: tuple[int, ...]
+
+
+@dataclass
+class ViewBatch:
+    """Up to B views for one forward pass. `valid` rows are real; the rest repeat a row so that shapes stay static.
+
+    query (B,) index into `EvaluationSet.queries`, view (B,) number of the view (0 is the unaugmented one).
+    """
+
+    samples: Samples
+    query: np.ndarray
+    view: np.ndarray
+    valid: int
+
+
+class EvaluationSet:
+    """The views of a split's queries.
+
+    `split: test` asks the evaluation tasks' queries; `split: train` asks every labelled pair of the training tasks, with
+    the task's other pairs as demonstrations. `control: query_only` hides the demonstrations (the blank identifier for a
+    puzzle dataset), `shuffled_demonstrations` replaces them by those of another task.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: DataConfig,
+        split: str,
+        num_views: int,
+        seed: int,
+        control: Control = "none",
+        max_tasks: int | None = None,
+        subsets: list[str] | None = None,
+    ):
+        self.store, self.config, self.control, self.num_views = store, config, control, num_views
+        self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
+        self.tasks = store.tasks_of(split, max_tasks, subsets)
+        self.sides = task_sides(store, config)
+        self.queries = [query for task in self.tasks for query in self._queries(int(task), split)]
+        self.too_large = [q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None]
+        self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
+        self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
+
+    def answer_fits(self, query: Query) -> bool:
+        """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""
+        side = smallest_bucket(self.sides[query.task], self.config.sides)
+        return side is not None and int(self.store.pair_side[query.pair, 1]) <= side
+
+    def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[ViewBatch]:
+        """This rank's share, cell by cell in a fixed order. No collective happens inside, so shares may differ in length."""
+        rows = self._rows()
+        number = 0
+        for cell in sorted(rows):
+            samples, query, view = rows[cell]
+            for start in range(0, len(query), batch_size):
+                if number % world == rank:
+                    valid = min(batch_size, len(query) - start)
+                    index = np.minimum(np.arange(start, start + batch_size), start + valid - 1)
+                    yield ViewBatch(samples[index], query[index], view[index], valid)
+                number += 1
+
+    def view(self, query: Query, number: int) -> tuple[int, np.ndarray]:
+        """(dihedral, colours) of a query's view, to undo it in a prediction."""
+        transform, colours, _ = self._views[query.task]
+        return int(transform[number]), colours[number]
+
+    def _queries(self, task: int, split: str) -> list[Query]:
+        first, end = int(self.store.task_pairs[task]), int(self.store.task_pairs[task + 1])
+        border = first + int(self.store.task_demonstrations[task])
+        if split == "test":
+            return [Query(task, i, pair, self._limit(task, range(first, border))) for i, pair in enumerate(range(border, end))]
+        labelled = [pair for pair in range(first, end) if self.store.pair_output[pair] >= 0]
+        others = {pair: [other for other in labelled if other != pair] for pair in labelled}
+        askable = [pair for pair in labelled if others[pair] or self.store.metadata.layout == "puzzle"]
+        return [Query(task, i, pair, self._limit(task, others[pair])) for i, pair in enumerate(askable)]
+
+    def _limit(self, task: int, demos: Sequence[int]) -> tuple[int, ...]:
+        if self.store.metadata.layout == "puzzle":
+            return ()
+        if len(demos) > self.config.max_demos:
+            self.truncated.add(self.store.task_ids[task])
+        return tuple(demos)[: self.config.max_demos]
+
+    def _draw_views(self, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """transform (V,), colours (V, 10), puzzle identifier (V,); the identity first."""
+        rows = np.arange(self.store.task_rows[task], self.store.task_rows[task + 1])[: self.num_views]
+        if self.store.metadata.layout == "puzzle":  # a learned row exists for the stored augmentations only
+            return self.store.dihedral[rows], self.store.colours[rows], rows + 1
+        question = self.store.task(task)
+        question = Task(question.id, question.demonstrations, tuple(Pair(query.input, None) for query in question.queries))
+        transform, colours = augment.draw(question, self.num_views - 1, augment.task_rng(seed, question.id))
+        return transform, colours, np.full(len(transform), rows[0] + 1)
+
+    def _choose_donors(self) -> dict[int, int]:
+        """For each task another one whose demonstrations fit on its canvas; tasks of similar size first."""
+        order = [int(task) for task in self.tasks[np.argsort(self.sides[self.tasks], kind="stable")]]
+        donors = {}
+        for position, task in enumerate(order):
+            side = smallest_bucket(self.sides[task], self.config.sides)
+            others = order[position + 1 :] + order[:position]
+            fitting = (other for other in others if side is not None and self.sides[other] <= side)
+            donors[task] = next(fitting, task)
+        return donors
+
+    def _rows(self) -> dict[Cell, tuple[Samples, np.ndarray, np.ndarray]]:
+        """All views by cell, each cell's arrays in the order of queries, then views."""
+        blocks: dict[Cell, list[tuple]] = {}
+        for number, query in enumerate(self.queries):
+            side = smallest_bucket(self.sides[query.task], self.config.sides)
+            if side is None:
+                continue
+            transform, colours, identifier = self._views[query.task]
+            demos = query.demos
+            donor = self._donors.get(query.task, query.task)
+            if donor != query.task:
+                first = int(self.store.task_pairs[donor])
+                demos = self._limit(donor, range(first, first + int(self.store.task_demonstrations[donor])))
+                donor_rows = self._views[donor][2]
+                identifier = donor_rows[np.arange(len(identifier)) % len(donor_rows)]
+            if self.control == "query_only":
+                identifier = np.full_like(identifier, BLANK_ID)
+            views = len(transform)
+            blocks.setdefault(Cell(side, len(demos)), []).append(
+                (
+                    np.full(views, query.pair),
+                    np.tile(np.array(demos, np.int64), (views, 1)),
+                    np.full((views, len(demos)), self.control != "query_only"),
+                    transform,
+                    colours,
+                    np.zeros((views, 2), np.int64),
+                    identifier,
+                    np.full(views, number),
+                    np.arange(views),
+                )
+            )
+        merged = {}
+        for cell, parts in blocks.items():
+            *fields, query, view = (np.concatenate(column) for column in zip(*parts, strict=True))
+            merged[cell] = (Samples(cell, *fields), query, view)
+        return merged

@@ -1,0 +1,73 @@
+"""What the recursion knows of the task: prefix tokens that join the state, and memory tokens that its attention reads.
+
+This is the one interface through which TRM and ETRM differ: `PuzzleEmbedding` looks a learned row up, a demonstration
+encoder (models/encoders) computes the context from the task's own pairs.
+Shapes: B batch, P prefix tokens, M memory tokens, K demonstrations, L cells, D hidden.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Context:
+    """The task, ready to be read. Tokens have the scale of the token embeddings (RMS about 1) and the forward dtype.
+
+    prefix (B, P, D): the first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others
+    lie on the cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
+    memory (B, M, D) with memory_mask (B, M) and memory_cells (M,), the canvas cell (0..L-1) of each token; or None.
+    """
+
+    prefix: Tensor
+    prefix_mask: Tensor | None = None
+    prefix_cells: Tensor | None = None
+    memory: Tensor | None = None
+    memory_mask: Tensor | None = None
+    memory_cells: Tensor | None = None
+
+
+class ContextModule(nn.Module):
+    """Maps the data of a batch to a `Context`."""
+
+    def prefix_length(self, demos: int, cells: int) -> int:
+        """P for batches of `demos` demonstrations on canvases of `cells` cells."""
+        raise NotImplementedError
+
+    def forward(self, data: dict[str, Tensor]) -> Context:
+        raise NotImplementedError
+
+
+class PuzzleEmbedding(ContextModule):
+    """One learned row per puzzle identifier, spread over `length` prefix tokens (zero-padded); TRM's only task knowledge.
+
+    The table is a float32 buffer: each training forward gathers the batch's rows as a leaf with a gradient, and
+    `training.optim.SparseSignSGD` turns those gradients into updates of the touched rows. `length` 0 derives the
+    number of tokens from the row's width. Row 0 is the blank identifier.
+    """
+
+    weights: Tensor
+
+    def __init__(self, count: int, ndim: int, length: int, hidden_size: int, dtype: torch.dtype):
+        super().__init__()
+        self.length = length or -(ndim // -hidden_size)
+        if self.length * hidden_size < ndim:
+            raise ValueError(f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens of hidden_size={hidden_size}")
+        self.hidden_size, self.dtype = hidden_size, dtype
+        self.register_buffer("weights", torch.zeros(count, ndim))
+        self.gathered: list[tuple[Tensor, Tensor]] = []  # (identifiers (B,), rows (B, ndim) with gradient) since the last update
+
+    def prefix_length(self, demos: int, cells: int) -> int:
+        return self.length
+
+    def forward(self, data: dict[str, Tensor]) -> Context:
+        identifiers = data["puzzle_identifiers"]
+        rows = self.weights[identifiers]
+        if self.training and torch.is_grad_enabled():
+            rows.requires_grad_()
+            self.gathered.append((identifiers, rows))
+        padded = F.pad(rows, (0, self.length * self.hidden_size - rows.shape[-1]))
+        return Context(prefix=math.sqrt(self.hidden_size) * padded.to(self.dtype).unflatten(-1, (self.length, self.hidden_size)))

@@ -1,0 +1,210 @@
+"""Shared layers: casted linear maps, RMS norm, rotary positions, attention with an optional memory, SwiGLU, blocks.
+
+Parameters are float32 and cast to the activations' dtype at use, so that small updates and the EMA never round away.
+Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E = D / H, V vocabulary.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NORM_EPS = 1e-5
+ROPE_THETA = 10000.0
+POSITION_KINDS = Literal["rope", "rope2d", "learned", "none"]
+_TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
+
+
+def truncated_normal(*shape: int, std: float) -> Tensor:
+    """A float32 tensor from a normal truncated at two deviations and rescaled so that `std` is its true deviation."""
+    if std == 0:
+        return torch.zeros(shape)
+    scale = std / _TRUNCATED_STD
+    return nn.init.trunc_normal_(torch.empty(shape), std=scale, a=-2 * scale, b=2 * scale)
+
+
+class Linear(nn.Module):
+    """Linear map with LeCun-normal float32 weights, cast at use. (..., in) -> (..., out)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(truncated_normal(out_features, in_features, std=in_features**-0.5))
+        self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+
+
+class Embedding(nn.Module):
+    """Rows (N, D) with unit RMS after the multiplication by sqrt(D) that `forward` includes. (...) -> (..., D)."""
+
+    def __init__(self, count: int, hidden_size: int, dtype: torch.dtype):
+        super().__init__()
+        self.dtype, self.scale = dtype, math.sqrt(hidden_size)
+        self.weight = nn.Parameter(truncated_normal(count, hidden_size, std=1 / self.scale))
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.scale * F.embedding(index.int(), self.weight.to(self.dtype))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """Weightless RMS norm over the last dimension, computed in float32."""
+    y = x.float()
+    return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """cos and sin (S, E) of a sequence's rotary positions."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate queries or keys (B, H, S, E), in the table's float32."""
+        first, second = x.chunk(2, dim=-1)
+        return (x * self.cos + torch.cat((-second, first), dim=-1) * self.sin).to(x.dtype)
+
+    def rows(self, index: Tensor) -> "Rotary":
+        """The positions of selected rows."""
+        return Rotary(self.cos[index], self.sin[index])
+
+    def after_registers(self, count: int) -> "Rotary":
+        """`count` unrotated rows, then this table."""
+        return Rotary(F.pad(self.cos, (0, 0, count, 0), value=1.0), F.pad(self.sin, (0, 0, count, 0)))
+
+
+@functools.lru_cache(maxsize=64)
+def rotary_line(length: int, head_dim: int, device: torch.device) -> Rotary:
+    """1-D rotary positions 0..length-1 (the original TRM)."""
+    frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency).repeat(1, 2)
+    return Rotary(angle.cos(), angle.sin())
+
+
+@functools.lru_cache(maxsize=64)
+def rotary_square(side: int, head_dim: int, device: torch.device) -> Rotary:
+    """2-D rotary positions of a side x side canvas in row-major order: half of each head turns with the row, half with the column."""
+    frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
+    turn = torch.outer(torch.arange(side, dtype=torch.float32, device=device), frequency)  # (side, E / 4)
+    rows, columns = turn[:, None].expand(side, side, -1), turn[None].expand(side, side, -1)
+    angle = torch.cat((rows, columns), dim=-1).reshape(side * side, -1).repeat(1, 2)
+    return Rotary(angle.cos(), angle.sin())
+
+
+@dataclass(frozen=True)
+class KeyValue:
+    """Keys and values (B, H, M, E) of one block's memory."""
+
+    key: Tensor
+    value: Tensor
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention (B, H, S, E); `mask` broadcasts to (B, H, S, keys), True where a key may be seen."""
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype == torch.bfloat16:
+        # The CPU kernel's bfloat16 backward is about six times slower than its float32 one.
+        query, key, value = query.float(), key.float(), value.float()
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
+
+
+def split_heads(x: Tensor, num_heads: int, parts: int) -> tuple[Tensor, ...]:
+    """(B, S, parts * D) -> `parts` tensors (B, H, S, E)."""
+    return x.unflatten(-1, (parts * num_heads, -1)).transpose(1, 2).chunk(parts, dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `memory` adds keys and values that are not part of the sequence."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
+        self.o_proj = Linear(hidden_size, hidden_size)
+
+    def project_memory(self, memory: Tensor, rotary: Rotary | None) -> KeyValue:
+        """Keys and values of memory tokens (B, M, D), with this layer's own projections."""
+        hidden_size = memory.shape[-1]
+        key, value = split_heads(F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2)
+        return KeyValue(rotary(key) if rotary else key, value)
+
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
+        query, key, value = split_heads(self.qkv_proj(x), self.num_heads, 3)
+        if rotary:
+            query, key = rotary(query), rotary(key)
+        if memory:
+            key, value = torch.cat((key, memory.key), dim=2), torch.cat((value, memory.value), dim=2)
+        return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class CrossAttention(nn.Module):
+    """Queries (B, Q, D) read a set (B, N, D); masked members never matter, and an empty set contributes zero."""
+
+    def __init__(self, hidden_size: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = Linear(hidden_size, hidden_size)
+        self.kv_proj = Linear(hidden_size, 2 * hidden_size)
+        self.o_proj = Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, members: Tensor, mask: Tensor) -> Tensor:
+        (query,) = split_heads(self.q_proj(x), self.num_heads, 1)
+        key, value = split_heads(self.kv_proj(members), self.num_heads, 2)
+        read = self.o_proj(attend(query, key, value, keys_mask(mask)).transpose(1, 2).flatten(2))
+        return read * mask.any(-1)[:, None, None]
+
+
+def keys_mask(valid: Tensor) -> Tensor:
+    """Attention mask (B, 1, 1, N) of valid keys (B, N). A row without any valid key sees all of them: finite, to be discarded."""
+    return (valid | ~valid.any(-1, keepdim=True))[:, None, None, :]
+
+
+def swiglu_width(hidden_size: int, expansion: float) -> int:
+    """Inner width: two thirds of expansion * hidden_size, rounded up to a multiple of 256."""
+    return -(round(expansion * hidden_size * 2 / 3) // -256) * 256
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward. (..., D) -> (..., D)."""
+
+    def __init__(self, hidden_size: int, expansion: float):
+        super().__init__()
+        width = swiglu_width(hidden_size, expansion)
+        self.gate_up_proj = Linear(hidden_size, 2 * width)
+        self.down_proj = Linear(width, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class AttentionBlock(nn.Module):
+    """Post-norm transformer block."""
+
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float):
+        super().__init__()
+        self.self_attn = Attention(hidden_size, num_heads)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
+        x = rms_norm(x + self.self_attn(x, rotary, mask, memory))
+        return rms_norm(x + self.mlp(x))
+
+
+class MixerBlock(nn.Module):
+    """Post-norm block whose token mixing is a SwiGLU over the sequence (the paper's TRM-MLP, `mlp_t`); fixed length."""
+
+    def __init__(self, hidden_size: int, length: int, expansion: float):
+        super().__init__()
+        self.mlp_t = SwiGLU(length, expansion)
+        self.mlp = SwiGLU(hidden_size, expansion)
+
+    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
+        x = x.transpose(1, 2)
+        x = rms_norm(x + self.mlp_t(x)).transpose(1, 2)
+        return rms_norm(x + self.mlp(x))
