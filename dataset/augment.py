@@ -75,6 +75,8 @@ def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     Returns dihedral (n,) uint8 and colours (n, 10) uint8, n <= count + 1: a symmetric or nearly colourless task has fewer.
     """
     transforms, colours = [0], [IDENTITY_COLOURS]
+    if count == 0:
+        return np.array(transforms, dtype=np.uint8), np.stack(colours)
     seen = {_puzzle_key(task, 0, IDENTITY_COLOURS)}
     for _ in range(RETRIES):
         if len(transforms) == count + 1:

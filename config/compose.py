@@ -1,0 +1,131 @@
+"""From the command line to a typed configuration: Hydra composes, pydantic checks, errors name the nearest valid key."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ValidationError
+
+from config.base import Config
+from utils.errors import UserError, nearest
+
+CONFIG_DIR = Path(__file__).resolve().parent
+T = TypeVar("T", bound=Config)
+# Hydra neither changes the working directory nor writes files of its own: a run's folder is the run's business.
+_QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+
+
+def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
+    """Run `job` with the configuration that sys.argv asks for. Hydra's own flags (--cfg job, --help, -m) work as usual."""
+    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
+    name = _flag_value("--config-name") or _flag_value("-cn") or config_name
+    values = {_flag_value(flag) for flag in flags}
+    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-") and argument not in values]
+    composed, overrides = compose(name, overrides)
+    if not flags:
+        job(validate(schema, composed))
+        return
+    others = [argument for argument in sys.argv[1:] if argument.startswith("-") or argument in values]
+    sys.argv[1:] = others + overrides + _QUIET
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(lambda cfg: job(validate(schema, cfg)))()
+
+
+def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
+    """The typed configuration of a YAML file and overrides; for scripts and tests that do not own sys.argv."""
+    return validate(schema, compose(config_name, overrides)[0])
+
+
+def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
+    """The composed configuration and the overrides without needless `+`. Raises `UserError` for what does not exist."""
+    with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        if any(override.startswith("+") for override in overrides):
+            known = _keys(_compose(config_name, []))
+            overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
+        try:
+            return _compose(config_name, overrides), overrides
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_explain(config_name, overrides, error)) from None
+
+
+def validate(schema: type[T], composed: DictConfig) -> T:
+    """Check types and rules. Raises `UserError` with one line per problem."""
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        key = str(error).rsplit(": ", 1)[-1]
+        raise UserError(f"{key} has no default; give it as {key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        raise UserError("\n       ".join(_problem(schema, problem) for problem in error.errors())) from None
+
+
+def _compose(config_name: str, overrides: list[str]) -> DictConfig:
+    return hydra.compose(config_name, overrides)
+
+
+def _flag_value(flag: str) -> str | None:
+    """The value that follows a flag that takes one."""
+    taking = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
+    if flag not in taking or flag not in sys.argv:
+        return None
+    after = sys.argv.index(flag) + 1
+    return sys.argv[after] if after < len(sys.argv) and "=" not in sys.argv[after] else None
+
+
+def _keys(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in config:
+        keys.append(prefix + str(key))
+        value = config._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_none():
+            keys += _keys(value, f"{prefix}{key}.")
+    return keys
+
+
+def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
+    """Name the override that is wrong, and what was probably meant."""
+    groups = {path.name: [file.stem for file in sorted(path.glob("*.yaml"))] for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
+        names = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
+        return f"there is no configuration '{config_name}'{nearest(config_name, names)}; there are {', '.join(sorted(names))}"
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as problem:
+        return f"cannot read the command line: {str(problem).splitlines()[0]}; overrides have the form key=value"
+    good: list[str] = []
+    for text, override in zip(overrides, parsed, strict=True):
+        try:
+            _compose(config_name, [*good, text])
+            good.append(text)
+        except (HydraException, OmegaConfBaseException) as problem:
+            key, value = override.key_or_group, override.value()
+            if key in groups and isinstance(value, str) and value not in groups[key]:
+                return f"{key}={value}: there is no such {key}{nearest(value, groups[key])}; there are {', '.join(groups[key])}"
+            known = _keys(_compose(config_name, good))
+            if key in groups and key in known:
+                return f"{text}: {key} cannot be chosen with this configuration ({key} is {OmegaConf.select(_compose(config_name, good), key)})"
+            if key not in known:
+                return f"unknown key '{key}'{nearest(key, [*known, *groups])}"
+            return f"{text}: {str(problem).splitlines()[0]}"
+    return str(error).splitlines()[0]
+
+
+def _problem(schema: type[Config], problem: dict) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key '{key}'{nearest(key, schema.model_fields)}"
+    if problem["type"] == "value_error":
+        return problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    hint = nearest(str(problem["input"]), [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")]) if problem["type"] == "literal_error" else ""
+    return f"{key}={problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"

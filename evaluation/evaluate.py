@@ -1,0 +1,195 @@
+"""One evaluation: predictions, votes, scores with their controls, and the files that hold them."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from config.base import Config
+from dataset.batch import DataConfig
+from dataset.store import Store
+from dataset.views import EvaluationSet, Query
+from evaluation.inference import copy_input, predict
+from evaluation.metrics import Answered, Score, score
+from evaluation.report import write_report
+from evaluation.voting import Candidate, VoteTable
+from models.trm import RecursiveModel
+from utils.distributed import World
+from utils.files import write_atomically, write_json
+
+SUBMISSION_ATTEMPTS = 2
+REPORTED_CANDIDATES = 5
+PLACEHOLDER = [[0]]  # a submission needs an entry for every query, also where nothing was predicted
+
+CONTROLS = Literal["query_only", "shuffled_demonstrations", "copy_input"]
+
+
+class EvaluationConfig(Config):
+    """num_views: augmented views per query that vote. controls: what the score is compared with, on the same queries."""
+
+    num_views: int
+    batch_size: int
+    pass_ks: list[int]
+    controls: list[CONTROLS]
+
+
+@dataclass
+class Evaluation:
+    """scores, counts of queries by status, one record per query, submission and the tasks in the ARC format."""
+
+    protocol: str
+    scores: list[Score]
+    counts: dict[str, int]
+    records: list[dict[str, Any]]
+    submission: dict[str, list[dict]]
+    puzzles: dict[str, dict]
+    notes: list[str]
+
+    def metrics(self) -> dict[str, float]:
+        """Name -> value, controls as `name/control`."""
+        return {s.metric if s.control == "none" else f"{s.metric}/{s.control}": s.value for s in self.scores}
+
+
+def evaluate(
+    model: RecursiveModel,
+    store: Store,
+    data: DataConfig,
+    config: EvaluationConfig,
+    device: torch.device,
+    world: World,
+    *,
+    seed: int,
+    split: str = "test",
+    subsets: list[str] | None = None,
+    max_tasks: int | None = None,
+    report: Callable[[int], None] = lambda views: None,
+) -> Evaluation:
+    """Predict, vote and score a split, with every configured control on the same queries (all processes together)."""
+
+    def question_set(control: str) -> EvaluationSet:
+        return EvaluationSet(store, data, split, config.num_views, seed, control, max_tasks, subsets)
+
+    questions = question_set("none")
+    table = store.grid_table.to(device)
+    votes = predict(model, questions, table, config.batch_size, world, report)
+    scores = score(_answered(questions, votes), config.pass_ks)
+    for control in config.controls:
+        if control == "copy_input":
+            control_votes = copy_input(questions)
+        else:
+            control_votes = predict(model, question_set(control), table, config.batch_size, world, report)
+        scores += score(_answered(questions, control_votes), config.pass_ks, control)
+    # On training tasks nothing is held out, whatever the dataset's protocol.
+    protocol = store.metadata.protocol if split == "test" else "transductive"
+    records = [_record(questions, votes, i, query, protocol) for i, query in enumerate(questions.queries)]
+    statuses = [record["status"] for record in records]
+    counts = {"tasks": len(questions.tasks), "queries": len(records)}
+    counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
+    notes = []
+    if questions.truncated:
+        notes.append(f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used")
+    if questions.too_large:
+        notes.append(f"{len(questions.too_large)} queries are larger than the largest canvas ({data.sides[-1]}) and count as wrong")
+    return Evaluation(
+        protocol=protocol,
+        scores=scores,
+        counts=counts,
+        records=records,
+        submission=_submission(questions, votes),
+        puzzles={store.task_ids[task]: _puzzle(questions, int(task)) for task in questions.tasks},
+        notes=notes,
+    )
+
+
+def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], with_report: bool) -> None:
+    """results.json, per_example.jsonl, submission.json and report.html in `folder`, each written whole or not at all."""
+    results = {"protocol": evaluation.protocol, **about, "counts": evaluation.counts, "scores": [s.to_json() for s in evaluation.scores]}
+    write_json(folder / "results.json", results, indent=1)
+    write_json(folder / "submission.json", evaluation.submission)
+    lines = "".join(_line(record) for record in evaluation.records)
+    write_atomically(folder / "per_example.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
+    if with_report:
+        write_report(folder / "report.html", results, evaluation.records, evaluation.puzzles)
+
+
+def _line(record: dict) -> str:
+
+
+    return json.dumps(record) + "\n"
+
+
+def _truth(questions: EvaluationSet, query: Query) -> np.ndarray | None:
+    pair = questions.store.task(query.task).pairs[query.pair - int(questions.store.task_pairs[query.task])]
+    return pair.output
+
+
+def _answered(questions: EvaluationSet, votes: VoteTable) -> list[Answered]:
+    labelled = ((i, query, _truth(questions, query)) for i, query in enumerate(questions.queries))
+    return [Answered(query.task, votes.ranked(i), truth) for i, query, truth in labelled if truth is not None]
+
+
+def _record(questions: EvaluationSet, votes: VoteTable, number: int, query: Query, protocol: str) -> dict[str, Any]:
+    candidates, truth = votes.ranked(number), _truth(questions, query)
+    answered = None if truth is None else Answered(query.task, candidates, truth)
+    if answered is None:
+        status = "unlabelled"
+    elif not questions.answer_fits(query):
+        status = "answer_exceeds_canvas"
+    else:
+        status = "scored" if candidates else "no_prediction"
+    rank = answered.rank if answered else None
+    index = int(questions.store.pair_input[query.pair])
+    rows, columns = questions.store.shapes[index]
+    return {
+        "task": questions.store.task_ids[query.task],
+        "query": query.number,
+        "protocol": protocol,
+        "status": status,
+        "num_votes": sum(candidate.votes for candidate in candidates),
+        "input_hash": grid_hash(questions.store.grids[index, :rows, :columns]),
+        "label_hash": None if truth is None else grid_hash(truth),
+        "top1_pred_hash": grid_hash(candidates[0].grid) if candidates else None,
+        "top1_correct": None if truth is None else rank == 1,
+        "rank_of_truth": rank,
+        "candidates": [
+            {
+                "grid": candidate.grid.tolist(),
+                "votes": candidate.votes,
+                "q": round(candidate.q, 6),
+                "correct": None if truth is None else bool(np.array_equal(candidate.grid, truth)),
+            }
+            for candidate in candidates[:REPORTED_CANDIDATES]
+        ],
+    }
+
+
+def grid_hash(grid: np.ndarray) -> str:
+    """sha256 of shape and cells, as the ancestors' records have it."""
+    return hashlib.sha256(bytes(grid.shape) + np.ascontiguousarray(grid, np.uint8).tobytes()).hexdigest()
+
+
+def _submission(questions: EvaluationSet, votes: VoteTable) -> dict[str, list[dict]]:
+    """The ARC Prize format: two attempts for every query of every task; the second repeats the first if there is one answer."""
+    submission: dict[str, list[dict]] = {questions.store.task_ids[task]: [] for task in questions.tasks}
+    for number, query in enumerate(questions.queries):
+        grids = [candidate.grid.tolist() for candidate in votes.ranked(number)[:SUBMISSION_ATTEMPTS]] or [PLACEHOLDER]
+        attempts = {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(SUBMISSION_ATTEMPTS)}
+        submission[questions.store.task_ids[query.task]].append(attempts)
+    return submission
+
+
+def _puzzle(questions: EvaluationSet, task: int) -> dict:
+    """What was asked of `task`: with split=train every pair is a query in turn, so the demonstrations are all pairs."""
+    asked = [query for query in questions.queries if query.task == task]
+    pairs, first = questions.store.task(task).pairs, int(questions.store.task_pairs[task])
+    count = int(questions.store.task_demonstrations[task])
+
+    def pair_json(pair) -> dict:
+        return {name: grid.tolist() for name, grid in (("input", pair.input), ("output", pair.output)) if grid is not None}
+
+    return {"train": [pair_json(pair) for pair in pairs[:count]], "test": [pair_json(pairs[query.pair - first]) for query in asked]}

@@ -1,0 +1,59 @@
+"""From a model and an evaluation set to votes. Answers are never read here."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dataset import augment, canvas
+from dataset.batch import materialise
+from dataset.canvas import GridTable
+from dataset.views import EvaluationSet
+from evaluation.voting import VoteTable
+from models.act import act_step, initial_carry
+from models.trm import RecursiveModel
+from utils import distributed
+from utils.distributed import World
+
+
+@torch.no_grad()
+def predict(
+    model: RecursiveModel,
+    questions: EvaluationSet,
+    table: GridTable,
+    batch_size: int,
+    world: World,
+    report: Callable[[int], None] = lambda views: None,
+) -> VoteTable:
+    """Votes of all processes over every view of every query, indexed by the query's position in `questions.queries`.
+
+    Each batch is encoded once and then runs all `halt_max_steps`. `report` hears of finished views.
+    """
+    model.eval()
+    votes = VoteTable()
+    for batch in questions.batches(batch_size, world.rank, world.size):
+        data = materialise(batch.samples, questions.store, table, with_labels=False).data
+        context = model.context(data)
+        carry = initial_carry(model, data)
+        for _ in range(model.config.halt_max_steps):
+            output = act_step(model, carry, data, context=context)
+            carry = output.carry
+        tokens = output.logits[: batch.valid].argmax(-1).to(torch.uint8).cpu().numpy()
+        q_logits = output.q_halt_logits[: batch.valid].tolist()
+        for grid, number, view, q in zip(canvas.decode(tokens), batch.query, batch.view, q_logits, strict=False):
+            transform, colours = questions.view(questions.queries[number], view)
+            votes.add(int(number), int(view), augment.invert(grid, transform, colours) if grid.size else grid, q)
+        report(batch.valid)
+    merged = VoteTable()
+    merged.merge(distributed.gather_objects(votes))
+    return merged
+
+
+def copy_input(questions: EvaluationSet) -> VoteTable:
+    """The control that answers every query with its own input."""
+    votes = VoteTable()
+    for number, query in enumerate(questions.queries):
+        index = questions.store.pair_input[query.pair]
+        rows, columns = questions.store.shapes[index]
+        votes.add(number, 0, np.ascontiguousarray(questions.store.grids[index, :rows, :columns]), 0.0)
+    return votes

@@ -1,0 +1,76 @@
+"""Scores over a declared task set. A task or query without a prediction counts as wrong, never as absent."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from evaluation.voting import Candidate
+
+
+@dataclass(frozen=True)
+class Score:
+    """A share of tasks with a 95 % interval. `control` is "none" for the model itself."""
+
+    control: str
+    metric: str
+    value: float
+    ci_low: float
+    ci_high: float
+    n: int
+
+    def to_json(self) -> dict:
+        """Plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A labelled query: its task, the ranked answers, the truth."""
+
+    task: int
+    candidates: list[Candidate]
+    truth: np.ndarray
+
+    @property
+    def rank(self) -> int | None:
+        """1-based rank of the truth among the answers."""
+        return next((i for i, c in enumerate(self.candidates, 1) if np.array_equal(c.grid, self.truth)), None)
+
+    @property
+    def first_view_right(self) -> bool:
+        """Whether the unaugmented view alone, without votes, gave the truth."""
+        return any(c.first_view == 0 and np.array_equal(c.grid, self.truth) for c in self.candidates)
+
+
+def score(answered: list[Answered], pass_ks: Sequence[int], control: str = "none") -> list[Score]:
+    """Per k: `ARC/pass@k`, the mean over tasks of the share of a task's queries solved within k answers (the ancestors'
+    number), and `tasks_solved@k`, the share of tasks with every query solved (ARC scoring). `ARC/single_view` is pass@1
+    without votes. The denominator n is the number of tasks that have a labelled query.
+    """
+    queries: dict[int, list[Answered]] = {}
+    for query in answered:
+        queries.setdefault(query.task, []).append(query)
+    tasks = list(queries.values())
+    ranks = [[query.rank or math.inf for query in task] for task in tasks]
+    scores = [_score(control, "ARC/single_view", [np.mean([query.first_view_right for query in task]) for task in tasks])]
+    for k in pass_ks:
+        scores.append(_score(control, f"ARC/pass@{k}", [np.mean([rank <= k for rank in task]) for task in ranks]))
+        scores.append(_score(control, f"tasks_solved@{k}", [float(all(rank <= k for rank in task)) for task in ranks]))
+    return scores
+
+
+def _score(control: str, metric: str, shares: Sequence[float]) -> Score:
+    value = float(np.mean(shares)) if shares else 0.0
+    return Score(control, metric, value, *wilson(value, len(shares)), len(shares))
+
+
+def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """The Wilson score interval of a share of n independent tasks. For a mean of fractional task scores it is
+    conservative: no distribution on 0..1 with that mean varies more than right-or-wrong."""
+    if n == 0:
+        return 0.0, 1.0
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)

@@ -1,0 +1,191 @@
+"""Train a TRM or an ETRM: python pretrain_etrm.py [key=value ...], or torchrun --nproc-per-node N pretrain_etrm.py ...
+
+Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, evaluate, save) -> close.
+`--cfg job` prints the resolved configuration.
+"""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+
+from config.compose import launch
+from config.schema import PretrainConfig
+from dataset import store as datasets
+from dataset.batch import materialise
+from dataset.canvas import VOCAB_SIZE
+from dataset.samplers import SAMPLERS
+from dataset.store import Store
+from evaluation.evaluate import evaluate
+from models.trm import DataSizes, build_model, count_parameters
+from training.ema import EMA
+from training.meter import Meter
+from training.optim import build_optimizers
+from training.state import TrainState
+from training.step import StepSettings, train_step
+from utils import checkpoint, distributed
+from utils.device import choose_device, describe
+from utils.distributed import World
+from utils.errors import UserError, reports_user_errors
+from utils.files import write_atomically
+from utils.logging import RunLogger
+
+# What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
+RESUMABLE_DIFFERENCES = {
+    *("train_steps", "max_seconds", "log_interval", "eval_interval", "checkpoint_interval", "keep_checkpoints", "max_nonfinite_steps"),
+    *("resume", "logging", "evaluation", "device", "output_dir", "run_name", "project_name"),
+}
+
+
+def train(config: PretrainConfig) -> None:
+    """One training run from its configuration to its last checkpoint."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = choose_device(config.device, local_rank)
+    world = distributed.start(device.type)
+    folder = Path(config.output_dir) / config.name
+
+    store = datasets.load(config.data.path, config.layout)
+    sampler = SAMPLERS[config.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
+    table = store.grid_table.to(device)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config.arch, data_sizes(store, config), config.encoder).to(device)
+    optimizers, optimizer_name = build_optimizers(model, config, device)
+    state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None)
+    resume(state, config, store, folder, world, device)
+
+    settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
+    info = {
+        "config": config.to_dict(),
+        "sizes": vars(data_sizes(store, config)),
+        "data": {"path": config.data.path, "layout": store.metadata.layout, "protocol": store.metadata.protocol, "hash": store.metadata.content_hash},
+        "parameters": count_parameters(model),
+        "optimizer": optimizer_name,
+        "git_commit": checkpoint.git_commit(),
+        "torch": torch.__version__,
+        "device": describe(device),
+    }
+    if world.is_main:
+        write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config.to_dict(), path))
+    logger = RunLogger(config.logging, folder, config.project_name, config.name, config.to_dict(), world, config.train_steps, state.step)
+    logger.say(f"{folder}: {model_line(info)}; {optimizer_name}; {describe(device)}, {world.size} process(es)")
+    logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
+    if state.step:
+        logger.say(f"resumed at step {state.step}")
+
+    meter, started, skipped_in_a_row, saved = Meter(), time.monotonic(), 0, state.step
+    while state.step < config.train_steps and not out_of_time(config, started):
+        batch = materialise(sampler.sample(state.step), store, table)
+        result = train_step(state, batch, settings)
+        meter.add(result, config.global_batch_size)
+        skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
+        if skipped_in_a_row >= config.max_nonfinite_steps:
+            raise UserError(f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}")
+        last = state.step == config.train_steps
+        if state.step % config.log_interval == 0 or last:
+            log(logger, state.step, meter.read(), optimizers)
+        if config.eval_interval and (state.step % config.eval_interval == 0 or last):
+            log_evaluation(logger, state, store, config, device, world)
+        if state.step % config.checkpoint_interval == 0 or last:
+            state.save(folder / "checkpoints", world, info, config.keep_checkpoints)
+            saved = state.step
+    if saved != state.step:
+        state.save(folder / "checkpoints", world, info, config.keep_checkpoints)
+    logger.close()
+    if world.is_main:
+        print(f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}")
+    distributed.close()
+
+
+def data_sizes(store: Store, config: PretrainConfig) -> DataSizes:
+    """What the dataset and the canvas decide about the model."""
+    sides = config.data.sides
+    return DataSizes(VOCAB_SIZE, store.metadata.num_puzzle_identifiers, sides[0] ** 2 if len(sides) == 1 else None)
+
+
+def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World, device: torch.device) -> None:
+    """Continue this run's newest checkpoint (auto), a named one, or refuse to overwrite an earlier run (never)."""
+    existing = checkpoint.latest(folder / "checkpoints")
+    if config.resume == "never":
+        if existing:
+            raise UserError(f"{folder} already holds checkpoints and resume=never would overwrite them; choose another run_name")
+        return
+    path = existing if config.resume == "auto" else checkpoint.resolve(config.resume)
+    if path is None:
+        return
+    info = checkpoint.load_info(path)
+    ours, theirs = flatten(config.to_dict()), flatten(info["config"])
+    different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    different = [key for key in different if key.split(".")[0] not in RESUMABLE_DIFFERENCES and key != "data.path"]
+    if different:
+        shown = ", ".join(f"{key}: {theirs.get(key)} then, {ours.get(key)} now" for key in different[:5])
+        raise UserError(f"{path} belongs to a run with another configuration ({shown}); choose another run_name to start a new run")
+    if info["data"]["hash"] != store.metadata.content_hash:
+        raise UserError(f"{path} was trained on other data than {store.path} holds now; rebuild that dataset or start a new run")
+    state.load(path, world, device)
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested keys joined by dots."""
+    flat = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def out_of_time(config: PretrainConfig, started: float) -> bool:
+    """Whether max_seconds is over, agreed on by all processes."""
+    if config.max_seconds is None:
+        return False
+    return bool(distributed.sum_tensor(torch.tensor(float(time.monotonic() - started > config.max_seconds))).item())
+
+
+def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
+    """A line in metrics.jsonl and beside the progress bar."""
+    logger.log(step, {**values, "train/lr": optimizers[0].param_groups[0]["lr"]})
+    shown = {"loss": "train/lm_loss", "acc": "train/accuracy", "exact": "train/exact_accuracy"}
+    texts = {short: f"{values[name]:.3f}" for short, name in shown.items() if values.get(name) is not None}
+    logger.progress(step, {**texts, "samples/s": f"{values['timing/train_samples_per_second']:.0f}"})
+
+
+def log_evaluation(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, device: torch.device, world: World) -> None:
+    """Score the evaluation tasks with the averaged weights."""
+
+    def run():
+        return evaluate(state.model, store, config.data, config.evaluation, device, world, seed=config.seed, max_tasks=config.data.max_eval_groups)
+
+    if state.ema:
+        with state.ema.swapped_in():
+            result = run()
+    else:
+        result = run()
+    logger.log(state.step, {**result.metrics(), "protocol": result.protocol, **{f"eval/{name}": n for name, n in result.counts.items()}})
+    passes = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in result.scores if s.metric in ("ARC/pass@1", "ARC/pass@2"))
+    logger.say(f"step {state.step}: {result.protocol}, {result.counts['tasks']} tasks: {passes}")
+
+
+def model_line(info: dict) -> str:
+    """What is trained, and how large it is."""
+    config, parameters = info["config"], info["parameters"]
+    encoder = f", encoder {config['encoder']['name']} {parameters['context']:,}" if config["encoder"] else ""
+    rows = f", puzzle table {parameters['puzzle_table']:,}" if parameters["puzzle_table"] else ""
+    return f"{config['arch']['name']}: core {parameters['core']:,} parameters{encoder}{rows}"
+
+
+def data_line(sampler) -> str:
+    """How many tasks train on which canvases."""
+    tasks = len({task for choice in sampler.choices.values() for task in choice.tasks.tolist()})
+    sides = sorted({cell.side for cell in sampler.cells})
+    skipped = f"; {len(sampler.skipped_tasks)} tasks do not fit the canvas or the demonstration limits" if sampler.skipped_tasks else ""
+    return f"{tasks} training tasks on canvases {sides}{skipped}"
+
+
+@reports_user_errors
+def main() -> None:
+    launch("pretrain", PretrainConfig, train)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""Metric sums between two log lines, turned into means with their own denominators."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from models.losses import PER_ROW_METRICS
+from training.step import StepResult
+from utils import distributed
+
+
+class Meter:
+    """Accumulates on the device; only `read` waits for it."""
+
+    def __init__(self) -> None:
+        self._clear()
+
+    def add(self, result: StepResult, samples: int) -> None:
+        """Take a step's metric sums; `samples` is the global batch size."""
+        for name, value in result.metrics.items():
+            self._sums[name] = self._sums.get(name, 0) + value
+        self._grad_norm = result.grad_norm
+        self._steps += 1
+        self._samples += samples
+        self._skipped += not result.updated
+
+    def read(self) -> dict[str, float]:
+        """Means over all processes since the last call, which start anew."""
+        names = sorted(self._sums)
+        totals = distributed.sum_tensor(torch.stack([torch.as_tensor(self._sums[name], dtype=torch.float64) for name in names]))
+        sums = dict(zip(names, totals.tolist(), strict=True))
+        seconds = time.perf_counter() - self._start
+        values = {f"train/{name}": _mean(sums, name) for name in names if name not in ("rows", "count")}
+        values |= {
+            "train/count": sums["count"],
+            "grad/total_norm": float(self._grad_norm),
+            "train/skipped_steps": float(self._skipped),
+            "timing/train_samples_per_second": self._samples / seconds,
+            "timing/train_ms_per_step": 1000 * seconds / self._steps,
+        }
+        self._clear()
+        return values
+
+    def _clear(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._grad_norm = torch.tensor(0.0)
+        self._steps = self._samples = self._skipped = 0
+        self._start = time.perf_counter()
+
+
+def _mean(sums: dict[str, float], name: str) -> float | None:
+    """None (no such sample) rather than a number when nothing halted since the last log line."""
+    denominator = sums["rows"] if name in PER_ROW_METRICS else sums["count"]
+    return sums[name] / denominator if denominator else None

@@ -1,0 +1,92 @@
+"""Everything of a run that changes: what a checkpoint holds and what a resume restores."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dataset.batch import Cell
+from models.act import Carry
+from models.trm import RecursiveModel
+from training.ema import EMA
+from utils import checkpoint
+from utils.distributed import World
+from utils.errors import UserError
+
+
+@dataclass
+class TrainState:
+    """Model, optimisers, averages, one carry per cell, and the number of updates made. Samplers have no state."""
+
+    model: RecursiveModel
+    optimizers: list
+    ema: EMA | None
+    step: int = 0
+    carries: dict[Cell, Carry] = field(default_factory=dict)
+
+    def save(self, folder: Path, world: World, info: dict[str, Any], keep: int) -> Path:
+        """Write a checkpoint of this step into `folder` (all processes together)."""
+        weights = {"raw": self.model.state_dict()}
+        if self.ema:
+            weights["ema"] = {**weights["raw"], **self.ema.shadow}
+        carries = [{"cell": tuple(cell), **dataclasses.asdict(carry)} for cell, carry in self.carries.items()]
+        return checkpoint.save(
+            folder,
+            self.step,
+            world,
+            weights=weights,
+            training={"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]},
+            rank_state={"carries": carries, "rng": torch.get_rng_state()},
+            info=info,
+            keep=keep,
+        )
+
+    def load(self, path: Path, world: World, device: torch.device) -> None:
+        """Restore the state that `save` wrote, also under another number of processes."""
+        info = checkpoint.load_info(path)
+        raw = checkpoint.load_weights(path, "raw")
+        load_strictly(self.model, raw, path)
+        if self.ema:
+            averaged = checkpoint.load_weights(path, "ema")
+            self.ema.load({name: averaged[name] for name in self.ema.shadow})
+        for optimizer, saved in zip(self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
+        self.carries = _merge_carries(ranks, world, device)
+        torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])
+        self.step = info["step"]
+
+
+def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load weights that must match name by name and shape by shape; `UserError` lists what does not."""
+    own = model.state_dict()
+    problems = [f"missing {name}" for name in own.keys() - state.keys()]
+    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model needs {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    ]
+    if problems:
+        shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
+        raise UserError(f"the weights of {path} do not fit the configured model: {shown}")
+    model.load_state_dict(state)
+
+
+def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Cell, Carry]:
+    """The saved processes' carries as one global batch per cell, cut into this world's shares."""
+    carries = {}
+    for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
+
+        def share(tensors: list[Tensor]) -> Tensor:
+            whole = torch.cat(tensors)
+            return whole.chunk(world.size)[world.rank].clone().to(device)
+
+        names = ("z_H", "z_L", "steps", "halted")
+        tensors = {name: share([part[name] for part in parts]) for name in names}
+        data = {name: share([part["data"][name] for part in parts]) for name in parts[0]["data"]}
+        carries[Cell(*parts[0]["cell"])] = Carry(**tensors, data=data)
+    return carries

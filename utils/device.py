@@ -1,0 +1,41 @@
+"""The device of this process, and what makes it fast."""
+
+import ctypes
+import platform
+
+import torch
+
+from utils.errors import UserError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
+
+
+def choose_device(name: str, local_rank: int) -> torch.device:
+    """`auto` takes the local rank's GPU where there is one, else the CPU. Raises `UserError` when a named device is absent."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("device=cuda, but PyTorch finds no usable GPU; use device=cpu or device=auto")
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"process {local_rank} of this machine has no GPU: PyTorch finds {torch.cuda.device_count()}")
+        torch.cuda.set_device(local_rank)
+        torch.set_float32_matmul_precision("high")
+        return torch.device("cuda", local_rank)
+    keep_freed_memory()
+    return torch.device("cpu")
+
+
+def keep_freed_memory() -> None:
+    """Stop glibc from handing large buffers back to the kernel after every operation; on the CPU the page faults are a large share of a step."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def describe(device: torch.device) -> str:
+    """A word for logs and result files."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()} CPU, {torch.get_num_threads()} threads"

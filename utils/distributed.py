@@ -1,0 +1,83 @@
+"""The one place for collectives. Every function is a no-op, or the identity, in a single process."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers: global rank, number of processes, and the rank on this machine."""
+
+    rank: int
+    size: int
+    local_rank: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints, logs and writes shared files."""
+        return self.rank == 0
+
+
+def start(device_type: str) -> World:
+    """Join the process group that torchrun's variables describe, if there is one."""
+    world = World(*(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+    if world.size > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    return world
+
+
+def close() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum the gradients of all processes in place, as one flat message. A parameter without a gradient counts as zero."""
+    if not dist.is_initialized():
+        return
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
+    dist.all_reduce(flat)
+    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad.copy_(part.view_as(parameter))
+
+
+def sum_tensor(value: Tensor) -> Tensor:
+    """The elementwise sum over processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
+
+
+def gather_rows(value: Tensor) -> Tensor:
+    """Concatenate equally shaped tensors of all processes along the first dimension, in rank order."""
+    if not dist.is_initialized():
+        return value
+    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, value.contiguous())
+    return torch.cat(parts)
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One picklable object of each process, in rank order, on every process. For small things: tables of votes, names."""
+    if not dist.is_initialized():
+        return [value]
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, value)
+    return parts
