@@ -60,7 +60,12 @@ def train(config: PretrainConfig) -> None:
     info = {
         "config": config.to_dict(),
         "sizes": vars(data_sizes(store, config)),
-        "data": {"path": config.data.path, "layout": store.metadata.layout, "protocol": store.metadata.protocol, "hash": store.metadata.content_hash},
+        "data": {
+            "path": config.data.path,
+            "layout": store.metadata.layout,
+            "protocol": store.metadata.protocol,
+            "hash": store.metadata.content_hash,
+        },
         "parameters": count_parameters(model),
         "optimizer": optimizer_name,
         "git_commit": checkpoint.git_commit(),
@@ -82,7 +87,9 @@ def train(config: PretrainConfig) -> None:
         meter.add(result, config.global_batch_size)
         skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
         if skipped_in_a_row >= config.max_nonfinite_steps:
-            raise UserError(f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}")
+            raise UserError(
+                f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}"
+            )
         last = state.step == config.train_steps
         if state.step % config.log_interval == 0 or last:
             log(logger, state.step, meter.read(), optimizers)
@@ -154,7 +161,9 @@ def log_evaluation(logger: RunLogger, state: TrainState, store: Store, config: P
     """Score the evaluation tasks with the averaged weights."""
 
     def run():
-        return evaluate(state.model, store, config.data, config.evaluation, device, world, seed=config.seed, max_tasks=config.data.max_eval_groups)
+        return evaluate(
+            state.model, store, config.data, config.evaluation, device, world, seed=config.seed, max_tasks=config.data.max_eval_groups
+        )
 
     if state.ema:
         with state.ema.swapped_in():
@@ -162,7 +171,9 @@ def log_evaluation(logger: RunLogger, state: TrainState, store: Store, config: P
     else:
         result = run()
     logger.log(state.step, {**result.metrics(), "protocol": result.protocol, **{f"eval/{name}": n for name, n in result.counts.items()}})
-    passes = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in result.scores if s.metric in ("ARC/pass@1", "ARC/pass@2"))
+    passes = ", ".join(
+        f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in result.scores if s.metric in ("ARC/pass@1", "ARC/pass@2")
+    )
     logger.say(f"step {state.step}: {result.protocol}, {result.counts['tasks']} tasks: {passes}")
 
 

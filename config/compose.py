@@ -127,5 +127,9 @@ def _problem(schema: type[Config], problem: dict) -> str:
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{key} is missing"
-    hint = nearest(str(problem["input"]), [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")]) if problem["type"] == "literal_error" else ""
+    hint = (
+        nearest(str(problem["input"]), [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")])
+        if problem["type"] == "literal_error"
+        else ""
+    )
     return f"{key}={problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"

@@ -122,7 +122,9 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
     first = 2 if with_labels else 1
     data = {
         "inputs": tokens[:, 0],
-        "labels": canvas.labels_of(tokens[:, 1]) if with_labels else torch.full_like(tokens[:, 0], canvas.IGNORE_LABEL_ID, dtype=torch.int64),
+        "labels": canvas.labels_of(tokens[:, 1])
+        if with_labels
+        else torch.full_like(tokens[:, 0], canvas.IGNORE_LABEL_ID, dtype=torch.int64),
         "puzzle_identifiers": identifier.to(torch.int32),
     }
     if count:

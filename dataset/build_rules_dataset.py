@@ -52,7 +52,9 @@ def generate(family: str, split: str, count: int, taken: set[bytes], sides: tupl
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.build_rules_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset.build_rules_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--family", choices=list(FAMILIES), default="colour_permutation")
     parser.add_argument("--train-tasks", type=int, default=40000)

@@ -1,12 +1,12 @@
 """The dataset on disk: every task once, plus a table of its augmentations. Grids are drawn onto a canvas when needed.
 
-    tasks.npz           grids (N, G, G) uint8, shapes (N, 2), pair_input / pair_output (P,) grid indices (-1: unknown
-                        answer), task_pairs (T + 1,) first pair of each task, task_demonstrations (T,), task_split (T,)
-                        0 train / 1 test, task_subset (T,)
-    augmentations.npz   task_rows (T + 1,) first row of each task, dihedral (A,), colours (A, 10); row 0 is the identity
-    identifiers.json    the ancestors' puzzle names: entry 0 is <blank>, entry 1 + i is row i
-    test_puzzles.json   the evaluation tasks in the ARC format
-    dataset.json        `Metadata`
+tasks.npz           grids (N, G, G) uint8, shapes (N, 2), pair_input / pair_output (P,) grid indices (-1: unknown
+                    answer), task_pairs (T + 1,) first pair of each task, task_demonstrations (T,), task_split (T,)
+                    0 train / 1 test, task_subset (T,)
+augmentations.npz   task_rows (T + 1,) first row of each task, dihedral (A,), colours (A, 10); row 0 is the identity
+identifiers.json    the ancestors' puzzle names: entry 0 is <blank>, entry 1 + i is row i
+test_puzzles.json   the evaluation tasks in the ARC format
+dataset.json        `Metadata`
 """
 
 import zipfile

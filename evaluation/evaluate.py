@@ -92,7 +92,9 @@ def evaluate(
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
     notes = []
     if questions.truncated:
-        notes.append(f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used")
+        notes.append(
+            f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used"
+        )
     if questions.too_large:
         notes.append(f"{len(questions.too_large)} queries are larger than the largest canvas ({data.sides[-1]}) and count as wrong")
     return Evaluation(
@@ -118,7 +120,6 @@ def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], wit
 
 
 def _line(record: dict) -> str:
-
 
     return json.dumps(record) + "\n"
 
@@ -177,10 +178,14 @@ def _submission(questions: EvaluationSet, votes: VoteTable) -> dict[str, list[di
     """The ARC Prize format: two attempts for every query of every task; the second repeats the first if there is one answer."""
     submission: dict[str, list[dict]] = {questions.store.task_ids[task]: [] for task in questions.tasks}
     for number, query in enumerate(questions.queries):
-        grids = [candidate.grid.tolist() for candidate in votes.ranked(number)[:SUBMISSION_ATTEMPTS]] or [PLACEHOLDER]
-        attempts = {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(SUBMISSION_ATTEMPTS)}
-        submission[questions.store.task_ids[query.task]].append(attempts)
+        submission[questions.store.task_ids[query.task]].append(attempts(votes.ranked(number)))
     return submission
+
+
+def attempts(ranked: list[Candidate]) -> dict[str, list[list[int]]]:
+    """attempt_1 and attempt_2 from the best answers."""
+    grids = [candidate.grid.tolist() for candidate in ranked[:SUBMISSION_ATTEMPTS]] or [PLACEHOLDER]
+    return {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(SUBMISSION_ATTEMPTS)}
 
 
 def _puzzle(questions: EvaluationSet, task: int) -> dict:

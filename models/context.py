@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 @dataclass
 class Context:
-    """The task, ready to be read. Tokens have the scale of the token embeddings (RMS about 1) and the forward dtype.
+    """The task, ready to be read, in the forward dtype.
 
-    prefix (B, P, D): the first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others
+    prefix (B, P, D) at the scale of the embedding tables (RMS 1 / sqrt(D)), since the core multiplies its whole input by
+    sqrt(D): the first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others
     lie on the cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
-    memory (B, M, D) with memory_mask (B, M) and memory_cells (M,), the canvas cell (0..L-1) of each token; or None.
+    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell (0..L-1) of each token; or None.
     """
 
     prefix: Tensor
@@ -32,6 +33,11 @@ class Context:
 
 class ContextModule(nn.Module):
     """Maps the data of a batch to a `Context`."""
+
+    @staticmethod
+    def as_prefix(tokens: Tensor) -> Tensor:
+        """Tokens (B, P, D) of RMS 1 at the scale that `Context.prefix` asks for."""
+        return tokens / math.sqrt(tokens.shape[-1])
 
     def prefix_length(self, demos: int, cells: int) -> int:
         """P for batches of `demos` demonstrations on canvases of `cells` cells."""
@@ -69,5 +75,5 @@ class PuzzleEmbedding(ContextModule):
         if self.training and torch.is_grad_enabled():
             rows.requires_grad_()
             self.gathered.append((identifiers, rows))
-        padded = F.pad(rows, (0, self.length * self.hidden_size - rows.shape[-1]))
-        return Context(prefix=math.sqrt(self.hidden_size) * padded.to(self.dtype).unflatten(-1, (self.length, self.hidden_size)))
+        padded = F.pad(rows.to(self.dtype), (0, self.length * self.hidden_size - rows.shape[-1]))
+        return Context(prefix=padded.unflatten(-1, (self.length, self.hidden_size)))

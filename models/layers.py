@@ -5,7 +5,6 @@ Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E 
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,15 +39,15 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows (N, D) with unit RMS after the multiplication by sqrt(D) that `forward` includes. (...) -> (..., D)."""
+    """Rows (N, D) of RMS 1 / sqrt(D); their reader multiplies by sqrt(D). (...) -> (..., D)."""
 
     def __init__(self, count: int, hidden_size: int, dtype: torch.dtype):
         super().__init__()
-        self.dtype, self.scale = dtype, math.sqrt(hidden_size)
-        self.weight = nn.Parameter(truncated_normal(count, hidden_size, std=1 / self.scale))
+        self.dtype = dtype
+        self.weight = nn.Parameter(truncated_normal(count, hidden_size, std=hidden_size**-0.5))
 
     def forward(self, index: Tensor) -> Tensor:
-        return self.scale * F.embedding(index.int(), self.weight.to(self.dtype))
+        return F.embedding(index.int(), self.weight.to(self.dtype))
 
 
 def rms_norm(x: Tensor) -> Tensor:

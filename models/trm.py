@@ -11,6 +11,7 @@ Shapes: B batch, P prefix tokens, L cells, S = P + L, M memory tokens, D hidden,
 Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871); numerically the original TRM code.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +35,7 @@ from models.layers import (
     truncated_normal,
 )
 
+SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
 
 
@@ -69,7 +71,9 @@ class ArchConfig(Config):
         if not 0 <= self.halt_exploration_prob <= 1:
             raise ValueError(f"arch.halt_exploration_prob must be within 0..1, found {self.halt_exploration_prob}")
         if self.mlp_t and self.pos_encodings in ("rope", "rope2d"):
-            raise ValueError(f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}")
+            raise ValueError(
+                f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"
+            )
         if self.name == "trm" and self.puzzle_emb_ndim < 1:
             raise ValueError("arch.puzzle_emb_ndim must be at least 1: a TRM knows its task only through the puzzle embedding")
         return self
@@ -107,7 +111,9 @@ class ReasoningModule(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(layers)
 
-    def forward(self, state: Tensor, injection: Tensor, rotary: Rotary | None, mask: Tensor | None, memory: list[KeyValue | None]) -> Tensor:
+    def forward(
+        self, state: Tensor, injection: Tensor, rotary: Rotary | None, mask: Tensor | None, memory: list[KeyValue | None]
+    ) -> Tensor:
         x = state + injection
         for layer, keys_values in zip(self.layers, memory, strict=True):
             x = layer(x, rotary, mask, keys_values)
@@ -132,7 +138,9 @@ class RecursiveModel(nn.Module):
         nn.init.constant_(self.q_head.bias, Q_HEAD_BIAS)
         if config.mlp_t or config.pos_encodings == "learned":
             if sizes.seq_len is None:
-                raise ValueError("arch.mlp_t and learned positions need one canvas size: data.canvas=full, or a single entry in data.buckets")
+                raise ValueError(
+                    "arch.mlp_t and learned positions need one canvas size: data.canvas=full, or a single entry in data.buckets"
+                )
             length = context.prefix_length(0, sizes.seq_len) + sizes.seq_len
         if config.pos_encodings == "learned":
             self.embed_pos = Embedding(length, hidden, config.dtype)
@@ -168,8 +176,8 @@ class RecursiveModel(nn.Module):
         tokens = torch.cat((context.prefix, self.embed_tokens(inputs)), dim=1)
         if self.config.pos_encodings == "learned":
             positions = self.embed_pos(torch.arange(tokens.shape[1], device=tokens.device))
-            tokens = 0.5**0.5 * (tokens + positions)  # keeps the variance of the sum
-        return tokens
+            tokens = SQRT_HALF * (tokens + positions)  # keeps the variance of the sum
+        return math.sqrt(self.config.hidden_size) * tokens
 
     def _read(self, cells: int, context: Context) -> tuple[Rotary | None, Tensor | None, list[KeyValue | None]]:
         """Positions of the state, the mask over state and memory keys, and each block's memory keys and values."""

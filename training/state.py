@@ -10,11 +10,11 @@ from torch import Tensor
 
 from dataset.batch import Cell
 from models.act import Carry
+from models.pretrained import load_strictly
 from models.trm import RecursiveModel
 from training.ema import EMA
 from utils import checkpoint
 from utils.distributed import World
-from utils.errors import UserError
 
 
 @dataclass
@@ -58,22 +58,6 @@ class TrainState:
         self.carries = _merge_carries(ranks, world, device)
         torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])
         self.step = info["step"]
-
-
-def load_strictly(model: torch.nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Load weights that must match name by name and shape by shape; `UserError` lists what does not."""
-    own = model.state_dict()
-    problems = [f"missing {name}" for name in own.keys() - state.keys()]
-    problems += [f"unexpected {name}" for name in state.keys() - own.keys()]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model needs {tuple(own[name].shape)}"
-        for name in own.keys() & state.keys()
-        if own[name].shape != state[name].shape
-    ]
-    if problems:
-        shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
-        raise UserError(f"the weights of {path} do not fit the configured model: {shown}")
-    model.load_state_dict(state)
 
 
 def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Cell, Carry]:

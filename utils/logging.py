@@ -28,7 +28,9 @@ class RunLogger:
         if not self.active:
             return
         self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=not config.progress, file=sys.stderr, mininterval=0.5)
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", dynamic_ncols=True, disable=not config.progress, file=sys.stderr, mininterval=0.5
+        )
         if config.wandb != "disabled":
             self.wandb = _start_wandb(config.wandb, folder, project, name, settings)
 

@@ -5,6 +5,7 @@ A token is the sum of the input colour's and the output colour's embedding at on
 Shapes: B batch, K demonstrations, L cells, M = K * L, D hidden.
 """
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -56,7 +57,8 @@ class MemoryEncoder(ContextModule):
         demo_inputs, demo_labels, demo_mask = data["demo_inputs"], data["demo_labels"], data["demo_mask"]
         batch, demos, cells = demo_inputs.shape
         real = ((demo_inputs != PAD) | (demo_labels != PAD)) & demo_mask[:, :, None]  # (B, K, L)
-        x = 0.5**0.5 * (self.embed_input(demo_inputs) + self.embed_output(demo_labels)).flatten(0, 1)  # (B * K, L, D)
+        x = (self.embed_input(demo_inputs) + self.embed_output(demo_labels)).flatten(0, 1)  # (B * K, L, D)
+        x = math.sqrt(x.shape[-1] / 2) * x  # RMS 1
         rotary = rotary_square(round(cells**0.5), self.arch.hidden_size // self.arch.num_heads, x.device)
         mask = keys_mask(real.flatten(0, 1))
         for layer in self.layers:
@@ -65,6 +67,8 @@ class MemoryEncoder(ContextModule):
         register = self.register.to(x.dtype).expand(batch, 1, -1)
         places = torch.arange(cells, device=x.device).repeat(demos)
         if self.config.placement == "memory":
-            return Context(prefix=register, memory=tokens, memory_mask=valid, memory_cells=places)
+            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=places)
         always = torch.ones(batch, 1, dtype=torch.bool, device=x.device)
-        return Context(prefix=torch.cat((register, tokens), 1), prefix_mask=torch.cat((always, valid), 1), prefix_cells=places)
+        return Context(
+            prefix=self.as_prefix(torch.cat((register, tokens), 1)), prefix_mask=torch.cat((always, valid), 1), prefix_cells=places
+        )

@@ -5,6 +5,7 @@ two dimensions, and hands on a context of the token embeddings' scale.
 Shapes: B batch, K demonstrations, L cells, P query tokens, D hidden.
 """
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -14,7 +15,18 @@ from torch import Tensor, nn
 from config.base import Config
 from dataset.canvas import PAD, VOCAB_SIZE
 from models.context import Context, ContextModule
-from models.layers import AttentionBlock, CrossAttention, Embedding, Linear, Rotary, SwiGLU, keys_mask, rms_norm, rotary_square, truncated_normal
+from models.layers import (
+    AttentionBlock,
+    CrossAttention,
+    Embedding,
+    Linear,
+    Rotary,
+    SwiGLU,
+    keys_mask,
+    rms_norm,
+    rotary_square,
+    truncated_normal,
+)
 
 if TYPE_CHECKING:
     from models.trm import ArchConfig
@@ -110,6 +122,7 @@ class StandardEncoder(ContextModule):
         pairs = torch.cat((demo_inputs, demo_labels), dim=-1).flatten(0, 1)  # (B * K, 2 L)
         real = (pairs != PAD) & demo_mask.flatten()[:, None]
         x = torch.cat((self.embed_input(demo_inputs), self.embed_output(demo_labels)), dim=2).flatten(0, 1)  # (B * K, 2 L, D)
+        x = math.sqrt(x.shape[-1]) * x  # RMS 1
         square = rotary_square(round(cells**0.5), self.arch.hidden_size // self.arch.num_heads, x.device)
         rotary = Rotary(square.cos.repeat(2, 1), square.sin.repeat(2, 1))
         mask = keys_mask(real)
@@ -119,4 +132,4 @@ class StandardEncoder(ContextModule):
         tokens = self.query_tokens.to(x.dtype).expand(batch, -1, -1)
         for layer in self.set_layers:
             tokens = layer(tokens, members, demo_mask)
-        return Context(prefix=tokens)
+        return Context(prefix=self.as_prefix(tokens))

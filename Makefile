@@ -1,0 +1,33 @@
+# make setup: a virtual environment with everything. make demo: the main job. make test, lint, smoke: the checks.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint smoke format clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+demo: setup
+	PYTHON=$(BIN)/python bash experiments/demo.sh
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+smoke: setup
+	PYTHON=$(BIN)/python bash experiments/smoke.sh
+
+clean:
+	rm -rf runs data outputs .pytest_cache .ruff_cache .hypothesis

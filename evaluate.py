@@ -1,0 +1,102 @@
+"""Evaluate a checkpoint on held-out tasks: python evaluate.py checkpoint=runs/NAME [key=value ...], also under torchrun.
+
+Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals and controls, results.json,
+per_example.jsonl, submission.json and report.html.
+"""
+
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config.compose import launch
+from config.schema import LAYOUT_OF, EvaluateConfig
+from dataset import store as datasets
+from dataset.batch import DataConfig
+from evaluation.evaluate import Evaluation, evaluate, write_files
+from models.pretrained import load_checkpoint
+from utils import checkpoint, distributed
+from utils.device import choose_device
+from utils.errors import UserError, reports_user_errors
+
+
+def run(config: EvaluateConfig) -> None:
+    """One evaluation, from the checkpoint to its files and the table in the terminal."""
+    device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
+    world = distributed.start(device.type)
+    path = checkpoint.resolve(config.checkpoint)
+    model, info = load_checkpoint(path, config.weights)
+    data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
+    store = datasets.load(data.path, LAYOUT_OF[info["config"]["arch"]["name"]])
+    if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
+        raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
+
+    started = time.monotonic()
+    with tqdm(unit="view", disable=not world.is_main, desc="views", leave=False, file=sys.stderr) as bar:
+        evaluation = evaluate(
+            model.to(device),
+            store,
+            data,
+            config,
+            device,
+            world,
+            seed=config.seed,
+            split=config.split,
+            subsets=config.subsets,
+            max_tasks=config.max_eval_groups,
+            report=bar.update,
+        )
+    if world.is_main:
+        about = {
+            "dataset": {"path": data.path, "layout": store.metadata.layout, "sha256": store.metadata.content_hash},
+            "checkpoint": {"path": str(path), "step": info["step"], "weights": config.weights, "git_commit": info["git_commit"]},
+            "model": {
+                "arch": info["config"]["arch"]["name"],
+                "encoder": (info["config"]["encoder"] or {}).get("name"),
+                "parameters": info["parameters"],
+            },
+            "split": config.split,
+            "num_views": config.num_views,
+            "seed": config.seed,
+            "seconds": round(time.monotonic() - started, 2),
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+        folder = Path(config.output_dir) if config.output_dir else path.parent.parent / "evaluations" / config.split
+        write_files(folder, evaluation, about, config.report)
+        print(table(evaluation, config))
+        print(f"{folder}: results.json, per_example.jsonl, submission.json" + (", report.html" if config.report else ""))
+    distributed.close()
+
+
+def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
+    """The scores as text: one line per control, with intervals, denominator and protocol."""
+    shown = [
+        "ARC/single_view",
+        *(f"ARC/pass@{k}" for k in config.pass_ks[:2]),
+        f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}",
+    ]
+    counts = evaluation.counts
+    lines = [
+        f"protocol {evaluation.protocol}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "
+        f"({counts['no_prediction']} without a prediction, {counts['answer_exceeds_canvas']} larger than their canvas, "
+        f"{counts['unlabelled']} unlabelled), {config.num_views} views, 95 % intervals",
+        "",
+        f"{'':<26}" + "".join(f"{name:<26}" for name in shown),
+    ]
+    for control in dict.fromkeys(score.control for score in evaluation.scores):
+        by_name = {s.metric: s for s in evaluation.scores if s.control == control}
+        cells = (f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" for s in (by_name[name] for name in shown))
+        lines.append(f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells))
+    return "\n".join([*lines, "", *evaluation.notes])
+
+
+@reports_user_errors
+def main() -> None:
+    launch("evaluate", EvaluateConfig, run)
+
+
+if __name__ == "__main__":
+    main()

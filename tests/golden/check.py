@@ -1,0 +1,145 @@
+"""Check this implementation against numbers of the original TRM.
+
+DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`). Every case is
+computed in float32 on the CPU; the largest absolute difference is printed, and above 1e-4 the exit status is 1.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dataset import augment, canvas
+from dataset.views import BLANK_ID
+from evaluation.evaluate import attempts
+from evaluation.metrics import Answered, score
+from evaluation.voting import VoteTable
+from models.act import act_step, initial_carry
+from models.losses import ObjectiveConfig, act_loss
+from models.pretrained import load_original, original_name
+from models.trm import TRM, ArchConfig, DataSizes
+
+TOLERANCE = 1e-4
+OBJECTIVE = ObjectiveConfig(loss_type="stablemax_cross_entropy", halt_loss_weight=0.5)
+METRICS = ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss")
+
+
+def build_case(case: Path) -> TRM:
+    """The original's model of a case, with its weights, in our implementation."""
+    original = json.loads(case.with_name(case.name + ".config.json").read_text())
+    sizes = DataSizes(original["vocab_size"], original["num_puzzle_identifiers"], original["seq_len"])
+    arch = ArchConfig(name="trm", **{key: original[key] for key in ArchConfig.model_fields if key != "name"})
+    model = TRM(arch, sizes)
+    model.load_state_dict(load_original(case.with_name(case.name + ".checkpoint.pt")))
+    return model
+
+
+def check_model(case: Path) -> dict[str, float]:
+    """Largest absolute difference of every recorded quantity."""
+    model = build_case(case)
+    golden = dict(np.load(case.with_name(case.name + ".npz")))
+    data = {
+        "inputs": torch.from_numpy(golden["inputs"]),
+        "labels": torch.from_numpy(golden["labels"]).long(),
+        "puzzle_identifiers": torch.from_numpy(golden["puzzle_identifiers"]),
+    }
+    difference: dict[str, float] = {}
+
+    def compare(name: str, value: torch.Tensor | float) -> None:
+        if name in golden:
+            ours = torch.as_tensor(value).detach().double().numpy()
+            difference[name] = float(np.abs(ours - golden[name]).max())
+
+    steps = sorted(int(name.removeprefix("eval_logits_")) for name in golden if name.startswith("eval_logits_"))
+    for mode in ("eval", "train"):
+        model.train(mode == "train")
+        carry = initial_carry(model, data)
+        for step in steps:
+            model.zero_grad()
+            with torch.set_grad_enabled(mode == "train"):
+                output = act_step(model, carry, data)
+                loss, metrics = act_loss(output, OBJECTIVE)
+            carry = output.carry
+            compare(f"{mode}_logits_{step}", output.logits)
+            compare(f"{mode}_q_halt_{step}", output.q_halt_logits)
+            compare(f"{mode}_loss_{step}", loss)
+            compare(f"{mode}_halted_{step}", carry.halted)
+            compare(f"{mode}_steps_{step}", carry.steps)
+            for name in METRICS:
+                compare(f"{mode}_{name}_{step}" + ("_metric" if mode == "train" else ""), metrics.get(name, 0.0))
+            if mode == "train":
+                loss.backward()
+                for name, parameter in model.named_parameters():
+                    compare(f"grad_{step}:model.inner.{original_name(name)}", parameter.grad.norm())
+                ((_, rows),) = model.context.gathered
+                model.context.gathered.clear()
+                compare(f"grad_{step}:puzzle_emb_local", rows.grad.norm())
+    unchecked = set(golden) - set(difference) - set(data)
+    if unchecked:
+        raise SystemExit(f"{case.name}: nothing of ours corresponds to {', '.join(sorted(unchecked))}")
+    return difference
+
+
+def check_voting(case: Path) -> dict[str, float]:
+    """Largest difference of the scores, and the number of attempts in the submission that differ.
+
+    Where the original submits an empty grid, which is never an answer here, the attempt is not compared.
+    """
+    expected = json.loads(case.with_suffix(".json").read_text())
+    arrays = dict(np.load(case.with_suffix(".npz")))
+    puzzles = {name: [to_pair(pair) for pair in puzzle["test"]] for name, puzzle in expected["test_puzzles"].items()}
+    votes = VoteTable()
+    inputs, predictions = canvas.decode(arrays["inputs"]), canvas.decode(arrays["preds"])
+    for view, (identifier, asked, answer, q) in enumerate(
+        zip(arrays["puzzle_identifiers"], inputs, predictions, arrays["q_halt_logits"], strict=True)
+    ):
+        if identifier == BLANK_ID:
+            continue
+        name, transform, colours = augment.parse_name(expected["identifiers"][identifier])
+        question = augment.invert(asked, transform, colours)
+        for number, (grid, _) in enumerate(puzzles[name]):
+            if np.array_equal(grid, question):
+                votes.add((name, number), view, augment.invert(answer, transform, colours) if answer.size else answer, float(q))
+    answered = [
+        Answered(task, votes.ranked((name, number)), truth)
+        for task, (name, queries) in enumerate(puzzles.items())
+        for number, (_, truth) in enumerate(queries)
+    ]
+    ks = [int(name.split("@")[1]) for name in expected["expected"]]
+    ours = {s.metric: s.value for s in score(answered, ks)}
+    difference = {name: abs(ours[name] - value) for name, value in expected["expected"].items()}
+    compared = [
+        attempts(votes.ranked((name, number)))[key] == grid
+        for name, queries in expected["submission"].items()
+        for number, given in enumerate(queries)
+        for key, grid in given.items()
+        if grid
+    ]
+    return {**difference, "submission attempts that differ": float(len(compared) - sum(compared))}
+
+
+def to_pair(pair: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Input and output of a pair in the ARC format."""
+    return np.array(pair["input"], np.uint8), np.array(pair["output"], np.uint8)
+
+
+def check(folder: Path) -> bool:
+    """Check every case in `folder`, print a line each, and say whether all pass."""
+    models = [path.with_name(path.name.removesuffix(".config.json")) for path in sorted(folder.glob("*.config.json"))]
+    votings = [path.with_suffix("") for path in sorted(folder.glob("*.json")) if not path.name.endswith(".config.json")]
+    if not models and not votings:
+        print(f"no golden case in {folder}", file=sys.stderr)
+        return False
+    passed = True
+    for kind, cases, checked in (("model", models, check_model), ("voting", votings, check_voting)):
+        for case in cases:
+            difference = checked(case)
+            name, largest = max(difference.items(), key=lambda item: item[1])
+            good = largest <= TOLERANCE
+            passed &= good
+            print(
+                f"{'ok  ' if good else 'FAIL'} {kind} {case.name}: {len(difference)} quantities, largest difference {largest:.3g} ({name})"
+            )
+    return passed

@@ -1,0 +1,204 @@
+"""The store, leaks, samplers and the evaluation set."""
+
+import hashlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dataset import store as datasets
+from dataset.batch import DataConfig, materialise
+from dataset.build_arc_dataset import build, parse_arguments
+from dataset.canvas import IGNORE_LABEL_ID, PAD
+from dataset.leaks import find_leaks
+from dataset.samplers import SAMPLERS, EpisodeSampler
+from dataset.views import EvaluationSet
+from tests.conftest import load_config, random_task, run, write_store
+from utils.errors import UserError
+
+
+def config_for(store, **changes) -> DataConfig:
+    return load_config(store).data.model_copy(update=changes)
+
+
+def test_a_build_is_the_same_bytes_under_any_hash_seed(tmp_path):
+    digests = set()
+    for hash_seed in ("1", "2"):
+        folder = tmp_path / hash_seed
+        done = run(
+            *("-m", "dataset.build_arc_dataset", "--max-tasks", "3", "--max-grid-size", "6", "--num-aug", "5", "--output-dir", str(folder)),
+            env={"PYTHONHASHSEED": hash_seed},
+        )
+        assert done.returncode == 0, done.stderr
+        digests.add(tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.iterdir())))
+    assert len(digests) == 1
+
+
+def test_tasks_and_names_come_back_from_the_store(fewshot):
+    assert fewshot.identifiers[0] == "<blank>"
+    assert len(fewshot.identifiers) == fewshot.metadata.num_puzzle_identifiers == len(fewshot.dihedral) + 1
+    for index, task_id in enumerate(fewshot.task_ids):
+        assert fewshot.identifiers[fewshot.task_rows[index] + 1] == task_id
+        assert all(fewshot.identifiers[row + 1].startswith(task_id) for row in range(*fewshot.task_rows[index : index + 2]))
+    rng = np.random.default_rng(0)
+    assert fewshot.task(0).to_json() == random_task(rng, "a0", 2, 1).to_json()
+
+
+def test_a_damaged_or_foreign_dataset_is_refused(tmp_path):
+    store = write_store(tmp_path / "d")
+    with pytest.raises(UserError, match="layout 'fewshot' but this model needs 'puzzle'"):
+        datasets.load(store.path, "puzzle")
+    file = tmp_path / "d" / "augmentations.npz"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="augmentations.npz is damaged"):
+        datasets.load(store.path)
+    file.unlink()
+    with pytest.raises(UserError, match="augmentations.npz is missing"):
+        datasets.load(store.path)
+    (tmp_path / "d" / "dataset.json").write_text('{"pad_id": 0}')
+    with pytest.raises(UserError, match="not of this framework's format"):
+        datasets.load(store.path)
+    with pytest.raises(UserError, match="no dataset at"):
+        datasets.load(tmp_path / "nowhere")
+
+
+def test_the_known_shared_pair_of_arc1_stops_the_build(tmp_path):
+    with pytest.raises(UserError, match="40853293 = 070dd51e"):
+        build(parse_arguments(["--output-dir", str(tmp_path / "d")]))
+    assert not any(tmp_path.iterdir())
+    metadata = build(parse_arguments(["--output-dir", str(tmp_path / "d"), "--drop-leaks"]))
+    assert "40853293" in metadata.dropped_train_tasks and metadata.protocol == "inductive"
+    metadata = build(parse_arguments(["--output-dir", str(tmp_path / "d"), "--allow-leaks"]))
+    assert metadata.protocol == "transductive" and metadata.subsets == {"training": 400, "evaluation": 400}
+
+
+def test_only_foreign_pairs_leak_in_the_puzzle_layout():
+    rng = np.random.default_rng(1)
+    train, test = random_task(rng, "a"), random_task(rng, "b")
+    assert find_leaks([train], [test], "fewshot") == []
+    repeated = type(test)("c", test.demonstrations, (test.demonstrations[0],))
+    assert find_leaks([train], [repeated], "puzzle") == []
+    assert [(leak.train_task, leak.test_task) for leak in find_leaks([test], [repeated], "puzzle")] == [("b", "c")]
+
+
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+def test_a_step_is_a_pure_function_and_ranks_share_the_global_batch(layout, fewshot, puzzle):
+    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
+    config = config_for(store)
+
+    def sample(step: int, rank: int = 0, world: int = 1):
+        return SAMPLERS[layout](store, config, 7, 12, rank, world).sample(step)
+
+    for step in (0, 5):
+        whole = sample(step)
+        for world in (1, 2, 3):
+            parts = [sample(step, rank, world) for rank in range(world)]
+            for name in ("query", "demos", "transform", "colours", "offset", "identifier"):
+                assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+    assert not np.array_equal(sample(0).query, sample(1).query)
+    with pytest.raises(UserError, match="global_batch_size=12 is not divisible by the world size 5"):
+        sample(0, 0, 5)
+
+
+def test_episodes_use_any_pair_and_never_show_the_query_among_its_demonstrations(fewshot):
+    sampler = EpisodeSampler(fewshot, config_for(fewshot), 0, 16)
+    asked, counts = Counter(), Counter()
+    for step in range(400):
+        samples = sampler.sample(step)
+        demos = [row for row in samples.demos.tolist()]
+        assert all(len(set(row)) == samples.cell.demos and query not in row for query, row in zip(samples.query, demos, strict=True))
+        task_of = np.searchsorted(fewshot.task_pairs, samples.query, side="right") - 1
+        assert all(fewshot.task_pairs[task] <= min(row) and max(row) < fewshot.task_pairs[task + 1] for task, row in zip(task_of, demos, strict=True))
+        asked.update(samples.query.tolist())
+        counts.update(task_of.tolist())
+    training = fewshot.tasks_of("train")
+    assert set(asked) == set(range(fewshot.task_pairs[training[-1] + 1]))
+    shares = np.array([counts[int(task)] for task in training]) / sum(counts.values())
+    assert np.allclose(shares, 1 / len(training), atol=0.03)
+
+
+def test_query_sampling_test_asks_only_the_tasks_own_queries(fewshot):
+    sampler = EpisodeSampler(fewshot, config_for(fewshot, query_sampling="test"), 0, 16)
+    for step in range(50):
+        samples = sampler.sample(step)
+        task = np.searchsorted(fewshot.task_pairs, samples.query, side="right") - 1
+        border = fewshot.task_pairs[task] + fewshot.task_demonstrations[task]
+        assert (samples.query >= border).all() and (samples.demos < border[:, None]).all()
+
+
+def test_the_puzzle_sampler_trains_on_demonstrations_but_no_queries_of_evaluation_tasks(puzzle):
+    sampler = SAMPLERS["puzzle"](puzzle, config_for(puzzle), 0, 64)
+    asked = {int(pair) for step in range(60) for pair in sampler.sample(step).query}
+    held_out = {pair for task in puzzle.tasks_of("test") for pair in range(puzzle.task_pairs[task] + puzzle.task_demonstrations[task], puzzle.task_pairs[task + 1])}
+    assert not asked & held_out
+    assert asked == set(range(len(puzzle.pair_input))) - held_out
+
+
+def test_all_grids_of_an_episode_share_one_augmentation_and_offset(fewshot):
+    config = config_for(fewshot, buckets=[9])
+    sampler = EpisodeSampler(fewshot, config, 0, 32)
+    samples = sampler.sample(3)
+    assert len({tuple(offset) for offset in samples.offset}) > 1
+    batch = materialise(samples, fewshot, fewshot.grid_table)
+    for row in range(batch.size):
+        corners = []
+        for grid in (batch.data["inputs"][row], *batch.data["demo_inputs"][row], *batch.data["demo_labels"][row]):
+            rows, columns = np.nonzero(grid.view(9, 9).numpy() > 1)
+            corners.append((rows.min(), columns.min()))
+        assert set(corners) == {tuple(samples.offset[row])}
+    assert (batch.data["labels"] != PAD).all()
+
+
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+@pytest.mark.parametrize("world, batch", [(1, 1), (1, 7), (2, 3), (3, 64), (4, 16)])
+def test_every_evaluation_query_is_asked_exactly_once_per_view(layout, world, batch, fewshot, puzzle):
+    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
+    questions = EvaluationSet(store, config_for(store), "test", 3, 0)
+    seen = Counter()
+    for rank in range(world):
+        for part in questions.batches(batch, rank, world):
+            assert len(part.query) == batch
+            seen.update(zip(part.query[: part.valid].tolist(), part.view[: part.valid].tolist(), strict=True))
+    expected = {(number, view) for number in range(len(questions.queries)) for view in range(3)}
+    assert set(seen) == expected and set(seen.values()) == {1}
+
+
+def test_evaluation_never_reads_the_answers(fewshot):
+    questions = EvaluationSet(fewshot, config_for(fewshot), "test", 2, 0)
+    for part in questions.batches(8):
+        assert (materialise(part.samples, fewshot, fewshot.grid_table, with_labels=False).data["labels"] == IGNORE_LABEL_ID).all()
+
+
+def test_shuffled_demonstrations_come_from_another_task_and_query_only_hides_them(fewshot):
+    plain = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0)
+    shuffled = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, "shuffled_demonstrations")
+    hidden = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, "query_only")
+    demos = {number: set(row) for part in plain.batches(1) for number, row in zip(part.query, part.samples.demos, strict=True)}
+    for part in shuffled.batches(1):
+        assert not demos[int(part.query[0])] & set(part.samples.demos[0])
+    assert all(not part.samples.demo_mask.any() for part in hidden.batches(4))
+
+
+def test_truncated_demonstrations_are_reported(fewshot):
+    questions = EvaluationSet(fewshot, config_for(fewshot, max_demos=2), "test", 1, 0)
+    assert questions.truncated and all(len(query.demos) <= 2 for query in questions.queries)
+
+
+def test_an_answer_larger_than_the_canvas_is_known_to_be_a_miss(tmp_path):
+    store = write_store(tmp_path / "d", side=5)
+    questions = EvaluationSet(store, config_for(store, buckets=[1]), "test", 1, 0)
+    assert questions.too_large and not any(questions.answer_fits(query) for query in questions.too_large)
+
+
+def test_limits_take_the_first_tasks(fewshot):
+    assert len(fewshot.tasks_of("train", 2)) == 2
+    assert len(EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, max_tasks=2).tasks) == 2
+
+
+def test_the_build_leaves_nothing_behind_when_it_fails(tmp_path: Path):
+    done = run("-m", "dataset.build_arc_dataset", "--input-dir", str(tmp_path / "none"), "--output-dir", str(tmp_path / "out"))
+    assert done.returncode == 2 and "no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,96 @@
+"""Augmentation and canvas: every transform can be undone, and the fast drawing equals the plain one."""
+
+import numpy as np
+import pytest
+import torch
+
+from dataset import augment, canvas
+from dataset.canvas import GridTable
+from dataset.task import MAX_SIDE, Pair, Task
+
+RNG = np.random.default_rng(0)
+
+
+def random_grid(rows: int, columns: int) -> np.ndarray:
+    return RNG.integers(0, 10, (rows, columns)).astype(np.uint8)
+
+
+def test_augment_then_invert_is_the_identity_for_all_transforms_and_sizes():
+    for index in range(8):
+        for side in range(1, MAX_SIDE + 1):
+            grid, (colours,) = random_grid(side, int(RNG.integers(1, MAX_SIDE + 1))), augment.random_colours(RNG, 1)
+            assert colours[0] == 0 and sorted(colours) == list(range(10))
+            assert np.array_equal(augment.invert(augment.apply(grid, index, colours), index, colours), grid)
+
+
+def test_names_are_the_ancestors_and_parse_back():
+    colours = np.array([0, 9, 8, 7, 6, 5, 4, 3, 2, 1], np.uint8)
+    assert augment.name_of("abc", 3, colours) == "abc|||t3|||0987654321"
+    assert augment.name_of("abc", 0, augment.IDENTITY_COLOURS) == "abc"
+    name, index, parsed = augment.parse_name("abc|||t3|||0987654321")
+    assert (name, index) == ("abc", 3) and np.array_equal(parsed, colours)
+
+
+def test_drawn_augmentations_give_different_puzzles_and_start_with_the_identity():
+    task = Task("t", (Pair(random_grid(3, 2), random_grid(2, 2)),), (Pair(random_grid(3, 3), None),))
+    index, colours = augment.draw(task, 50, augment.task_rng(0, "t"))
+    assert len(index) == 51 and index[0] == 0 and np.array_equal(colours[0], augment.IDENTITY_COLOURS)
+    puzzles = {augment._puzzle_key(task, i, c) for i, c in zip(index, colours, strict=True)}
+    assert len(puzzles) == 51
+
+
+def test_a_task_without_colours_has_few_augmentations():
+    blank = np.zeros((2, 2), np.uint8)
+    index, _ = augment.draw(Task("t", (Pair(blank, blank),), (Pair(blank, blank),)), 50, augment.task_rng(0, "t"))
+    assert len(index) == 1
+
+
+def test_canonical_pairs_are_equal_up_to_symmetry_and_recolouring_only():
+    pair = Pair(random_grid(3, 4), random_grid(2, 5))
+    (colours,) = augment.random_colours(RNG, 1)
+    for index in range(8):
+        moved = Pair(augment.apply(pair.input, index, colours), augment.apply(pair.output, index, colours))
+        assert augment.canonical_pair(moved) == augment.canonical_pair(pair)
+    other = pair.output.copy()
+    other[0, 0] = (other[0, 0] + 1) % 10
+    assert augment.canonical_pair(Pair(pair.input, other)) != augment.canonical_pair(pair)
+
+
+def test_encode_then_decode_is_the_identity_for_all_sizes():
+    for rows in range(1, MAX_SIDE + 1):
+        grids = [random_grid(rows, columns) for columns in range(1, MAX_SIDE + 1)]
+        for decoded, grid in zip(canvas.decode(np.stack([canvas.encode(grid) for grid in grids])), grids, strict=True):
+            assert np.array_equal(decoded, grid)
+
+
+def test_decode_takes_the_largest_rectangle_and_nothing_from_a_colourless_corner():
+    tokens = canvas.encode(random_grid(3, 3), 5).reshape(5, 5).copy()
+    tokens[2, 2] = canvas.EOS
+    assert canvas.decode(tokens.reshape(1, -1))[0].shape == (2, 3)
+    tokens[0, 0] = canvas.PAD
+    assert canvas.decode(tokens.reshape(1, -1))[0].shape == (0, 0)
+
+
+def test_drawing_on_the_canvas_equals_the_plain_encoding_at_every_transform_and_offset():
+    grids = [random_grid(*RNG.integers(1, 9, 2)) for _ in range(64)]
+    pixels = np.zeros((64, 8, 8), np.uint8)
+    for row, grid in zip(pixels, grids, strict=True):
+        row[: grid.shape[0], : grid.shape[1]] = grid
+    table = GridTable(torch.from_numpy(pixels), torch.tensor([grid.shape for grid in grids]))
+    count, side = 800, 12
+    chosen, index, colours = RNG.integers(0, 64, count), RNG.integers(0, 8, count), augment.random_colours(RNG, count)
+    offset = RNG.integers(0, 5, (count, 2))
+    drawn = canvas.render(table, *(torch.from_numpy(a) for a in (chosen, index, colours, offset)), side)
+    for i in range(count):
+        expected = canvas.encode(augment.apply(grids[chosen[i]], index[i], colours[i]), side, tuple(offset[i]))
+        assert np.array_equal(drawn[i].numpy(), expected), (index[i], offset[i])
+
+
+def test_padding_is_not_supervised():
+    labels = canvas.labels_of(torch.tensor([[0, 1, 2]], dtype=torch.uint8))
+    assert labels.tolist() == [[canvas.IGNORE_LABEL_ID, 1, 2]]
+
+
+@pytest.mark.parametrize("side, bucket", [(1, 6), (6, 6), (7, 10), (11, None)])
+def test_the_smallest_canvas_is_chosen(side, bucket):
+    assert canvas.smallest_bucket(side, (6, 10)) == bucket
