@@ -1,0 +1,135 @@
+"""The command line: typed, strict, and helpful when something is mistyped."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from config import compose
+from config.compose import CONFIG_DIR
+from config.schema import EvaluateConfig, PretrainConfig
+from tests.conftest import ROOT, run
+from utils.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["learning_rat=1"], "unknown key 'learning_rat'"),
+        (["arch.hiden_size=64"], "did you mean 'arch.hidden_size'"),
+        (["data.bukets=[6]"], "did you mean 'data.buckets'"),
+        (["+arch.widht=3"], "unknown key 'arch.widht'"),
+        (["encoder=memori"], "did you mean 'memory'"),
+        (["arch=etmr"], "did you mean 'etrm'"),
+        (["experiment=dmo"], "did you mean 'demo'"),
+        (["lr=fast"], "lr=fast: input should be a valid number"),
+        (["arch.pos_encodings=rope3d"], "did you mean 'rope2d'"),
+        (["logging.wandb=onlin"], "did you mean 'online'"),
+        (["arch.hidden_size=100", "arch.num_heads=8"], "arch.hidden_size=100 is not divisible by arch.num_heads=8"),
+        (["arch.num_heads=256"], "needs hidden_size / num_heads divisible by 4"),
+        (["arch.H_cycles=0"], "arch.H_cycles must be at least 1"),
+        (["data.buckets=[10,6]"], "ascending canvas sides"),
+        (["data.min_demos=5", "data.max_demos=2"], "data.min_demos must be 1..data.max_demos"),
+        (["global_batch_size=0"], "global_batch_size must be at least 1"),
+        (["arch=trm", "encoder=memory"], "encoder cannot be chosen"),
+        (["arch=trm"], "set data.augmentation to table or none"),
+        (["arch.pos_encodings=rope"], "needs one canvas size"),
+        (["arch.mlp_t=true"], "has no attention to rotate"),
+        (["ema_rate=1.5"], "ema_rate must be within 0..1"),
+        (["encoder=standard", "encoder.output_tokens=0"], "encoder.output_tokens must be at least 1"),
+        (["no equals sign"], "overrides have the form key=value"),
+    ],
+)
+def test_a_mistake_names_itself_and_the_nearest_valid_word(overrides, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        compose.load(PretrainConfig, "pretrain", overrides)
+
+
+def test_a_needless_plus_is_accepted():
+    assert compose.load(PretrainConfig, "pretrain", ["+run_name=x", "+arch.L_cycles=6"]).arch.L_cycles == 6
+
+
+def test_a_required_value_is_asked_for():
+    with pytest.raises(UserError, match="checkpoint has no default; give it as checkpoint=VALUE"):
+        compose.load(EvaluateConfig, "evaluate", [])
+
+
+@pytest.mark.parametrize("experiment", sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")))
+def test_every_experiment_is_a_valid_configuration(experiment):
+    assert compose.load(PretrainConfig, "pretrain", [f"experiment={experiment}"]).name
+
+
+@pytest.mark.parametrize("encoder", sorted(file.stem for file in (CONFIG_DIR / "encoder").glob("*.yaml")))
+def test_every_encoder_yaml_is_valid_and_named_like_its_file(encoder):
+    assert compose.load(PretrainConfig, "pretrain", [f"encoder={encoder}"]).encoder.name == encoder
+
+
+def test_every_configuration_key_is_read_somewhere():
+    """A key that nothing reads is a setting that silently does nothing."""
+    source = "\n".join(path.read_text() for folder in ("models", "training", "dataset", "evaluation", "utils", ".") for path in (ROOT / folder).glob("*.py"))
+    source += "\n".join(path.read_text() for path in (ROOT / "models" / "encoders").glob("*.py"))
+
+    def check(schema) -> None:
+        for name, field in schema.model_fields.items():
+            assert re.search(rf"\.{name}\b|\"{name}\"", source), f"{schema.__name__}.{name} is never read"
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                check(field.annotation)
+
+    check(PretrainConfig)
+    check(EvaluateConfig)
+
+
+def test_the_resolved_configuration_is_printed():
+    done = run("pretrain_etrm.py", "--cfg", "job", "arch.hidden_size=64")
+    assert done.returncode == 0, done.stderr
+    assert "hidden_size: 64" in done.stdout and "name: memory" in done.stdout and "hydra" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["pretrain_etrm.py", "arch.hidden=1"], "did you mean 'arch.hidden_size'"),
+        (["pretrain_etrm.py", "data.path=nowhere"], "no dataset at nowhere"),
+        (["pretrain_etrm.py", "device=cuda"], "PyTorch finds no usable GPU"),
+        (["evaluate.py"], "checkpoint has no default"),
+        (["evaluate.py", "checkpoint=nowhere"], "checkpoint nowhere does not exist"),
+        (["evaluate.py", "checkpoint=config"], "is not a checkpoint directory of this framework"),
+        (["-m", "dataset.build_arc_dataset", "--input-file", "none.json", "--output-dir", "out"], "no such file"),
+        (["-m", "dataset.build_arc_dataset", "--subsets", "trainin", "--output-dir", "out"], "did you mean 'training'"),
+        (["-m", "dataset.build_arc_dataset", "--max-grid-size", "99", "--output-dir", "out"], "--max-grid-size 1..30"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(arguments, words, tmp_path):
+    import torch
+
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = run(*[str(ROOT / a) if a.endswith(".py") or a == "checkpoint=config" else a for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty info"])
+def test_a_damaged_or_foreign_checkpoint_is_one_line(damage, fewshot, tmp_path):
+    from tests.test_training import arguments_for
+
+    assert run(*arguments_for(fewshot, tmp_path, "train_steps=1")).returncode == 0
+    path = tmp_path / "r" / "checkpoints" / "step_1"
+    if damage == "truncated":
+        weights = (path / "ema.safetensors").read_bytes()
+        (path / "ema.safetensors").write_bytes(weights[: len(weights) // 2])
+    elif damage == "foreign":
+        (path / "ema.safetensors").write_bytes(b"something else")
+    else:
+        (path / "info.json").write_text("{}")
+    done = run("evaluate.py", f"checkpoint={path}", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    assert not (tmp_path / "e").exists()
+
+
+def test_the_code_speaks_of_itself_alone():
+    """No absolute path of a machine in anything that is shipped."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.sh"), *ROOT.glob("config/**/*.yaml")]:
+        assert not re.search(r"(?<![\w.])/(home|root|work|Users)/", Path(path).read_text()), path

@@ -1,0 +1,184 @@
+"""Votes, scores, controls, and what an evaluation writes."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from evaluation.metrics import Answered, score, wilson
+from evaluation.voting import Candidate, VoteTable
+from tests.conftest import TINY, run
+from tests.test_training import Trainer, arguments_for
+
+A, B, C = (np.array([[value]], np.uint8) for value in (1, 2, 3))
+
+
+def table(*votes) -> VoteTable:
+    made = VoteTable()
+    for view, (grid, q) in enumerate(votes):
+        made.add("question", view, grid, q)
+    return made
+
+
+def test_votes_order_by_count_then_probability_then_view():
+    ranked = table((A, 5.0), (B, -1.0), (C, 2.0), (B, -2.0), (A, 4.0)).ranked("question")
+    assert [c.grid.item() for c in ranked] == [1, 2, 3] and [c.votes for c in ranked] == [2, 2, 1]
+    ranked = table((C, 1.0), (B, 1.0), (A, 1.0)).ranked("question")
+    assert [c.grid.item() for c in ranked] == [3, 2, 1]
+    assert ranked[0].q == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_an_empty_grid_is_never_a_vote_and_shapes_are_told_apart():
+    votes = table((np.zeros((0, 0), np.uint8), 9.0), (np.array([[1, 2]], np.uint8), 0.0), (np.array([[1], [2]], np.uint8), 0.0))
+    assert [c.grid.shape for c in votes.ranked("question")] == [(1, 2), (2, 1)]
+    assert votes.ranked("never asked") == []
+
+
+def test_votes_of_processes_add_up_in_any_order():
+    rng = np.random.default_rng(0)
+    votes = [(view, [A, B, C][rng.integers(3)], float(rng.normal())) for view in range(60)]
+    whole, parts = VoteTable(), [VoteTable() for _ in range(3)]
+    for view, grid, q in votes:
+        whole.add("x", view, grid, q)
+        parts[view % 3].add("x", view, grid, q)
+    for order in ((0, 1, 2), (2, 1, 0)):
+        merged = VoteTable()
+        merged.merge(parts[i] for i in order)
+        for ours, theirs in zip(merged.ranked("x"), whole.ranked("x"), strict=True):
+            assert (ours.votes, ours.q, ours.first_view) == (theirs.votes, theirs.q, theirs.first_view)
+
+
+def candidates(*grids: np.ndarray) -> list[Candidate]:
+    return [Candidate(grid, 1, 0.5, view) for view, grid in enumerate(grids)]
+
+
+def test_scores_have_both_definitions_and_the_whole_denominator():
+    answered = [
+        Answered(0, candidates(A, B), A),  # task 0: both queries, the second at rank 2
+        Answered(0, candidates(A, B), B),
+        Answered(1, candidates(C), A),  # task 1: wrong
+        Answered(2, [], A),  # task 2: nothing predicted counts as wrong
+    ]
+    values = {s.metric: (s.value, s.n) for s in score(answered, [1, 2])}
+    assert values["ARC/pass@1"] == (pytest.approx(0.5 / 3), 3)
+    assert values["tasks_solved@1"] == (0.0, 3)
+    assert values["ARC/pass@2"] == (pytest.approx(1 / 3), 3)
+    assert values["tasks_solved@2"] == (pytest.approx(1 / 3), 3)
+    assert values["ARC/single_view"] == (pytest.approx(0.5 / 3), 3)
+
+
+def test_wilson_intervals_are_the_published_ones():
+    assert wilson(2 / 32, 32) == pytest.approx((0.0173, 0.2015), abs=2e-3)
+    assert wilson(0, 32)[0] == 0 and wilson(0, 32)[1] == pytest.approx(0.107, abs=1e-3)
+    assert wilson(29 / 400, 400)[0] > 0.05
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def trained(fewshot, tmp_path_factory):
+    """A run folder with a checkpoint of a barely trained model."""
+    output = tmp_path_factory.mktemp("runs")
+    done = run(*arguments_for(fewshot, output, "train_steps=3"))
+    assert done.returncode == 0, done.stderr
+    return output / "r"
+
+
+def results_of(folder) -> tuple[dict, list, dict]:
+    records = [json.loads(line) for line in (folder / "per_example.jsonl").read_text().splitlines()]
+    return json.loads((folder / "results.json").read_text()), records, json.loads((folder / "submission.json").read_text())
+
+
+def test_an_evaluation_writes_scores_records_submission_and_page(trained, fewshot, tmp_path):
+    done = run("evaluate.py", f"checkpoint={trained}", "num_views=3", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    results, records, submission = results_of(tmp_path)
+    queries = sum(len(fewshot.task(int(task)).queries) for task in fewshot.tasks_of("test"))
+    assert results["protocol"] == "inductive" and results["counts"]["tasks"] == 5 and results["counts"]["queries"] == queries == len(records)
+    assert {s["control"] for s in results["scores"]} == {"none", "query_only", "shuffled_demonstrations", "copy_input"}
+    assert all(s["n"] == 5 and s["ci_low"] <= s["value"] <= s["ci_high"] for s in results["scores"])
+    assert [len(submission[name]) for name in submission] == [len(fewshot.task(int(task)).queries) for task in fewshot.tasks_of("test")]
+    assert all(set(entry) == {"attempt_1", "attempt_2"} for entries in submission.values() for entry in entries)
+    assert "inductive" in done.stdout and "query_only" in done.stdout and (tmp_path / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("world, batch", [(1, 5), (2, 64)])
+def test_the_answers_do_not_depend_on_batch_or_world_size(trained, world, batch, tmp_path):
+    common = ("evaluate.py", f"checkpoint={trained}", "num_views=4", "controls=[]", "report=false")
+    assert run(*common, "batch_size=64", f"output_dir={tmp_path / 'a'}").returncode == 0
+    done = run(*common, f"batch_size={batch}", f"output_dir={tmp_path / 'b'}", world=world)
+    assert done.returncode == 0, done.stderr
+    (first, records, _), (second, others, _) = results_of(tmp_path / "a"), results_of(tmp_path / "b")
+    assert first["scores"] == second["scores"]
+    for one, other in zip(records, others, strict=True):
+        assert one["top1_pred_hash"] == other["top1_pred_hash"] and one["num_votes"] == other["num_votes"]
+
+
+def test_training_tasks_are_scored_as_transductive(trained, tmp_path):
+    done = run("evaluate.py", f"checkpoint={trained}", "split=train", "num_views=1", "controls=[]", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    results, records, _ = results_of(tmp_path)
+    assert results["protocol"] == "transductive" and len(records) == results["counts"]["queries"] > results["counts"]["tasks"]
+
+
+def test_a_query_without_an_answer_is_predicted_but_not_scored(trained, tmp_path):
+    task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}, {"input": [[2, 1]], "output": [[3]]}]}
+    huge = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]], "output": [[0] * 9]}]}
+    (tmp_path / "tasks.json").write_text(json.dumps({"open": task, "large": huge}))
+    assert run("-m", "dataset.build_arc_dataset", "--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")).returncode == 0
+    done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 0, done.stderr
+    results, records, submission = results_of(tmp_path / "e")
+    status = {(record["task"], record["query"]): record["status"] for record in records}
+    assert status == {("large", 0): "answer_exceeds_canvas", ("open", 0): "unlabelled", ("open", 1): "scored"}
+    assert results["scores"][0]["n"] == 2 and len(submission["open"]) == 2
+    assert next(r for r in records if r["status"] == "unlabelled")["top1_correct"] is None
+
+
+def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot, tmp_path):
+    done = run(*arguments_for(puzzle, tmp_path, "train_steps=2"))
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", "num_views=4", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 0 and results_of(tmp_path / "e")[0]["protocol"] == "transductive", done.stderr
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", f"data_path={fewshot.path}")
+    assert done.returncode == 2 and "layout 'fewshot' but this model needs 'puzzle'" in done.stderr
+
+
+def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path):
+    evaluated = run(*arguments_for(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2"))
+    plain = run(*arguments_for(fewshot, tmp_path / "b", "train_steps=4"))
+    assert evaluated.returncode == plain.returncode == 0, evaluated.stderr
+    lines = {name: [json.loads(line) for line in (tmp_path / name / "r" / "metrics.jsonl").read_text().splitlines()] for name in "ab"}
+    losses = {name: [line["train/lm_loss"] for line in lines[name] if "train/lm_loss" in line] for name in "ab"}
+    assert losses["a"] == losses["b"]
+    assert [line["step"] for line in lines["a"] if "ARC/pass@1" in line] == [2, 4]
+    assert "inductive" in evaluated.stderr
+
+
+def test_a_model_that_learned_its_tasks_by_heart_scores_full_marks(fewshot, tmp_path):
+    """The whole path from training to pass@k agrees with the training metrics."""
+    from dataset.views import EvaluationSet
+    from evaluation.evaluate import evaluate
+    from tests.test_training import ALONE, CPU
+
+    options = ["data.augmentation=none", "data.translate=false", "lr=3e-3", "train_steps=300", "arch.hidden_size=64", "weight_decay=0"]
+    trainer = Trainer(fewshot, *options, "data.max_train_groups=2", "global_batch_size=16", "lr_warmup_steps=10")
+    trainer.steps(300)
+    config = trainer.config
+    result = evaluate(
+        trainer.state.model,
+        fewshot,
+        config.data,
+        config.evaluation.model_copy(update={"num_views": 1}),
+        CPU,
+        ALONE,
+        seed=0,
+        split="train",
+        max_tasks=2,
+    )
+    assert len(result.records) == len(EvaluationSet(fewshot, config.data, "train", 1, 0, max_tasks=2).queries) == 7
+    assert result.metrics()["ARC/pass@1"] == 1.0 and all(record["top1_correct"] for record in result.records)
+
+
+def test_tiny_overrides_are_valid():
+    assert all("=" in override for override in TINY)

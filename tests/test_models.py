@@ -1,0 +1,316 @@
+"""Layers, contexts, ACT and losses."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dataset.batch import Batch, Cell
+from dataset.canvas import IGNORE_LABEL_ID, PAD
+from models.act import act_step, exploration, initial_carry
+from models.layers import Attention, Embedding, rms_norm, rotary_line, rotary_square, swiglu_width, truncated_normal
+from models.losses import ObjectiveConfig, act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from models.pretrained import load_original
+from models.trm import DataSizes, RecursiveModel, build_model
+from tests.conftest import load_config
+from tests.golden.check import check
+from utils.errors import UserError
+
+OBJECTIVE = ObjectiveConfig(loss_type="softmax_cross_entropy", halt_loss_weight=0.5)
+ENCODERS = {
+    "memory": ["encoder=memory"],
+    "memory as prefix": ["encoder=memory", "encoder.placement=prefix"],
+    "standard mean": ["encoder=standard", "encoder.pooling_method=mean"],
+    "standard attention": ["encoder=standard", "encoder.pooling_method=attention"],
+    "standard weighted": ["encoder=standard", "encoder.pooling_method=weighted"],
+}
+SIDE = 6
+
+
+def episodes(batch: int = 4, demos: int = 3, seed: int = 0) -> Batch:
+    """Random episodes with grids of 4x4 on a 6x6 canvas."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tokens(*shape: int) -> torch.Tensor:
+        canvas = torch.full((*shape, SIDE, SIDE), PAD, dtype=torch.uint8)
+        canvas[..., :4, :4] = torch.randint(2, 12, (*shape, 4, 4), generator=generator, dtype=torch.uint8)
+        return canvas.flatten(-2)
+
+    answer = tokens(batch).long()
+    data = {
+        "inputs": tokens(batch),
+        "labels": answer.masked_fill(answer == PAD, IGNORE_LABEL_ID),
+        "puzzle_identifiers": torch.arange(1, batch + 1, dtype=torch.int32),
+        "demo_inputs": tokens(batch, demos),
+        "demo_labels": tokens(batch, demos),
+        "demo_mask": torch.ones(batch, demos, dtype=torch.bool),
+    }
+    return Batch(Cell(SIDE, demos), data)
+
+
+def make_model(store, *overrides: str, seed: int = 0) -> RecursiveModel:
+    torch.manual_seed(seed)
+    config = load_config(store, *overrides)
+    return build_model(config.arch, DataSizes(12, store.metadata.num_puzzle_identifiers, SIDE**2), config.encoder)
+
+
+def one_loss(model: RecursiveModel, data: dict) -> torch.Tensor:
+    return act_loss(act_step(model, initial_carry(model, data), data), OBJECTIVE)[0]
+
+
+def test_the_original_trm_is_matched():
+    assert check(Path(__file__).parent / "golden")
+
+
+def test_the_golden_check_fails_on_other_numbers(tmp_path, capsys):
+    source = Path(__file__).parent / "golden"
+    for name in ("trm_attention.config.json", "trm_attention.checkpoint.pt"):
+        (tmp_path / name).write_bytes((source / name).read_bytes())
+    arrays = dict(np.load(source / "trm_attention.npz"))
+    arrays["eval_loss_0"] = arrays["eval_loss_0"] + 1e-3
+    np.savez(tmp_path / "trm_attention.npz", **arrays)
+    assert not check(tmp_path)
+    assert "FAIL model trm_attention" in capsys.readouterr().out
+
+
+def test_initial_values_have_the_stated_deviation():
+    torch.manual_seed(0)
+    values = truncated_normal(1000, 1000, std=0.5)
+    assert abs(values.std().item() - 0.5) < 2e-3 and abs(values.mean().item()) < 2e-3
+
+
+def test_swiglu_width_is_the_originals():
+    assert [swiglu_width(size, 4) for size in (64, 512, 768)] == [256, 1536, 2048]
+
+
+def test_rotary_scores_depend_on_the_offset_only():
+    torch.manual_seed(0)
+    query, key = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    line = rotary_line(8, 16, torch.device("cpu"))
+    square = rotary_square(8, 16, torch.device("cpu"))
+
+    def scores(table, places):
+        return [(table.rows(torch.tensor([a]))(query) * table.rows(torch.tensor([b]))(key)).sum() for a, b in places]
+
+    a, b, c = scores(line, [(0, 3), (2, 5), (2, 6)])
+    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(a, c, atol=1e-3)
+    a, b, c = scores(square, [(0, 8 * 2 + 1), (8 * 3 + 4, 8 * 5 + 5), (0, 8 * 1 + 2)])
+    assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(a, c, atol=1e-3)
+
+
+def test_memory_gives_what_the_same_tokens_in_the_sequence_would_give():
+    torch.manual_seed(0)
+    attention, x, memory = Attention(32, 2), torch.randn(2, 5, 32), torch.randn(2, 7, 32)
+    valid = torch.rand(2, 7) < 0.6
+    table = rotary_line(12, 16, torch.device("cpu"))
+    mask = torch.cat((torch.ones(2, 5, dtype=torch.bool), valid), 1)[:, None, None]
+    whole = attention(torch.cat((x, memory), 1), table, mask)[:, :5]
+    read = attention(
+        x, table.rows(torch.arange(5)), mask, attention.project_memory(memory, table.rows(torch.arange(5, 12)))
+    )
+    assert torch.allclose(whole, read, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_parameter_of_every_encoder_gets_a_gradient(encoder, dtype, fewshot):
+    model = make_model(fewshot, *ENCODERS[encoder], f"arch.forward_dtype={dtype}")
+    model.train()
+    torch.nn.init.normal_(model.q_head.weight, std=0.1)  # at its zero start the halting loss has no gradient for the state
+    loss = one_loss(model, episodes().data)
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_demonstration_order_and_empty_slots_do_not_change_the_answer(encoder, fewshot):
+    model = make_model(fewshot, *ENCODERS[encoder]).eval()
+    data = episodes().data
+
+    def logits(data: dict) -> torch.Tensor:
+        with torch.no_grad():
+            return act_step(model, initial_carry(model, data), data).logits
+
+    reference = logits(data)
+    order = [2, 0, 1]
+    shuffled = {name: value[:, order] if name.startswith("demo") else value for name, value in data.items()}
+    assert torch.allclose(logits(shuffled), reference, atol=1e-4)
+    garbage = torch.full_like(data["demo_inputs"][:, :2], 7)
+    padded = data | {
+        "demo_inputs": torch.cat((data["demo_inputs"], garbage), 1),
+        "demo_labels": torch.cat((data["demo_labels"], garbage), 1),
+        "demo_mask": torch.cat((data["demo_mask"], torch.zeros(4, 2, dtype=torch.bool)), 1),
+    }
+    assert torch.allclose(logits(padded), reference, atol=1e-4)
+    other = {name: value.roll(1, 0) if name.startswith("demo") else value for name, value in data.items()}
+    assert not torch.allclose(logits(other), reference, atol=1e-3)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_no_demonstration_at_all_gives_finite_answers_and_gradients(encoder, fewshot):
+    model = make_model(fewshot, *ENCODERS[encoder])
+    data = episodes().data
+    data["demo_mask"] = torch.zeros_like(data["demo_mask"])
+    loss = one_loss(model, data)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_the_context_has_the_scale_of_what_it_joins(encoder, fewshot):
+    model = make_model(fewshot, *ENCODERS[encoder])
+    data = episodes().data
+    context = model.context(data)
+    tokens = model.embed_tokens(data["inputs"])
+
+    def rms(x: torch.Tensor) -> float:
+        return x.square().mean().sqrt().item()
+
+    assert 0.5 < rms(context.prefix) / rms(tokens) < 2
+    if context.memory is not None:
+        assert 0.5 < rms(context.memory) < 2
+
+
+def test_padding_cells_of_a_demonstration_are_never_read(fewshot):
+    model = make_model(fewshot, "encoder=memory")
+    context = model.context(episodes().data)
+    assert context.memory_mask.sum(1).tolist() == [3 * 16] * 4
+
+
+def test_a_continuing_row_keeps_its_own_sample_and_labels(fewshot):
+    model = make_model(fewshot)
+    model.train()
+    first, second = episodes(seed=1).data, episodes(seed=2).data
+    carry = initial_carry(model, first)
+    carry = act_step(model, carry, first).carry
+    carry = dataclasses.replace(carry, halted=torch.tensor([True, False, True, False]))
+    carry = act_step(model, carry, second).carry
+    for name in first:
+        for row, source in enumerate((second, first, second, first)):
+            assert torch.equal(carry.data[name][row], source[name][row])
+    assert carry.steps.tolist() == [1, 2, 1, 2]
+
+
+def test_halting_follows_the_logit_the_limit_and_exploration(fewshot):
+    model = make_model(fewshot)
+    data = episodes().data
+    torch.nn.init.constant_(model.q_head.bias, 5.0)
+    model.train()
+    assert act_step(model, initial_carry(model, data), data).carry.halted.all()
+    minimum = torch.tensor([0, 2, 3, 0], dtype=torch.int32)
+    carry = act_step(model, initial_carry(model, data), data, minimum).carry
+    assert carry.halted.tolist() == [True, False, False, True]
+    model.eval()
+    carry = initial_carry(model, data)
+    for step in range(1, model.config.halt_max_steps + 1):
+        carry = act_step(model, carry, data).carry
+        assert carry.halted.tolist() == [step == model.config.halt_max_steps] * 4
+
+
+def test_exploration_draws_minimum_steps_within_limits():
+    rng = np.random.default_rng(0)
+    minimum = exploration(rng, 10000, 0.25, 16)
+    assert set(np.unique(minimum)) == {0, *range(2, 17)}
+    assert abs((minimum > 0).mean() - 0.25) < 0.02
+    assert (exploration(rng, 100, 1.0, 1) == 0).all()
+
+
+def test_q_learning_halts_by_comparison_and_trains_q_continue(fewshot):
+    model = make_model(fewshot, "arch.no_ACT_continue=false")
+    model.train()
+    torch.nn.init.normal_(model.q_head.weight)
+    data = episodes().data
+    output = act_step(model, initial_carry(model, data), data)
+    assert torch.equal(output.carry.halted, output.q_halt_logits > output.q_continue_logits)
+    assert ((output.target_q_continue > 0) & (output.target_q_continue < 1)).all()
+    loss, metrics = act_loss(output, OBJECTIVE)
+    loss.backward()
+    assert metrics["q_continue_loss"] > 0 and model.q_head.weight.grad[1].abs().sum() > 0
+
+
+def test_only_the_last_cycle_carries_a_gradient_and_the_carry_none(fewshot):
+    model = make_model(fewshot)
+    calls = []
+    model.L_level.register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
+    output = act_step(model, initial_carry(model, episodes().data), episodes().data)
+    cycle = model.config.L_cycles + 1
+    assert calls == [False] * cycle * (model.config.H_cycles - 1) + [True] * cycle
+    assert not output.carry.z_H.requires_grad and not output.carry.z_L.requires_grad
+
+
+def test_stablemax_matches_float64_and_has_finite_gradients_at_its_poles():
+    torch.manual_seed(0)
+    logits = torch.randn(3, 40, 12) * 10
+    logits[0, 0] = torch.tensor([1.0, 0.0, -1.0] * 4)
+    logits.requires_grad_()
+    labels = torch.randint(0, 12, (3, 40))
+    labels[0, 5:] = IGNORE_LABEL_ID
+    loss = stablemax_cross_entropy(logits, labels)
+    loss.sum().backward()
+    x = logits.detach().double()
+    s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+    expected = -(s / s.sum(-1, keepdim=True)).log().gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+    assert torch.allclose(loss.double(), torch.where(labels == IGNORE_LABEL_ID, 0.0, expected), atol=1e-5)
+    assert logits.grad.isfinite().all() and (logits.grad[0, 5:] == 0).all()
+
+
+def test_softmax_matches_torch():
+    logits, labels = torch.randn(2, 5, 12), torch.randint(0, 12, (2, 5))
+    assert torch.allclose(softmax_cross_entropy(logits, labels).mean(), F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+
+
+def test_rows_without_labels_count_nowhere(fewshot):
+    model = make_model(fewshot)
+    data = episodes().data
+    whole = one_loss(model, data)
+    doubled = {name: torch.cat((value, value)) for name, value in data.items()}
+    doubled["labels"] = doubled["labels"].clone()
+    doubled["labels"][4:] = IGNORE_LABEL_ID
+    output = act_step(model, initial_carry(model, doubled), doubled)
+    loss, metrics = act_loss(output, OBJECTIVE)
+    assert torch.allclose(loss, whole, rtol=1e-5) and metrics["rows"] == 4
+
+
+def test_embeddings_have_unit_rms_after_scaling():
+    torch.manual_seed(0)
+    weight = Embedding(500, 64, torch.float32).weight * 8
+    assert abs(weight.square().mean().sqrt().item() - 1) < 0.02
+    assert torch.allclose(rms_norm(torch.randn(3, 64) * 7).square().mean(-1), torch.ones(3), atol=1e-4)
+
+
+@pytest.mark.parametrize("positions, mlp", [("rope", False), ("rope2d", False), ("learned", False), ("none", False), ("none", True), ("learned", True)])
+def test_trm_takes_every_position_encoding(positions, mlp, puzzle):
+    model = make_model(puzzle, f"arch.pos_encodings={positions}", f"arch.mlp_t={mlp}")
+    model.train()
+    torch.nn.init.normal_(model.context.weights)
+    data = {name: value for name, value in episodes().data.items() if not name.startswith("demo")}
+    loss = one_loss(model, data)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is not None for p in model.parameters())
+    ((ids, rows),) = model.context.gathered
+    assert torch.equal(ids, data["puzzle_identifiers"]) and rows.grad.abs().sum() > 0
+
+
+def test_puzzle_rows_spread_over_as_many_tokens_as_they_need(puzzle):
+    model = make_model(puzzle, "arch.puzzle_emb_ndim=80", "arch.puzzle_emb_len=0")
+    assert model.context.prefix_length(0, 36) == 3
+    torch.nn.init.normal_(model.context.weights)
+    prefix = model.context({"puzzle_identifiers": torch.tensor([2])}).prefix
+    assert torch.equal(prefix.flatten()[:80], model.context.weights[2]) and (prefix.flatten()[80:] == 0).all()
+
+
+def test_original_checkpoints_load_with_or_without_compile_prefix(tmp_path):
+    source = Path(__file__).parent / "golden" / "trm_attention.checkpoint.pt"
+    state = torch.load(source, weights_only=True)
+    torch.save({name.removeprefix("_orig_mod."): value for name, value in state.items()}, tmp_path / "plain.pt")
+    first, second = load_original(source), load_original(tmp_path / "plain.pt")
+    assert first.keys() == second.keys() and "context.weights" in first
+    (tmp_path / "cut.pt").write_bytes(source.read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged or no PyTorch file"):
+        load_original(tmp_path / "cut.pt")

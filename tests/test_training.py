@@ -1,0 +1,310 @@
+"""Optimisers, schedule, EMA, a step's update, checkpoints and resume."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dataset.batch import materialise
+from dataset.samplers import SAMPLERS
+from models.context import PuzzleEmbedding
+from models.trm import build_model
+from pretrain_etrm import data_sizes
+from tests.conftest import ROOT, TINY, load_config, run
+from training import optim
+from training.ema import EMA
+from training.optim import AdamATan2, SparseSignSGD, build_optimizers
+from training.schedule import learning_rate
+from training.state import TrainState
+from training.step import StepSettings, train_step
+from utils import checkpoint
+from utils.distributed import World
+from utils.errors import UserError
+
+ALONE = World(0, 1, 0)
+CPU = torch.device("cpu")
+
+
+class Trainer:
+    """A tiny run in this process."""
+
+    def __init__(self, store, *overrides: str):
+        self.store = store
+        self.config = load_config(store, "lr_warmup_steps=2", "train_steps=20", *overrides)
+        torch.manual_seed(self.config.seed)
+        model = build_model(self.config.arch, data_sizes(store, self.config), self.config.encoder)
+        self.state = TrainState(model, build_optimizers(model, self.config, CPU)[0], EMA(model, 0.9))
+        self.sampler = SAMPLERS[self.config.layout](store, self.config.data, self.config.seed, self.config.global_batch_size)
+        config = self.config
+        self.settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE)
+
+    def batch(self):
+        return materialise(self.sampler.sample(self.state.step), self.store, self.store.grid_table)
+
+    def steps(self, count: int) -> list[float]:
+        results = [train_step(self.state, self.batch(), self.settings) for _ in range(count)]
+        return [(result.metrics["lm_loss"] / result.metrics["rows"]).item() for result in results]
+
+
+def test_adam_atan2_follows_its_formula():
+    torch.manual_seed(0)
+    parameter = torch.nn.Parameter(torch.randn(7))
+    optimizer = AdamATan2([parameter], lr=0.1, betas=(0.9, 0.95), weight_decay=0.2)
+    x, m, v = parameter.detach().double().clone(), torch.zeros(7).double(), torch.zeros(7).double()
+    for t in range(1, 6):
+        gradient = torch.randn(7)
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        m = 0.9 * m + 0.1 * gradient.double()
+        v = 0.95 * v + 0.05 * gradient.double() ** 2
+        x = x * (1 - 0.1 * 0.2) - 0.1 * torch.atan2(m / (1 - 0.9**t), (v / (1 - 0.95**t)).sqrt())
+        assert torch.allclose(parameter.detach().double(), x, atol=1e-6)
+
+
+def test_adam_atan2_accepts_a_zero_rate_and_skips_parameters_without_gradient():
+    parameter, idle = torch.nn.Parameter(torch.ones(2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamATan2([parameter, idle], lr=0.0, betas=(0.9, 0.95), weight_decay=0.1)
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    assert torch.equal(parameter, torch.ones(2)) and torch.equal(idle, torch.ones(2)) and not optimizer.state[idle]
+
+
+def test_the_fused_optimiser_is_used_on_cuda_only_and_named(fewshot, monkeypatch):
+    class Fused(AdamATan2):
+        pass
+
+    monkeypatch.setattr(optim, "FusedAdamATan2", Fused)
+    model = Trainer(fewshot).state.model
+    config = load_config(fewshot)
+    assert "PyTorch foreach" in build_optimizers(model, config, CPU)[1]
+    optimizers, name = build_optimizers(model, config, torch.device("cuda"))
+    assert isinstance(optimizers[0], Fused) and "fused" in name
+
+
+def test_sign_sgd_sums_each_identifier_before_the_sign_and_decays_touched_rows_only():
+    embedding = PuzzleEmbedding(5, 4, 1, 4, torch.float32)
+    torch.nn.init.normal_(embedding.weights)
+    before = embedding.weights.clone()
+    optimizer = SparseSignSGD(embedding, lr=0.1, weight_decay=0.5)
+    gradients = []
+    for ids in (torch.tensor([1, 3, 1]), torch.tensor([3, 4])):  # two micro-batches before one update
+        context = embedding({"puzzle_identifiers": ids})
+        weight = torch.randn_like(context.prefix)
+        (context.prefix * weight).sum().backward()
+        gradients += list(zip(ids.tolist(), weight[:, 0], strict=True))
+    optimizer.step()
+    optimizer.zero_grad()
+    for row in range(5):
+        total = sum((gradient for index, gradient in gradients if index == row), torch.zeros(4))
+        expected = before[row] if row in (0, 2) else before[row] * (1 - 0.1 * 0.5) - 0.1 * total.sign()
+        assert torch.allclose(embedding.weights[row], expected)
+    assert not embedding.gathered
+
+
+def test_the_schedule_warms_up_then_falls_to_its_floor():
+    rates = [learning_rate(step, 1.0, 10, 110, 0.1) for step in (1, 10, 60, 110, 200)]
+    assert rates == pytest.approx([0.1, 1.0, 0.55, 0.1, 0.1])
+    assert learning_rate(5000, 0.3, 10, 100, 1.0) == pytest.approx(0.3)
+
+
+def test_ema_follows_its_formula_and_swaps_without_copies():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 3)
+    ema = EMA(model, 0.9)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ema.update()
+        expected = {name: 0.9 * expected[name] + 0.1 * value for name, value in model.state_dict().items()}
+    raw = {name: (value.clone(), value.data_ptr()) for name, value in model.named_parameters()}
+    with ema.swapped_in():
+        assert all(torch.allclose(value, expected[name], atol=1e-6) for name, value in model.named_parameters())
+    assert all(torch.equal(value, raw[name][0]) and value.data_ptr() == raw[name][1] for name, value in model.named_parameters())
+
+
+def test_five_steps_give_the_recorded_losses(fewshot, puzzle):
+    """A golden curve: a change of the arithmetic, the sampling or the initial values shows here."""
+    recorded = json.loads((Path(__file__).parent / "losses.json").read_text())
+    for name, store in (("etrm", fewshot), ("trm", puzzle)):
+        assert Trainer(store).steps(5) == pytest.approx(recorded[name], abs=2e-4), name
+
+
+def test_a_non_finite_gradient_changes_nothing_but_the_step(fewshot):
+    trainer = Trainer(fewshot)
+    trainer.steps(2)
+    weights = copy.deepcopy(trainer.state.model.state_dict())
+    moments = copy.deepcopy(trainer.state.optimizers[0].state_dict()["state"])
+    hook = trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    assert not train_step(trainer.state, trainer.batch(), trainer.settings).updated
+    hook.remove()
+    assert all(torch.equal(value, weights[name]) for name, value in trainer.state.model.state_dict().items())
+    after = trainer.state.optimizers[0].state_dict()["state"]
+    assert all(torch.equal(after[key]["exp_avg"], moments[key]["exp_avg"]) for key in moments)
+    assert trainer.state.step == 3 and train_step(trainer.state, trainer.batch(), trainer.settings).updated
+
+
+def test_the_logged_norm_is_the_one_before_clipping(fewshot):
+    loose, tight = Trainer(fewshot, "grad_clip_norm=null"), Trainer(fewshot, "grad_clip_norm=0.001")
+    norms = [train_step(t.state, t.batch(), t.settings).grad_norm for t in (loose, tight)]
+    assert torch.equal(*norms) and norms[0] > 0.001
+
+
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+def test_a_checkpoint_restores_everything(layout, fewshot, puzzle, tmp_path):
+    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
+    whole = Trainer(store)
+    whole.steps(4)
+    path = whole.state.save(tmp_path, ALONE, {}, keep=2)
+    expected = whole.steps(4)
+    resumed = Trainer(store, "seed=0")
+    resumed.state.load(path, ALONE, CPU)
+    assert resumed.steps(4) == expected
+    for name, value in whole.state.model.state_dict().items():
+        assert torch.equal(value, resumed.state.model.state_dict()[name]), name
+    assert all(torch.equal(whole.state.ema.shadow[name], value) for name, value in resumed.state.ema.shadow.items())
+
+
+def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot, tmp_path, monkeypatch):
+    trainer = Trainer(fewshot)
+    for _ in range(3):
+        trainer.steps(1)
+        trainer.state.save(tmp_path, ALONE, {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_2", "step_3"]
+    trainer.steps(1)
+
+    def full_disk(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    with pytest.raises(UserError, match="No space left on device; earlier checkpoints are intact"):
+        trainer.state.save(tmp_path, ALONE, {}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_2", "step_3"]
+    assert checkpoint.latest(tmp_path).name == "step_3"
+
+
+def arguments_for(store, output: Path, *overrides: str) -> list[str]:
+    layout = [] if store.metadata.layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+    return ["pretrain_etrm.py", *layout, *TINY, f"data.path={store.path}", f"output_dir={output}", "run_name=r", *overrides]
+
+
+def weights_of(output: Path, step: int, which: str = "model") -> dict[str, torch.Tensor]:
+    return load_file(output / "r" / "checkpoints" / f"step_{step}" / f"{which}.safetensors")
+
+
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+def test_a_killed_and_resumed_run_ends_bitwise_like_an_undisturbed_one(layout, fewshot, puzzle, tmp_path):
+    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
+    options = ("train_steps=60", "checkpoint_interval=5", "lr=1e-3")
+    done = run(*arguments_for(store, tmp_path / "whole", *options))
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, *arguments_for(store, tmp_path / "killed", *options)]
+    killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    folder = tmp_path / "killed" / "r" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while checkpoint.latest(folder) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    reached = checkpoint.load_info(checkpoint.latest(folder))["step"]
+    assert 0 < reached < 60
+    done = run(*command[1:])
+    assert done.returncode == 0 and f"resumed at step {reached}" in done.stderr, done.stderr
+    for which in ("model", "ema"):
+        whole, resumed = weights_of(tmp_path / "whole", 60, which), weights_of(tmp_path / "killed", 60, which)
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+def test_two_processes_train_like_one(layout, fewshot, puzzle, tmp_path):
+    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
+    losses = {}
+    for world in (1, 2):
+        done = run(*arguments_for(store, tmp_path / str(world), "train_steps=5", "checkpoint_interval=5"), world=world)
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / str(world) / "r" / "metrics.jsonl").read_text().splitlines()
+        losses[world] = [json.loads(line)["train/lm_loss"] for line in lines]
+    assert losses[1] == pytest.approx(losses[2], abs=1e-6)
+    one, two = weights_of(tmp_path / "1", 5), weights_of(tmp_path / "2", 5)
+    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
+
+
+def test_a_run_of_two_processes_resumes_in_one(fewshot, tmp_path):
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4"), world=2)
+    assert done.returncode == 0, done.stderr
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=8"))
+    assert done.returncode == 0 and "resumed at step 4" in done.stderr, done.stderr
+    done = run(*arguments_for(fewshot, tmp_path / "one", "train_steps=8"))
+    one, mixed = weights_of(tmp_path / "one", 8), weights_of(tmp_path, 8)
+    assert max((one[name] - mixed[name]).abs().max().item() for name in one) <= 1e-5
+
+
+def test_resume_refuses_another_configuration_and_never_overwrites(fewshot, tmp_path):
+    assert run(*arguments_for(fewshot, tmp_path, "train_steps=2")).returncode == 0
+    before = weights_of(tmp_path, 2)
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4", "lr=0.5"))
+    assert done.returncode == 2 and "lr: 0.0001 then, 0.5 now" in done.stderr and "Traceback" not in done.stderr
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4", "resume=never"))
+    assert done.returncode == 2 and "resume=never would overwrite" in done.stderr
+    assert all(torch.equal(before[name], value) for name, value in weights_of(tmp_path, 2).items())
+
+
+def test_a_world_size_that_does_not_divide_the_batch_is_one_message(fewshot, tmp_path):
+    done = run(*arguments_for(fewshot, tmp_path, "global_batch_size=7"), world=2)
+    assert done.returncode == 1
+    ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert ours == ["error: global_batch_size=7 is not divisible by the world size 2"]
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path):
+    (tmp_path / "blocked").write_text("a file where the folder should be")
+    done = run(*arguments_for(fewshot, tmp_path / "blocked"))
+    assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
+    """The model must have learned to read its demonstrations: colour permutations on 3x3 grids, seconds of training."""
+    from dataset import build_rules_dataset
+    from dataset import store as datasets
+
+    taken: set[bytes] = set()
+    tasks = {name: build_rules_dataset.generate("colour_permutation", name, count, taken, (3, 3), 3, 0) for name, count in (("test", 64), ("train", 16000))}
+    datasets.write(
+        tmp_path / "d", tasks, ["test"], layout="fewshot", source="rules", seed=0, num_aug=0, max_grid_size=3, leaks=[], dropped_train_tasks=[]
+    )
+    store = datasets.load(tmp_path / "d")
+    options = ["arch.H_cycles=1", "arch.halt_max_steps=1", "arch.hidden_size=64", "arch.num_heads=4", "global_batch_size=64", "encoder.num_layers=1"]
+    options += ["data.buckets=[3]", "data.augmentation=none", "data.query_sampling=test", "data.min_demos=3", "data.max_demos=3"]
+    trainer = Trainer(store, *options, "lr=3e-3", "weight_decay=0.01", "train_steps=250")
+    trainer.steps(250)
+    batch = trainer.batch()
+    model = trainer.state.model.eval()
+    from models.act import act_step, initial_carry
+    from models.losses import act_loss
+
+    def loss(data: dict) -> float:
+        with torch.no_grad():
+            _, metrics = act_loss(act_step(model, initial_carry(model, data), data), trainer.config.objective)
+        return (metrics["lm_loss"] / metrics["rows"]).item()
+
+    shuffled = {name: value.roll(1, 0) if name.startswith("demo") else value for name, value in batch.data.items()}
+    assert loss(shuffled) > 2 * loss(batch.data) + 0.5
+
+
+def test_wandb_works_without_an_account(fewshot, tmp_path):
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=2", "logging.wandb=offline"), env={"WANDB_SILENT": "true"})
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "r" / "wandb").glob("offline-run-*"))
+    shutil.rmtree(tmp_path / "r")
