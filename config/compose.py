@@ -58,7 +58,7 @@ def validate(schema: type[T], composed: DictConfig) -> T:
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        key = str(error).rsplit(": ", 1)[-1]
+        key = str(error).splitlines()[0].rsplit(": ", 1)[-1]
         raise UserError(f"{key} has no default; give it as {key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None

@@ -93,7 +93,7 @@ def test_the_resolved_configuration_is_printed():
         (["pretrain_etrm.py", "device=cuda"], "PyTorch finds no usable GPU"),
         (["evaluate.py"], "checkpoint has no default"),
         (["evaluate.py", "checkpoint=nowhere"], "checkpoint nowhere does not exist"),
-        (["evaluate.py", "checkpoint=config"], "is not a checkpoint directory of this framework"),
+        (["evaluate.py", f"checkpoint={CONFIG_DIR}"], "is not a checkpoint directory of this framework"),
         (["-m", "dataset.build_arc_dataset", "--input-file", "none.json", "--output-dir", "out"], "no such file"),
         (["-m", "dataset.build_arc_dataset", "--subsets", "trainin", "--output-dir", "out"], "did you mean 'training'"),
         (["-m", "dataset.build_arc_dataset", "--max-grid-size", "99", "--output-dir", "out"], "--max-grid-size 1..30"),
@@ -103,8 +103,8 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(arguments, wo
     import torch
 
     if "device=cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    done = run(*[str(ROOT / a) if a.endswith(".py") or a == "checkpoint=config" else a for a in arguments], cwd=tmp_path)
+        pytest.skip("a GPU is present, so device=cuda is no mistake")
+    done = run(*[str(ROOT / a) if a.endswith(".py") else a for a in arguments], cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
