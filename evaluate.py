@@ -4,12 +4,12 @@ Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals
 per_example.jsonl, submission.json and report.html.
 """
 
-import os
 import shlex
 import sys
 import time
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from config.compose import launch
@@ -19,14 +19,16 @@ from dataset.batch import DataConfig
 from evaluation.evaluate import Evaluation, evaluate, write_files
 from models.pretrained import load_checkpoint
 from utils import checkpoint, distributed
-from utils.device import choose_device
+from utils.device import choose_device, describe
+from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
 
 
 def run(config: EvaluateConfig) -> None:
     """One evaluation, from the checkpoint to its files and the table in the terminal."""
-    device = choose_device(config.device, int(os.environ.get("LOCAL_RANK", 0)))
-    world = distributed.start(device.type)
+    world = World.from_environment()
+    device = choose_device(config.device, world)
+    distributed.start(world, device)
     path = checkpoint.resolve(config.checkpoint)
     model, info = load_checkpoint(path, config.weights)
     data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
@@ -34,6 +36,8 @@ def run(config: EvaluateConfig) -> None:
     if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
         raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
 
+    limits = [limit for limit in (config.max_eval_groups, data.max_eval_groups) if limit is not None]
+    trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
     started = time.monotonic()
     with tqdm(unit="view", disable=not world.is_main, desc="views", leave=False, file=sys.stderr) as bar:
         evaluation = evaluate(
@@ -44,9 +48,10 @@ def run(config: EvaluateConfig) -> None:
             device,
             world,
             seed=config.seed,
+            trained_pairs=trained_pairs,
             split=config.split,
             subsets=config.subsets,
-            max_tasks=config.max_eval_groups,
+            max_tasks=min(limits, default=None),
             report=bar.update,
         )
     if world.is_main:
@@ -58,17 +63,28 @@ def run(config: EvaluateConfig) -> None:
                 "encoder": (info["config"]["encoder"] or {}).get("name"),
                 "parameters": info["parameters"],
             },
-            "split": config.split,
-            "num_views": config.num_views,
-            "seed": config.seed,
+            **config.model_dump(include={"split", "subsets", "num_views", "batch_size", "seed"}),
+            "max_eval_groups": min(limits, default=None),
+            "git_commit": checkpoint.git_commit(),
+            "torch": torch.__version__,
+            "device": describe(device),
+            "processes": world.size,
             "seconds": round(time.monotonic() - started, 2),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
-        folder = Path(config.output_dir) if config.output_dir else path.parent.parent / "evaluations" / config.split
+        folder = output_folder(config, path, info["step"], data.path)
         write_files(folder, evaluation, about, config.report)
         print(table(evaluation, config))
         print(f"{folder}: results.json, per_example.jsonl, submission.json" + (", report.html" if config.report else ""))
     distributed.close()
+
+
+def output_folder(config: EvaluateConfig, path: Path, step: int, data_path: str) -> Path:
+    """The named folder, or one inside the run folder whose name tells this evaluation from others of the run."""
+    if config.output_dir:
+        return Path(config.output_dir)
+    other_data = f"-{Path(data_path).name}" if config.data_path else ""
+    return path.parent.parent / "evaluations" / f"step_{step}-{config.weights}-{config.split}{other_data}"
 
 
 def table(evaluation: Evaluation, config: EvaluateConfig) -> str:

@@ -4,7 +4,6 @@ Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, ev
 `--cfg job` prints the resolved configuration.
 """
 
-import os
 import time
 from pathlib import Path
 
@@ -41,14 +40,13 @@ RESUMABLE_DIFFERENCES = {
 
 def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = choose_device(config.device, local_rank)
-    world = distributed.start(device.type)
+    world = World.from_environment()
+    device = choose_device(config.device, world)
+    distributed.start(world, device)
     folder = Path(config.output_dir) / config.name
 
     store = datasets.load(config.data.path, config.layout)
     sampler = SAMPLERS[config.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
-    table = store.grid_table.to(device)
 
     torch.manual_seed(config.seed)
     model = build_model(config.arch, data_sizes(store, config), config.encoder).to(device)
@@ -58,7 +56,7 @@ def train(config: PretrainConfig) -> None:
 
     settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
     info = {
-        "config": config.to_dict(),
+        "config": config.model_dump(),
         "sizes": vars(data_sizes(store, config)),
         "data": {
             "path": config.data.path,
@@ -73,14 +71,40 @@ def train(config: PretrainConfig) -> None:
         "device": describe(device),
     }
     if world.is_main:
-        write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config.to_dict(), path))
-    logger = RunLogger(config.logging, folder, config.project_name, config.name, config.to_dict(), world, config.train_steps, state.step)
+        write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config.model_dump(), path))
+    logger = RunLogger(config.logging, folder, config.project_name, config.name, config.model_dump(), world, config.train_steps, state.step)
     logger.say(f"{folder}: {model_line(info)}; {optimizer_name}; {describe(device)}, {world.size} process(es)")
     logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
     if state.step:
         logger.say(f"resumed at step {state.step}")
 
+    try:
+        loop(state, config, settings, store, sampler, logger, device, info)
+    finally:
+        logger.close()
+        distributed.close()
+    if world.is_main:
+        print(f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}")
+
+
+def loop(
+    state: TrainState,
+    config: PretrainConfig,
+    settings: StepSettings,
+    store: Store,
+    sampler,
+    logger: RunLogger,
+    device: torch.device,
+    info: dict,
+) -> None:
+    """Step, log, evaluate, save, until train_steps or max_seconds."""
+    table, folder, world = store.grid_table.to(device), Path(config.output_dir) / config.name / "checkpoints", settings.world
     meter, started, skipped_in_a_row, saved = Meter(), time.monotonic(), 0, state.step
+
+    def save() -> int:
+        state.save(folder, world, info, sampler.trained_pairs, config.keep_checkpoints)
+        return state.step
+
     while state.step < config.train_steps and not out_of_time(config, started):
         batch = materialise(sampler.sample(state.step), store, table)
         result = train_step(state, batch, settings)
@@ -92,18 +116,14 @@ def train(config: PretrainConfig) -> None:
             )
         last = state.step == config.train_steps
         if state.step % config.log_interval == 0 or last:
-            log(logger, state.step, meter.read(), optimizers)
-        if config.eval_interval and (state.step % config.eval_interval == 0 or last):
-            log_evaluation(logger, state, store, config, device, world)
-        if state.step % config.checkpoint_interval == 0 or last:
-            state.save(folder / "checkpoints", world, info, config.keep_checkpoints)
-            saved = state.step
+            log(logger, state.step, meter.read(), state.optimizers)
+        with meter.paused():
+            if config.eval_interval and (state.step % config.eval_interval == 0 or last):
+                log_evaluation(logger, state, store, sampler, config, device, world)
+            if state.step % config.checkpoint_interval == 0 or last:
+                saved = save()
     if saved != state.step:
-        state.save(folder / "checkpoints", world, info, config.keep_checkpoints)
-    logger.close()
-    if world.is_main:
-        print(f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}")
-    distributed.close()
+        save()
 
 
 def data_sizes(store: Store, config: PretrainConfig) -> DataSizes:
@@ -122,8 +142,10 @@ def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path
     path = existing if config.resume == "auto" else checkpoint.resolve(config.resume)
     if path is None:
         return
+    if existing and path.resolve() != existing.resolve():
+        raise UserError(f"{folder} holds {existing.name}, which continuing from {path} would overwrite; choose another run_name")
     info = checkpoint.load_info(path)
-    ours, theirs = flatten(config.to_dict()), flatten(info["config"])
+    ours, theirs = flatten(config.model_dump()), flatten(info["config"])
     different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     different = [key for key in different if key.split(".")[0] not in RESUMABLE_DIFFERENCES and key != "data.path"]
     if different:
@@ -157,7 +179,9 @@ def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
     logger.progress(step, {**texts, "samples/s": f"{values['timing/train_samples_per_second']:.0f}"})
 
 
-def log_evaluation(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, device: torch.device, world: World) -> None:
+def log_evaluation(
+    logger: RunLogger, state: TrainState, store: Store, sampler, config: PretrainConfig, device: torch.device, world: World
+) -> None:
     """Score the evaluation tasks with the averaged weights."""
 
     def run():

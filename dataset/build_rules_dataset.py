@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from dataset import store
+from dataset.leaks import find_leaks
 from dataset.task import NUM_COLOURS, Pair, Task
 from utils.errors import UserError, reports_user_errors
 
 BACKGROUND_SHARE = 0.5
+MAX_DRAWS_PER_TASK = 20
 
 
 def colour_permutation(rng: np.random.Generator, sides: tuple[int, int], demonstrations: int) -> tuple[bytes, list[Pair]]:
@@ -26,10 +28,8 @@ def colour_permutation(rng: np.random.Generator, sides: tuple[int, int], demonst
     shape = rng.integers(sides[0], sides[1] + 1, 2)
     coloured = rng.random((demonstrations + 1, *shape)) >= BACKGROUND_SHARE
     inputs = (rng.integers(1, NUM_COLOURS, coloured.shape) * coloured).astype(np.uint8)
-    shown = np.unique(inputs[:-1])
-    shown = shown[shown > 0]
-    if len(shown):
-        inputs[-1] = shown[rng.integers(0, len(shown), shape)] * coloured[-1]
+    shown = np.unique(inputs[:-1])  # a query of background alone, where nothing else is shown, is still determined
+    inputs[-1] = np.where(coloured[-1], rng.choice(shown[shown > 0], shape) if shown.any() else 0, 0)
     return rule.tobytes(), [Pair(grid, rule[grid]) for grid in inputs]
 
 
@@ -41,12 +41,16 @@ FAMILIES: dict[str, Callable[[np.random.Generator, tuple[int, int], int], tuple[
 def generate(family: str, split: str, count: int, taken: set[bytes], sides: tuple[int, int], demonstrations: int, seed: int) -> list[Task]:
     """`count` tasks with rules that are not in `taken`, which they are added to."""
     rng = np.random.default_rng([seed, *family.encode(), *split.encode()])
-    tasks = []
-    while len(tasks) < count:
+    tasks: list[Task] = []
+    for _ in range(MAX_DRAWS_PER_TASK * count):
+        if len(tasks) == count:
+            break
         rule, pairs = FAMILIES[family](rng, sides, demonstrations)
         if rule not in taken:
             taken.add(rule)
             tasks.append(Task(f"{family}_{split}_{len(tasks):06d}", tuple(pairs[:-1]), tuple(pairs[-1:])))
+    if len(tasks) < count:
+        raise UserError(f"family {family} has no {count} rules beyond those taken: found {len(tasks)}; ask for fewer tasks")
     return tasks
 
 
@@ -70,6 +74,11 @@ def main() -> None:
     taken: set[bytes] = set()
     splits = (("test", options.test_tasks), ("train", options.train_tasks))
     tasks = {name: generate(options.family, name, count, taken, sides, options.demonstrations, options.seed) for name, count in splits}
+    leaks = find_leaks(tasks["train"], tasks["test"], "fewshot")
+    dropped = sorted({leak.train_task for leak in leaks})  # on tiny grids different rules can give the same pair
+    tasks["train"] = [task for task in tasks["train"] if task.id not in set(dropped)]
+    if not tasks["train"]:
+        raise UserError("every training task shares a pair with an evaluation task; use larger grids or fewer evaluation tasks")
     metadata = store.write(
         options.output_dir,
         tasks,
@@ -80,9 +89,10 @@ def main() -> None:
         num_aug=0,
         max_grid_size=sides[1],
         leaks=[],
-        dropped_train_tasks=[],
+        dropped_train_tasks=dropped,
     )
-    print(f"{options.output_dir}: {metadata.subsets['train']} training and {metadata.subsets['test']} evaluation tasks, no rule in both")
+    counts = f"{metadata.subsets['train']} training and {metadata.subsets['test']} evaluation tasks"
+    print(f"{options.output_dir}: {counts}, no rule and no pair in both")
 
 
 if __name__ == "__main__":

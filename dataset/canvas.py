@@ -4,6 +4,7 @@ A grid at offset (r, c) is followed by one row of EOS below it and one column of
 room; everything else is PAD. Shapes: N grids, G the stored side, C the canvas side, L = C * C cells in row-major order.
 """
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,11 @@ _SOURCE = torch.tensor(
 TRANSPOSES = torch.tensor([False, True, False, True, False, False, True, True])
 
 
+@functools.cache
+def _on_device(device: torch.device) -> tuple[Tensor, Tensor]:
+    return _SOURCE.to(device), TRANSPOSES.to(device)
+
+
 @dataclass(frozen=True)
 class GridTable:
     """All grids of a store on one device: pixels (N, G, G) uint8, zero outside the grid, and shapes (N, 2) int64."""
@@ -55,8 +61,9 @@ def render(table: GridTable, grid: Tensor, transform: Tensor, colours: Tensor, o
     """
     device = table.pixels.device
     shape = table.shapes[grid]  # (N, 2)
-    source = _SOURCE.to(device)[transform]  # (N, 2, 4)
-    rows_columns = torch.where(TRANSPOSES.to(device)[transform, None], shape.flip(-1), shape)  # (N, 2) after the transform
+    source_of, transposes = _on_device(device)
+    source = source_of[transform]  # (N, 2, 4)
+    rows_columns = torch.where(transposes[transform, None], shape.flip(-1), shape)  # (N, 2) after the transform
     cells = torch.arange(side, device=device)
     r = cells[None, :] - offset[:, :1]  # (N, C) row inside the grid
     c = cells[None, :] - offset[:, 1:]  # (N, C)

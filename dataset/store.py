@@ -1,8 +1,8 @@
 """The dataset on disk: every task once, plus a table of its augmentations. Grids are drawn onto a canvas when needed.
 
 tasks.npz           grids (N, G, G) uint8, shapes (N, 2), pair_input / pair_output (P,) grid indices (-1: unknown
-                    answer), task_pairs (T + 1,) first pair of each task, task_demonstrations (T,), task_split (T,)
-                    0 train / 1 test, task_subset (T,)
+                    answer), pair_fingerprint (P,) uint64 (dataset.augment.fingerprints), task_pairs (T + 1,) first
+                    pair of each task, task_demonstrations (T,), task_split (T,) 0 train / 1 test, task_subset (T,)
 augmentations.npz   task_rows (T + 1,) first row of each task, dihedral (A,), colours (A, 10); row 0 is the identity
 identifiers.json    the ancestors' puzzle names: entry 0 is <blank>, entry 1 + i is row i
 test_puzzles.json   the evaluation tasks in the ARC format
@@ -79,6 +79,7 @@ class Store:
     shapes: np.ndarray
     pair_input: np.ndarray
     pair_output: np.ndarray
+    pair_fingerprint: np.ndarray
     task_pairs: np.ndarray
     task_demonstrations: np.ndarray
     task_split: np.ndarray
@@ -99,11 +100,12 @@ class Store:
 
     def task(self, index: int) -> Task:
         """Task `index` as grids."""
-        pairs = tuple(self._pair(p) for p in range(self.task_pairs[index], self.task_pairs[index + 1]))
+        pairs = tuple(self.pair(p) for p in range(self.task_pairs[index], self.task_pairs[index + 1]))
         count = int(self.task_demonstrations[index])
         return Task(self.task_ids[index], pairs[:count], pairs[count:])
 
-    def _pair(self, index: int) -> Pair:
+    def pair(self, index: int) -> Pair:
+        """Pair `index` as grids."""
         answer = int(self.pair_output[index])
         return Pair(self._grid(self.pair_input[index]), None if answer < 0 else self._grid(answer))
 
@@ -154,7 +156,7 @@ def write(
         for index, colours in zip(*rows, strict=True)
     ]
     leaky = bool(leaks) or layout == "puzzle"
-    with directory_written_whole(output) as folder:
+    with directory_written_whole(output, marker="dataset.json") as folder:
         np.savez_compressed(
             folder / "tasks.npz",
             **_pack([task for task, _, _ in flat]),
@@ -205,6 +207,7 @@ def _pack(tasks: list[Task]) -> dict[str, np.ndarray]:
         "shapes": np.array([grid.shape for grid in grids], np.uint8),
         "pair_input": first.astype(np.int32),
         "pair_output": np.where(known, first + 1, -1).astype(np.int32),
+        "pair_fingerprint": augment.fingerprints(pairs),
         "task_pairs": np.cumsum([0] + [len(task.pairs) for task in tasks]),
         "task_demonstrations": np.array([len(task.demonstrations) for task in tasks], np.int32),
     }
@@ -222,6 +225,8 @@ def load(path: Path | str, layout: Layout | None = None) -> Store:
         metadata = Metadata(**read_json(path / "dataset.json"))
     except (ValidationError, TypeError) as error:
         raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
+    if metadata.format != FORMAT:
+        raise UserError(f"{path} has dataset format {metadata.format}, this version reads {FORMAT}; build the dataset again")
     if layout is not None and metadata.layout != layout:
         raise UserError(f"{path} has layout '{metadata.layout}' but this model needs '{layout}'; build it with --layout {layout}")
     for name, digest in metadata.sha256.items():

@@ -44,7 +44,8 @@ class EvaluationSet:
 
     `split: test` asks the evaluation tasks' queries; `split: train` asks every labelled pair of the training tasks, with
     the task's other pairs as demonstrations. `control: query_only` hides the demonstrations (the blank identifier for a
-    puzzle dataset), `shuffled_demonstrations` replaces them by those of another task.
+    puzzle dataset), `shuffled_demonstrations` replaces them by those of another task (as many of them
+    as fit the canvas); a query for which no other task fits is not asked.
     """
 
     def __init__(
@@ -58,7 +59,9 @@ class EvaluationSet:
         max_tasks: int | None = None,
         subsets: list[str] | None = None,
     ):
-        self.store, self.config, self.control, self.num_views = store, config, control, num_views
+        # A model trained without augmentation has no puzzle rows for other views, and has never seen one.
+        self.num_views = num_views if config.augmentation != "none" else 1
+        self.store, self.config, self.control = store, config, control
         self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)
         self.sides = task_sides(store, config)
@@ -66,6 +69,7 @@ class EvaluationSet:
         self.too_large = [q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None]
         self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
         self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
+        self.asked = [control != "shuffled_demonstrations" or query.task in self._donors for query in self.queries]
 
     def answer_fits(self, query: Query) -> bool:
         """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""
@@ -117,15 +121,19 @@ class EvaluationSet:
         transform, colours = augment.draw(question, self.num_views - 1, augment.task_rng(seed, question.id))
         return transform, colours, np.full(len(transform), rows[0] + 1)
 
-    def _choose_donors(self) -> dict[int, int]:
-        """For each task another one whose demonstrations fit on its canvas; tasks of similar size first."""
+    def _choose_donors(self) -> dict[int, tuple[int, tuple[int, ...]]]:
+        """For each task another one, the next larger first, and those of its demonstrations that fit on the task's canvas."""
         order = [int(task) for task in self.tasks[np.argsort(self.sides[self.tasks], kind="stable")]]
         donors = {}
         for position, task in enumerate(order):
-            side = smallest_bucket(self.sides[task], self.config.sides)
-            others = order[position + 1 :] + order[:position]
-            fitting = (other for other in others if side is not None and self.sides[other] <= side)
-            donors[task] = next(fitting, task)
+            side = smallest_bucket(self.sides[task], self.config.sides) or 0
+            for other in order[position + 1 :] + order[:position]:
+                first = int(self.store.task_pairs[other])
+                demos = range(first, first + int(self.store.task_demonstrations[other]))
+                fitting = [pair for pair in demos if self.store.pair_side[pair].max() <= side]
+                if fitting:
+                    donors[task] = (other, self._limit(other, fitting))
+                    break
         return donors
 
     def _rows(self) -> dict[Cell, tuple[Samples, np.ndarray, np.ndarray]]:
@@ -133,14 +141,12 @@ class EvaluationSet:
         blocks: dict[Cell, list[tuple]] = {}
         for number, query in enumerate(self.queries):
             side = smallest_bucket(self.sides[query.task], self.config.sides)
-            if side is None:
+            if side is None or not self.asked[number]:
                 continue
             transform, colours, identifier = self._views[query.task]
             demos = query.demos
-            donor = self._donors.get(query.task, query.task)
-            if donor != query.task:
-                first = int(self.store.task_pairs[donor])
-                demos = self._limit(donor, range(first, first + int(self.store.task_demonstrations[donor])))
+            if query.task in self._donors:
+                donor, demos = self._donors[query.task]
                 donor_rows = self._views[donor][2]
                 identifier = donor_rows[np.arange(len(identifier)) % len(donor_rows)]
             if self.control == "query_only":

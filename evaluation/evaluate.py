@@ -5,14 +5,17 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, PositiveInt
 
 from config.base import Config
 from dataset.batch import DataConfig
+from dataset.leaks import tasks_seen
 from dataset.store import Store
+from dataset.task import Pair
 from dataset.views import EvaluationSet, Query
 from evaluation.inference import copy_input, predict
 from evaluation.metrics import Answered, Score, score
@@ -20,7 +23,8 @@ from evaluation.report import write_report
 from evaluation.voting import Candidate, VoteTable
 from models.trm import RecursiveModel
 from utils.distributed import World
-from utils.files import write_atomically, write_json
+from utils.errors import UserError
+from utils.files import directory_written_whole, write_json
 
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
@@ -32,9 +36,9 @@ CONTROLS = Literal["query_only", "shuffled_demonstrations", "copy_input"]
 class EvaluationConfig(Config):
     """num_views: augmented views per query that vote. controls: what the score is compared with, on the same queries."""
 
-    num_views: int
-    batch_size: int
-    pass_ks: list[int]
+    num_views: PositiveInt
+    batch_size: PositiveInt
+    pass_ks: Annotated[list[PositiveInt], Field(min_length=1)]
     controls: list[CONTROLS]
 
 
@@ -64,33 +68,45 @@ def evaluate(
     world: World,
     *,
     seed: int,
+    trained_pairs: np.ndarray,
     split: str = "test",
     subsets: list[str] | None = None,
     max_tasks: int | None = None,
     report: Callable[[int], None] = lambda views: None,
 ) -> Evaluation:
-    """Predict, vote and score a split, with every configured control on the same queries (all processes together)."""
+    """Predict, vote and score a split, with every configured control on the same queries (all processes together).
+
+    `trained_pairs` are the fingerprints of what the model was trained on: if an evaluated task shares a pair with them,
+    or the model has learned rows of the tasks, the scores are transductive, whatever the dataset says of itself.
+    """
 
     def question_set(control: str) -> EvaluationSet:
         return EvaluationSet(store, data, split, config.num_views, seed, control, max_tasks, subsets)
 
     questions = question_set("none")
+    if not any(pair_known(store, query) for query in questions.queries):
+        raise UserError(f"{store.path}: none of the {len(questions.tasks)} chosen tasks of split {split} has a query with a known answer")
     table = store.grid_table.to(device)
     votes = predict(model, questions, table, config.batch_size, world, report)
     scores = score(_answered(questions, votes), config.pass_ks)
     for control in config.controls:
         if control == "copy_input":
-            control_votes = copy_input(questions)
+            scores += score(_answered(questions, copy_input(questions)), config.pass_ks, control)
         else:
-            control_votes = predict(model, question_set(control), table, config.batch_size, world, report)
-        scores += score(_answered(questions, control_votes), config.pass_ks, control)
-    # On training tasks nothing is held out, whatever the dataset's protocol.
-    protocol = store.metadata.protocol if split == "test" else "transductive"
+            asked = question_set(control)
+            control_votes = predict(model, asked, table, config.batch_size, world, report)
+            scores += score(_answered(asked, control_votes), config.pass_ks, control)
+    seen = tasks_seen(store, questions.tasks, trained_pairs)
+    protocol = "transductive" if len(seen) or store.metadata.layout == "puzzle" else "inductive"
     records = [_record(questions, votes, i, query, protocol) for i, query in enumerate(questions.queries)]
     statuses = [record["status"] for record in records]
     counts = {"tasks": len(questions.tasks), "queries": len(records)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
     notes = []
+    if len(seen):
+        notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
+    if questions.num_views < config.num_views:
+        notes.append(f"one view instead of {config.num_views}: the model was trained without augmentation")
     if questions.truncated:
         notes.append(
             f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used"
@@ -109,28 +125,29 @@ def evaluate(
 
 
 def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], with_report: bool) -> None:
-    """results.json, per_example.jsonl, submission.json and report.html in `folder`, each written whole or not at all."""
-    results = {"protocol": evaluation.protocol, **about, "counts": evaluation.counts, "scores": [s.to_json() for s in evaluation.scores]}
-    write_json(folder / "results.json", results, indent=1)
-    write_json(folder / "submission.json", evaluation.submission)
-    lines = "".join(_line(record) for record in evaluation.records)
-    write_atomically(folder / "per_example.jsonl", lambda temporary: temporary.write_text(lines, encoding="utf-8"))
-    if with_report:
-        write_report(folder / "report.html", results, evaluation.records, evaluation.puzzles)
+    """results.json, per_example.jsonl, submission.json and report.html in `folder`: all of them or none."""
+    scores = [s.to_json() for s in evaluation.scores]
+    results = {"protocol": evaluation.protocol, **about, "counts": evaluation.counts, "notes": evaluation.notes, "scores": scores}
+    with directory_written_whole(folder, marker="results.json") as temporary:
+        write_json(temporary / "results.json", results, indent=1)
+        write_json(temporary / "submission.json", evaluation.submission)
+        lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
+        (temporary / "per_example.jsonl").write_text(lines, encoding="utf-8")
+        if with_report:
+            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles)
 
 
-def _line(record: dict) -> str:
-
-    return json.dumps(record) + "\n"
+def pair_known(store: Store, query: Query) -> bool:
+    """Whether the answer to `query` is known."""
+    return bool(store.pair_output[query.pair] >= 0)
 
 
 def _truth(questions: EvaluationSet, query: Query) -> np.ndarray | None:
-    pair = questions.store.task(query.task).pairs[query.pair - int(questions.store.task_pairs[query.task])]
-    return pair.output
+    return questions.store.pair(query.pair).output
 
 
 def _answered(questions: EvaluationSet, votes: VoteTable) -> list[Answered]:
-    labelled = ((i, query, _truth(questions, query)) for i, query in enumerate(questions.queries))
+    labelled = ((i, query, _truth(questions, query)) for i, query in enumerate(questions.queries) if questions.asked[i])
     return [Answered(query.task, votes.ranked(i), truth) for i, query, truth in labelled if truth is not None]
 
 
@@ -139,20 +156,18 @@ def _record(questions: EvaluationSet, votes: VoteTable, number: int, query: Quer
     answered = None if truth is None else Answered(query.task, candidates, truth)
     if answered is None:
         status = "unlabelled"
-    elif not questions.answer_fits(query):
-        status = "answer_exceeds_canvas"
+    elif not candidates:
+        status = "no_prediction"
     else:
-        status = "scored" if candidates else "no_prediction"
+        status = "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
     rank = answered.rank if answered else None
-    index = int(questions.store.pair_input[query.pair])
-    rows, columns = questions.store.shapes[index]
     return {
         "task": questions.store.task_ids[query.task],
         "query": query.number,
         "protocol": protocol,
         "status": status,
         "num_votes": sum(candidate.votes for candidate in candidates),
-        "input_hash": grid_hash(questions.store.grids[index, :rows, :columns]),
+        "input_hash": grid_hash(questions.store.pair(query.pair).input),
         "label_hash": None if truth is None else grid_hash(truth),
         "top1_pred_hash": grid_hash(candidates[0].grid) if candidates else None,
         "top1_correct": None if truth is None else rank == 1,
@@ -191,10 +206,9 @@ def attempts(ranked: list[Candidate]) -> dict[str, list[list[int]]]:
 def _puzzle(questions: EvaluationSet, task: int) -> dict:
     """What was asked of `task`: with split=train every pair is a query in turn, so the demonstrations are all pairs."""
     asked = [query for query in questions.queries if query.task == task]
-    pairs, first = questions.store.task(task).pairs, int(questions.store.task_pairs[task])
-    count = int(questions.store.task_demonstrations[task])
+    pairs = questions.store.task(task).demonstrations
 
-    def pair_json(pair) -> dict:
+    def pair_json(pair: Pair) -> dict:
         return {name: grid.tolist() for name, grid in (("input", pair.input), ("output", pair.output)) if grid is not None}
 
-    return {"train": [pair_json(pair) for pair in pairs[:count]], "test": [pair_json(pairs[query.pair - first]) for query in asked]}
+    return {"train": [pair_json(pair) for pair in pairs], "test": [pair_json(questions.store.pair(query.pair)) for query in asked]}

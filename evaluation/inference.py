@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 
 from dataset import augment, canvas
@@ -40,7 +39,9 @@ def predict(
             carry = output.carry
         tokens = output.logits[: batch.valid].argmax(-1).to(torch.uint8).cpu().numpy()
         q_logits = output.q_halt_logits[: batch.valid].tolist()
-        for grid, number, view, q in zip(canvas.decode(tokens), batch.query, batch.view, q_logits, strict=False):
+        for grid, number, view, q in zip(
+            canvas.decode(tokens), batch.query[: batch.valid], batch.view[: batch.valid], q_logits, strict=True
+        ):
             transform, colours = questions.view(questions.queries[number], view)
             votes.add(int(number), int(view), augment.invert(grid, transform, colours) if grid.size else grid, q)
         report(batch.valid)
@@ -53,7 +54,5 @@ def copy_input(questions: EvaluationSet) -> VoteTable:
     """The control that answers every query with its own input."""
     votes = VoteTable()
     for number, query in enumerate(questions.queries):
-        index = questions.store.pair_input[query.pair]
-        rows, columns = questions.store.shapes[index]
-        votes.add(number, 0, np.ascontiguousarray(questions.store.grids[index, :rows, :columns]), 0.0)
+        votes.add(number, 0, questions.store.pair(query.pair).input, 0.0)
     return votes

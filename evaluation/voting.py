@@ -56,4 +56,6 @@ class VoteTable:
 
 
 def _sigmoid(x: float) -> float:
+    if math.isnan(x):
+        return 0.0  # a diverged model's answer still counts, without confidence
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

@@ -13,7 +13,9 @@ from utils.files import read_json
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="an evaluation's folder, with results.json")
     parser.add_argument("metric", help="for example ARC/pass@1")
     parser.add_argument("--control", default="none", help="none (the model) or a control's name")

@@ -13,10 +13,10 @@ for arch in trm etrm; do
   start=$(date +%s)
   $PYTHON pretrain_etrm.py experiment=overfit_$arch run_name=overfit-$arch output_dir="$out"
   echo "arch=$arch: trained in $(($(date +%s) - start)) s"
-  $PYTHON evaluate.py checkpoint="$out/overfit-$arch" split=train num_views=1 controls=[]
+  $PYTHON evaluate.py checkpoint="$out/overfit-$arch" split=train num_views=1 controls=[] output_dir="$out/overfit-$arch/evaluation"
 done
 status=0
 for arch in trm etrm; do
-  $PYTHON -m experiments.check "$out/overfit-$arch/evaluations/train" ARC/pass@1 --min 1.0 || status=1
+  $PYTHON -m experiments.check "$out/overfit-$arch/evaluation" ARC/pass@1 --min 1.0 || status=1
 done
 exit $status

@@ -12,10 +12,10 @@ for encoder in memory standard; do
   start=$(date +%s)
   $PYTHON pretrain_etrm.py experiment=rules_smoke encoder=$encoder run_name=rules-smoke-$encoder output_dir="$out"
   echo "encoder=$encoder: trained in $(($(date +%s) - start)) s"
-  $PYTHON evaluate.py checkpoint="$out/rules-smoke-$encoder" num_views=1
+  $PYTHON evaluate.py checkpoint="$out/rules-smoke-$encoder" num_views=1 output_dir="$out/rules-smoke-$encoder/evaluation"
 done
-check() { $PYTHON -m experiments.check "$out/rules-smoke-$1/evaluations/test" ARC/pass@1 "${@:2}"; }
+check() { $PYTHON -m experiments.check "$out/rules-smoke-$1/evaluation" ARC/pass@1 "${@:2}"; }
 check memory --min 0.95
 check memory --control query_only --max 0.05
 check memory --control shuffled_demonstrations --max 0.05
-check standard
+check standard --max 0.1

@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from config.base import Config
+
 
 @dataclass
 class Context:
     """The task, ready to be read, in the forward dtype.
 
     prefix (B, P, D) at the scale of the embedding tables (RMS 1 / sqrt(D)), since the core multiplies its whole input by
-    sqrt(D): the first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others
-    lie on the cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
-    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell (0..L-1) of each token; or None.
+    sqrt(D). The first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others lie on the
+    cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
+    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell
+    (0..L-1) of each token; or None.
     """
 
     prefix: Tensor
@@ -29,6 +32,22 @@ class Context:
     memory: Tensor | None = None
     memory_mask: Tensor | None = None
     memory_cells: Tensor | None = None
+
+
+class EncoderConfig(Config):
+    """The base of every encoder's configuration, beside its class in models/encoders."""
+
+    name: str
+
+    @property
+    def gives_memory(self) -> bool:
+        """Whether the context has memory tokens, which only attention can read."""
+        return False
+
+    @property
+    def prefix_grows(self) -> bool:
+        """Whether the number of prefix tokens depends on the demonstrations, so that the state has no fixed length."""
+        return False
 
 
 class ContextModule(nn.Module):

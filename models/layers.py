@@ -130,13 +130,13 @@ class Attention(nn.Module):
         """Keys and values of memory tokens (B, M, D), with this layer's own projections."""
         hidden_size = memory.shape[-1]
         key, value = split_heads(F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2)
-        return KeyValue(rotary(key) if rotary else key, value)
+        return KeyValue(rotary(key) if rotary is not None else key, value)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
         query, key, value = split_heads(self.qkv_proj(x), self.num_heads, 3)
-        if rotary:
+        if rotary is not None:
             query, key = rotary(query), rotary(key)
-        if memory:
+        if memory is not None:
             key, value = torch.cat((key, memory.key), dim=2), torch.cat((value, memory.value), dim=2)
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
 

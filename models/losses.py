@@ -4,6 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from config.base import Config
@@ -15,7 +16,7 @@ class ObjectiveConfig(Config):
     """loss_type: the token loss. halt_loss_weight: weight of the halting losses beside it (0.5 in the original)."""
 
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
-    halt_loss_weight: float
+    halt_loss_weight: NonNegativeFloat
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -13,14 +13,14 @@ Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from config.base import Config
-from models.context import Context, ContextModule, PuzzleEmbedding
+from models.context import Context, ContextModule, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
     POSITION_KINDS,
@@ -43,20 +43,20 @@ class ArchConfig(Config):
     """The recursive core; `puzzle_emb_*` matter to `name: trm` only."""
 
     name: Literal["trm", "etrm"]
-    hidden_size: int
-    num_heads: int
-    expansion: float
-    L_layers: int
-    H_cycles: int
-    L_cycles: int
-    halt_max_steps: int
-    halt_exploration_prob: float
+    hidden_size: PositiveInt
+    num_heads: PositiveInt
+    expansion: PositiveFloat
+    L_layers: PositiveInt
+    H_cycles: PositiveInt
+    L_cycles: PositiveInt
+    halt_max_steps: PositiveInt
+    halt_exploration_prob: Annotated[float, Field(ge=0, le=1)]
     no_ACT_continue: bool
     pos_encodings: POSITION_KINDS
     forward_dtype: Literal["float32", "bfloat16"]
     mlp_t: bool
-    puzzle_emb_ndim: int
-    puzzle_emb_len: int
+    puzzle_emb_ndim: NonNegativeInt
+    puzzle_emb_len: NonNegativeInt
 
     @model_validator(mode="after")
     def _check(self) -> "ArchConfig":
@@ -65,11 +65,6 @@ class ArchConfig(Config):
         multiple = {"rope": 2, "rope2d": 4}.get(self.pos_encodings, 1)
         if self.hidden_size // self.num_heads % multiple:
             raise ValueError(f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads divisible by {multiple}")
-        for name in ("L_layers", "H_cycles", "L_cycles", "halt_max_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"arch.{name} must be at least 1, found {getattr(self, name)}")
-        if not 0 <= self.halt_exploration_prob <= 1:
-            raise ValueError(f"arch.halt_exploration_prob must be within 0..1, found {self.halt_exploration_prob}")
         if self.mlp_t and self.pos_encodings in ("rope", "rope2d"):
             raise ValueError(
                 f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"
@@ -186,13 +181,13 @@ class RecursiveModel(nn.Module):
         registers = prefix - on_canvas
         table = self._positions(registers, cells, context.prefix.device)
         rotary = table
-        if table and on_canvas:
+        if table is not None and on_canvas:
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
         memory: list[KeyValue | None] = [None] * len(self.L_level.layers)
         if context.memory is not None:
-            places = table.rows(context.memory_cells + registers) if table else None
+            places = table.rows(context.memory_cells + registers) if table is not None else None
             memory = [layer.self_attn.project_memory(context.memory, places) for layer in self.L_level.layers]
         return rotary, self._mask(prefix, cells, context), memory
 
@@ -228,11 +223,11 @@ class TRM(RecursiveModel):
 class ETRM(RecursiveModel):
     """The context is computed from the task's own demonstration pairs, so any task can be asked."""
 
-    def __init__(self, config: ArchConfig, sizes: DataSizes, encoder: Config):
+    def __init__(self, config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig):
         super().__init__(config, sizes, build_encoder(encoder, config))
 
 
-def build_model(config: ArchConfig, sizes: DataSizes, encoder: Config | None) -> RecursiveModel:
+def build_model(config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig | None) -> RecursiveModel:
     """The model that `arch.name` names."""
     if config.name == "trm":
         return TRM(config, sizes)

@@ -44,11 +44,14 @@ def random_task(rng: np.random.Generator, task_id: str, demonstrations: int = 3,
     return Task(task_id, tuple(pairs[:demonstrations]), tuple(pairs[demonstrations:]))
 
 
-def write_store(folder: Path, layout: str = "fewshot", train: int = 6, test: int = 5, num_aug: int = 3, side: int = 5, seed: int = 0) -> Store:
+def write_store(
+    folder: Path, layout: str = "fewshot", train: int = 6, test: int = 5, num_aug: int = 3, side: int = 5, seed: int = 0
+) -> Store:
     """A dataset of random tasks with 2 to 4 demonstrations and 1 to 2 queries."""
     rng = np.random.default_rng(seed)
     tasks = {
-        name: [random_task(rng, f"{name}{i}", 2 + i % 3, 1 + i % 2, side) for i in range(count)] for name, count in (("a", train), ("b", test))
+        name: [random_task(rng, f"{name}{i}", 2 + i % 3, 1 + i % 2, side) for i in range(count)]
+        for name, count in (("a", train), ("b", test))
     }
     datasets.write(
         folder,
@@ -81,8 +84,12 @@ def load_config(store: Store, *overrides: str) -> PretrainConfig:
     return compose.load(PretrainConfig, "pretrain", [*arch, *TINY, f"data.path={store.path}", *overrides])
 
 
-def run(*arguments: str, world: int = 1, cwd: Path = ROOT, timeout: float = 300, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+def run(
+    *arguments: str, world: int = 1, cwd: Path = ROOT, timeout: float = 300, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess:
     """Run a script or module of the project as a user would, under torchrun for `world` > 1."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(env or {})}
-    return subprocess.run([sys.executable, *launcher, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment)
+    return subprocess.run(
+        [sys.executable, *launcher, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment
+    )

@@ -66,7 +66,11 @@ def test_every_encoder_yaml_is_valid_and_named_like_its_file(encoder):
 
 def test_every_configuration_key_is_read_somewhere():
     """A key that nothing reads is a setting that silently does nothing."""
-    source = "\n".join(path.read_text() for folder in ("models", "training", "dataset", "evaluation", "utils", ".") for path in (ROOT / folder).glob("*.py"))
+    source = "\n".join(
+        path.read_text()
+        for folder in ("models", "training", "dataset", "evaluation", "utils", ".")
+        for path in (ROOT / folder).glob("*.py")
+    )
     source += "\n".join(path.read_text() for path in (ROOT / "models" / "encoders").glob("*.py"))
 
     def check(schema) -> None:

@@ -108,10 +108,13 @@ def test_episodes_use_any_pair_and_never_show_the_query_among_its_demonstrations
     asked, counts = Counter(), Counter()
     for step in range(400):
         samples = sampler.sample(step)
-        demos = [row for row in samples.demos.tolist()]
+        demos = samples.demos.tolist()
         assert all(len(set(row)) == samples.cell.demos and query not in row for query, row in zip(samples.query, demos, strict=True))
         task_of = np.searchsorted(fewshot.task_pairs, samples.query, side="right") - 1
-        assert all(fewshot.task_pairs[task] <= min(row) and max(row) < fewshot.task_pairs[task + 1] for task, row in zip(task_of, demos, strict=True))
+        assert all(
+            fewshot.task_pairs[task] <= min(row) and max(row) < fewshot.task_pairs[task + 1]
+            for task, row in zip(task_of, demos, strict=True)
+        )
         asked.update(samples.query.tolist())
         counts.update(task_of.tolist())
     training = fewshot.tasks_of("train")
@@ -132,7 +135,11 @@ def test_query_sampling_test_asks_only_the_tasks_own_queries(fewshot):
 def test_the_puzzle_sampler_trains_on_demonstrations_but_no_queries_of_evaluation_tasks(puzzle):
     sampler = SAMPLERS["puzzle"](puzzle, config_for(puzzle), 0, 64)
     asked = {int(pair) for step in range(60) for pair in sampler.sample(step).query}
-    held_out = {pair for task in puzzle.tasks_of("test") for pair in range(puzzle.task_pairs[task] + puzzle.task_demonstrations[task], puzzle.task_pairs[task + 1])}
+    held_out = {
+        pair
+        for task in puzzle.tasks_of("test")
+        for pair in range(puzzle.task_pairs[task] + puzzle.task_demonstrations[task], puzzle.task_pairs[task + 1])
+    }
     assert not asked & held_out
     assert asked == set(range(len(puzzle.pair_input))) - held_out
 

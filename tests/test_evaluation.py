@@ -100,7 +100,9 @@ def test_an_evaluation_writes_scores_records_submission_and_page(trained, fewsho
     assert done.returncode == 0, done.stderr
     results, records, submission = results_of(tmp_path)
     queries = sum(len(fewshot.task(int(task)).queries) for task in fewshot.tasks_of("test"))
-    assert results["protocol"] == "inductive" and results["counts"]["tasks"] == 5 and results["counts"]["queries"] == queries == len(records)
+    assert (
+        results["protocol"] == "inductive" and results["counts"]["tasks"] == 5 and results["counts"]["queries"] == queries == len(records)
+    )
     assert {s["control"] for s in results["scores"]} == {"none", "query_only", "shuffled_demonstrations", "copy_input"}
     assert all(s["n"] == 5 and s["ci_low"] <= s["value"] <= s["ci_high"] for s in results["scores"])
     assert [len(submission[name]) for name in submission] == [len(fewshot.task(int(task)).queries) for task in fewshot.tasks_of("test")]
@@ -131,7 +133,10 @@ def test_a_query_without_an_answer_is_predicted_but_not_scored(trained, tmp_path
     task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}, {"input": [[2, 1]], "output": [[3]]}]}
     huge = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]], "output": [[0] * 9]}]}
     (tmp_path / "tasks.json").write_text(json.dumps({"open": task, "large": huge}))
-    assert run("-m", "dataset.build_arc_dataset", "--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")).returncode == 0
+    assert (
+        run("-m", "dataset.build_arc_dataset", "--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")).returncode
+        == 0
+    )
     done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
     assert done.returncode == 0, done.stderr
     results, records, submission = results_of(tmp_path / "e")

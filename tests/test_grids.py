@@ -45,15 +45,21 @@ def test_a_task_without_colours_has_few_augmentations():
     assert len(index) == 1
 
 
-def test_canonical_pairs_are_equal_up_to_symmetry_and_recolouring_only():
-    pair = Pair(random_grid(3, 4), random_grid(2, 5))
-    (colours,) = augment.random_colours(RNG, 1)
-    for index in range(8):
-        moved = Pair(augment.apply(pair.input, index, colours), augment.apply(pair.output, index, colours))
-        assert augment.canonical_pair(moved) == augment.canonical_pair(pair)
-    other = pair.output.copy()
-    other[0, 0] = (other[0, 0] + 1) % 10
-    assert augment.canonical_pair(Pair(pair.input, other)) != augment.canonical_pair(pair)
+def test_fingerprints_are_equal_up_to_symmetry_and_recolouring_only():
+    pairs, moved, changed = [], [], []
+    for _ in range(20):
+        pair = Pair(random_grid(*RNG.integers(2, 6, 2)), random_grid(*RNG.integers(2, 6, 2)))
+        (colours,) = augment.random_colours(RNG, 1)
+        index = int(RNG.integers(0, 8))
+        other = pair.output.copy()
+        other[0, 0] = 0 if other[0, 0] else 1
+        pairs.append(pair)
+        moved.append(Pair(augment.apply(pair.input, index, colours), augment.apply(pair.output, index, colours)))
+        changed.append(Pair(pair.input, other))
+    prints = augment.fingerprints(pairs)
+    assert np.array_equal(augment.fingerprints(moved), prints) and len(set(prints.tolist())) == 20
+    assert not np.isin(augment.fingerprints(changed), prints).any()
+    assert augment.fingerprints([Pair(pairs[0].input, None), pairs[1]]).tolist() == [0, prints[1]]
 
 
 def test_encode_then_decode_is_the_identity_for_all_sizes():

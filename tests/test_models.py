@@ -108,9 +108,7 @@ def test_memory_gives_what_the_same_tokens_in_the_sequence_would_give():
     table = rotary_line(12, 16, torch.device("cpu"))
     mask = torch.cat((torch.ones(2, 5, dtype=torch.bool), valid), 1)[:, None, None]
     whole = attention(torch.cat((x, memory), 1), table, mask)[:, :5]
-    read = attention(
-        x, table.rows(torch.arange(5)), mask, attention.project_memory(memory, table.rows(torch.arange(5, 12)))
-    )
+    read = attention(x, table.rows(torch.arange(5)), mask, attention.project_memory(memory, table.rows(torch.arange(5, 12))))
     assert torch.allclose(whole, read, atol=1e-6)
 
 
@@ -284,7 +282,9 @@ def test_embeddings_have_unit_rms_after_scaling():
     assert torch.allclose(rms_norm(torch.randn(3, 64) * 7).square().mean(-1), torch.ones(3), atol=1e-4)
 
 
-@pytest.mark.parametrize("positions, mlp", [("rope", False), ("rope2d", False), ("learned", False), ("none", False), ("none", True), ("learned", True)])
+@pytest.mark.parametrize(
+    "positions, mlp", [("rope", False), ("rope2d", False), ("learned", False), ("none", False), ("none", True), ("learned", True)]
+)
 def test_trm_takes_every_position_encoding(positions, mlp, puzzle):
     model = make_model(puzzle, f"arch.pos_encodings={positions}", f"arch.mlp_t={mlp}")
     model.train()

@@ -46,7 +46,9 @@ class Trainer:
         self.state = TrainState(model, build_optimizers(model, self.config, CPU)[0], EMA(model, 0.9))
         self.sampler = SAMPLERS[self.config.layout](store, self.config.data, self.config.seed, self.config.global_batch_size)
         config = self.config
-        self.settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE)
+        self.settings = StepSettings(
+            config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE
+        )
 
     def batch(self):
         return materialise(self.sampler.sample(self.state.step), self.store, self.store.grid_table)
@@ -280,12 +282,31 @@ def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
     from dataset import store as datasets
 
     taken: set[bytes] = set()
-    tasks = {name: build_rules_dataset.generate("colour_permutation", name, count, taken, (3, 3), 3, 0) for name, count in (("test", 64), ("train", 16000))}
+    tasks = {
+        name: build_rules_dataset.generate("colour_permutation", name, count, taken, (3, 3), 3, 0)
+        for name, count in (("test", 64), ("train", 16000))
+    }
     datasets.write(
-        tmp_path / "d", tasks, ["test"], layout="fewshot", source="rules", seed=0, num_aug=0, max_grid_size=3, leaks=[], dropped_train_tasks=[]
+        tmp_path / "d",
+        tasks,
+        ["test"],
+        layout="fewshot",
+        source="rules",
+        seed=0,
+        num_aug=0,
+        max_grid_size=3,
+        leaks=[],
+        dropped_train_tasks=[],
     )
     store = datasets.load(tmp_path / "d")
-    options = ["arch.H_cycles=1", "arch.halt_max_steps=1", "arch.hidden_size=64", "arch.num_heads=4", "global_batch_size=64", "encoder.num_layers=1"]
+    options = [
+        "arch.H_cycles=1",
+        "arch.halt_max_steps=1",
+        "arch.hidden_size=64",
+        "arch.num_heads=4",
+        "global_batch_size=64",
+        "encoder.num_layers=1",
+    ]
     options += ["data.buckets=[3]", "data.augmentation=none", "data.query_sampling=test", "data.min_demos=3", "data.max_demos=3"]
     trainer = Trainer(store, *options, "lr=3e-3", "weight_decay=0.01", "train_steps=250")
     trainer.steps(250)

@@ -1,6 +1,8 @@
 """Metric sums between two log lines, turned into means with their own denominators."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,18 +20,28 @@ class Meter:
 
     def add(self, result: StepResult, samples: int) -> None:
         """Take a step's metric sums; `samples` is the global batch size."""
-        for name, value in result.metrics.items():
-            self._sums[name] = self._sums.get(name, 0) + value
+        if result.updated:  # a skipped step's sums are not numbers
+            for name, value in result.metrics.items():
+                self._sums[name] = self._sums.get(name, 0) + value
         self._grad_norm = result.grad_norm
         self._steps += 1
         self._samples += samples
         self._skipped += not result.updated
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep what happens inside (evaluation, saving) out of the training speed."""
+        before = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - before
+
     def read(self) -> dict[str, float]:
         """Means over all processes since the last call, which start anew."""
         names = sorted(self._sums)
-        totals = distributed.sum_tensor(torch.stack([torch.as_tensor(self._sums[name], dtype=torch.float64) for name in names]))
-        sums = dict(zip(names, totals.tolist(), strict=True))
+        sums = {"count": 0.0}
+        if names:
+            totals = torch.stack([self._sums[name].double() for name in names])
+            sums = dict(zip(names, distributed.sum_tensor(totals).tolist(), strict=True))
         seconds = time.perf_counter() - self._start
         values = {f"train/{name}": _mean(sums, name) for name in names if name not in ("rows", "count")}
         values |= {

@@ -1,8 +1,9 @@
 """Optimisers: AdamATan2 for the network, sign-SGD for the rows of the puzzle table."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor, nn
 
 from config.base import Config
@@ -16,18 +17,21 @@ except ImportError:
     FusedAdamATan2 = None
 
 
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class OptimConfig(Config):
     """Learning rates, decay and schedule. lr_min_ratio 1 keeps the rate constant after the warm-up."""
 
-    lr: float
-    lr_min_ratio: float
-    lr_warmup_steps: int
-    beta1: float
-    beta2: float
-    weight_decay: float
-    puzzle_emb_lr: float
-    puzzle_emb_weight_decay: float
-    grad_clip_norm: float | None
+    lr: NonNegative
+    lr_min_ratio: Annotated[float, Field(ge=0, le=1)]
+    lr_warmup_steps: NonNegativeInt
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: NonNegative
+    puzzle_emb_lr: NonNegative
+    puzzle_emb_weight_decay: NonNegative
+    grad_clip_norm: PositiveFloat | None
 
 
 class AdamATan2(torch.optim.Optimizer):

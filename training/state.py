@@ -1,10 +1,10 @@
 """Everything of a run that changes: what a checkpoint holds and what a resume restores."""
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,18 +27,19 @@ class TrainState:
     step: int = 0
     carries: dict[Cell, Carry] = field(default_factory=dict)
 
-    def save(self, folder: Path, world: World, info: dict[str, Any], keep: int) -> Path:
+    def save(self, folder: Path, world: World, info: dict[str, Any], trained_pairs: np.ndarray, keep: int) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         weights = {"raw": self.model.state_dict()}
         if self.ema:
             weights["ema"] = {**weights["raw"], **self.ema.shadow}
-        carries = [{"cell": tuple(cell), **dataclasses.asdict(carry)} for cell, carry in self.carries.items()]
+        carries = [{"cell": tuple(cell), **vars(carry)} for cell, carry in self.carries.items()]
         return checkpoint.save(
             folder,
             self.step,
             world,
             weights=weights,
-            training={"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]},
+            shared={"training": {"optimizers": optimizers}, "trained_pairs": torch.from_numpy(trained_pairs.view(np.int64))},
             rank_state={"carries": carries, "rng": torch.get_rng_state()},
             info=info,
             keep=keep,

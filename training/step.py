@@ -61,7 +61,10 @@ def act_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepRes
     loss, metrics = act_loss(output, settings.objective)
     (loss / settings.global_batch_size).backward()
     result = update(state, metrics, settings)
-    state.carries[batch.cell] = output.carry
+    if result.updated:
+        state.carries[batch.cell] = output.carry
+    else:  # a state that broke the arithmetic once would break it at every following step
+        state.carries.pop(batch.cell, None)
     return result
 
 

@@ -2,7 +2,8 @@
 
     model.safetensors   raw weights            ema.safetensors   averaged weights (when EMA is on)
     training.pt         optimisers             rank_<r>.pt       carry and random state of each process
-    info.json           step, configuration, data, metrics, versions, git commit
+    trained_pairs.pt    fingerprints of the pairs that were trained on
+    info.json           step, configuration, data, versions, git commit
 
 Nothing here knows what a model is. Tensors are loaded with `weights_only`; a directory without info.json is no checkpoint.
 """
@@ -35,12 +36,14 @@ def save(
     world: World,
     *,
     weights: dict[str, dict[str, Tensor]],
-    training: dict[str, Any],
+    shared: dict[str, Any],
     rank_state: dict[str, Any],
     info: dict[str, Any],
     keep: int,
 ) -> Path:
     """Write `folder/step_<step>` from all processes together and delete all but the `keep` newest.
+
+    `shared` values are written by the first process, each as `<name>.pt`; `rank_state` by every process.
 
     Raises `UserError` when it cannot be written (disk full, read-only); older checkpoints stay untouched.
     """
@@ -59,14 +62,15 @@ def save(
         if world.is_main:
             for name, tensors in weights.items():
                 save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / WEIGHTS[name])
-            torch.save(training, temporary / "training.pt")
+            for name, value in shared.items():
+                torch.save(value, temporary / f"{name}.pt")
             write_json(temporary / "info.json", {"format": FORMAT, "step": step, "world_size": world.size, **info}, indent=1)
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
         problem = problem or str(error).splitlines()[0]
     problems = [text for text in distributed.gather_objects(problem) if text]
     if not problems and world.is_main:
         replace_directory(temporary, target)
-        for old in _steps(folder)[:-keep]:
+        for old in [path for path in _steps(folder) if path != target][: -(keep - 1) or None]:
             shutil.rmtree(old, ignore_errors=True)
     elif world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)

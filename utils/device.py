@@ -5,29 +5,29 @@ import platform
 
 import torch
 
+from utils.distributed import World
 from utils.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
-def choose_device(name: str, local_rank: int) -> torch.device:
+def choose_device(name: str, world: World) -> torch.device:
     """`auto` takes the local rank's GPU where there is one, else the CPU. Raises `UserError` when a named device is absent."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda":
         if not torch.cuda.is_available():
             raise UserError("device=cuda, but PyTorch finds no usable GPU; use device=cpu or device=auto")
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"process {local_rank} of this machine has no GPU: PyTorch finds {torch.cuda.device_count()}")
-        torch.cuda.set_device(local_rank)
-        torch.set_float32_matmul_precision("high")
-        return torch.device("cuda", local_rank)
+        if world.local_size > torch.cuda.device_count():
+            raise UserError(f"{world.local_size} processes on this machine, but PyTorch finds {torch.cuda.device_count()} GPU(s)")
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
     keep_freed_memory()
     return torch.device("cpu")
 
 
 def keep_freed_memory() -> None:
-    """Stop glibc from handing large buffers back to the kernel after every operation; on the CPU the page faults are a large share of a step."""
+    """Stop glibc from handing large buffers back to the kernel after every operation: page faults are a large share of a CPU step."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)

@@ -14,9 +14,16 @@ from torch import Tensor
 class World:
     """This process among its peers: global rank, number of processes, and the rank on this machine."""
 
-    rank: int
-    size: int
-    local_rank: int
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """What torchrun's variables say; a single process without them."""
+        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
     @property
     def is_main(self) -> bool:
@@ -24,12 +31,11 @@ class World:
         return self.rank == 0
 
 
-def start(device_type: str) -> World:
-    """Join the process group that torchrun's variables describe, if there is one."""
-    world = World(*(int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))))
+def start(world: World, device: torch.device) -> None:
+    """Join the process group, if there are several processes. On CUDA, tensors on the host travel by gloo."""
     if world.size > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    return world
+        on_gpu = device.type == "cuda"
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
 
 
 def close() -> None:
@@ -45,13 +51,11 @@ def barrier() -> None:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum the gradients of all processes in place, as one flat message. A parameter without a gradient counts as zero."""
+    """Sum the gradients of all processes in place, as one flat message. Which parameters have one is the same everywhere,
+    since every process runs the same model."""
     if not dist.is_initialized():
         return
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
     dist.all_reduce(flat)
     for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):

@@ -22,7 +22,7 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def reports_user_errors(main: Callable) -> Callable:
-    """Decorator for entry points: print a `UserError` on rank 0 as `error: ...` and exit with code 2."""
+    """Decorator for entry points: print a `UserError` once per machine as `error: ...` and exit with code 2."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -32,11 +32,14 @@ def reports_user_errors(main: Callable) -> Callable:
             message = f"error: {error}"
         except KeyboardInterrupt:
             message = "interrupted"
+        except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return None
         except OSError as error:
             if error.errno is None or error.filename is None:
                 raise
             message = f"error: {error.strerror}: {error.filename}"
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             print(message, file=sys.stderr)
         sys.exit(2)
 

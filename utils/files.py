@@ -47,8 +47,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def directory_written_whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary directory beside `path` that takes its place on success and disappears on failure."""
+def directory_written_whole(path: Path, marker: str) -> Iterator[Path]:
+    """Yield a temporary directory beside `path` that takes its place on success and disappears on failure.
+
+    An existing folder is replaced only if it holds the file `marker`, that is, if it is an older one of the same kind.
+    """
+    path = path.resolve()
+    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists and was not written by this command (it has no {marker}); choose another folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,15 +1,17 @@
 """Where a run's numbers go: metrics.jsonl always, the console's progress bar, wandb when asked for."""
 
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
 from config.base import Config
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import write_atomically
 
 
 class LoggingConfig(Config):
@@ -27,7 +29,7 @@ class RunLogger:
         self.wandb = None
         if not self.active:
             return
-        self.file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self.file = _open_from(folder / "metrics.jsonl", start)
         self.bar = tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, disable=not config.progress, file=sys.stderr, mininterval=0.5
         )
@@ -38,7 +40,7 @@ class RunLogger:
         """Record `values` under `step`."""
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.write(json.dumps({"step": step, **{name: _finite(value) for name, value in values.items()}}, allow_nan=False) + "\n")
         self.file.flush()
         if self.wandb:
             self.wandb.log(values, step=step)
@@ -64,9 +66,23 @@ class RunLogger:
                 self.wandb.finish()
 
 
+def _open_from(path: Path, step: int) -> TextIO:
+    """The file, open for appending, without lines beyond `step`, which a killed run wrote and a resumed one will write again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+    if len(kept) < len(lines):
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+    return path.open("a", encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN or infinity: None."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _start_wandb(mode: str, folder: Path, project: str, name: str, settings: dict):
     try:
         import wandb
     except ImportError:
         raise UserError("logging.wandb asks for wandb, which is not installed: pip install wandb, or logging.wandb=disabled") from None
-    return wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, resume="allow")
+    return wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=name, resume="allow")

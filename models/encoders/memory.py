@@ -9,19 +9,18 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
-from config.base import Config
 from dataset.canvas import PAD, VOCAB_SIZE
-from models.context import Context, ContextModule
+from models.context import Context, ContextModule, EncoderConfig
 from models.layers import AttentionBlock, Embedding, keys_mask, rotary_square, truncated_normal
 
 if TYPE_CHECKING:
     from models.trm import ArchConfig
 
 
-class MemoryEncoderConfig(Config):
+class MemoryEncoderConfig(EncoderConfig):
     """num_layers: transformer blocks over each demonstration.
 
     placement: `memory` gives the tokens as extra keys and values, computed once per ACT step; `prefix` makes them part
@@ -29,14 +28,16 @@ class MemoryEncoderConfig(Config):
     """
 
     name: Literal["memory"]
-    num_layers: int
+    num_layers: NonNegativeInt
     placement: Literal["memory", "prefix"]
 
-    @model_validator(mode="after")
-    def _check(self) -> "MemoryEncoderConfig":
-        if self.num_layers < 0:
-            raise ValueError(f"encoder.num_layers must be >= 0, found {self.num_layers}")
-        return self
+    @property
+    def gives_memory(self) -> bool:
+        return self.placement == "memory"
+
+    @property
+    def prefix_grows(self) -> bool:
+        return self.placement == "prefix"
 
 
 class MemoryEncoder(ContextModule):

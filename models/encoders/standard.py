@@ -9,12 +9,11 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from config.base import Config
 from dataset.canvas import PAD, VOCAB_SIZE
-from models.context import Context, ContextModule
+from models.context import Context, ContextModule, EncoderConfig
 from models.layers import (
     AttentionBlock,
     CrossAttention,
@@ -32,24 +31,17 @@ if TYPE_CHECKING:
     from models.trm import ArchConfig
 
 
-class StandardEncoderConfig(Config):
+class StandardEncoderConfig(EncoderConfig):
     """num_layers: blocks over each pair. set_layers: cross-attention blocks over the demonstrations.
 
     pooling_method: how a pair's cells become one vector. output_tokens: P, learnable queries, the context's length.
     """
 
     name: Literal["standard"]
-    num_layers: int
-    set_layers: int
+    num_layers: PositiveInt
+    set_layers: PositiveInt
     pooling_method: Literal["mean", "attention", "weighted"]
-    output_tokens: int
-
-    @model_validator(mode="after")
-    def _check(self) -> "StandardEncoderConfig":
-        for name in ("num_layers", "set_layers", "output_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"encoder.{name} must be at least 1, found {getattr(self, name)}")
-        return self
+    output_tokens: PositiveInt
 
 
 class MeanPool(nn.Module):
