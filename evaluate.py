@@ -36,7 +36,8 @@ def run(config: EvaluateConfig) -> None:
     if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
         raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
 
-    limits = [limit for limit in (config.max_eval_groups, data.max_eval_groups) if limit is not None]
+    trained_on = data.max_eval_groups if config.split == "test" else data.max_train_groups
+    limits = [limit for limit in (config.max_eval_groups, trained_on) if limit is not None]
     trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
     started = time.monotonic()
     with tqdm(unit="view", disable=not world.is_main, desc="views", leave=False, file=sys.stderr) as bar:

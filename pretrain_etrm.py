@@ -17,7 +17,7 @@ from dataset.batch import materialise
 from dataset.canvas import VOCAB_SIZE
 from dataset.samplers import SAMPLERS
 from dataset.store import Store
-from evaluation.evaluate import evaluate
+from evaluation.evaluate import Evaluation, evaluate
 from models.trm import DataSizes, build_model, count_parameters
 from training.ema import EMA
 from training.meter import Meter
@@ -184,9 +184,10 @@ def log_evaluation(
 ) -> None:
     """Score the evaluation tasks with the averaged weights."""
 
-    def run():
+    def run() -> Evaluation:
+        limit, trained = config.data.max_eval_groups, sampler.trained_pairs
         return evaluate(
-            state.model, store, config.data, config.evaluation, device, world, seed=config.seed, max_tasks=config.data.max_eval_groups
+            state.model, store, config.data, config.evaluation, device, world, seed=config.seed, trained_pairs=trained, max_tasks=limit
         )
 
     if state.ema:

@@ -39,11 +39,11 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
     def checked_job(composed: DictConfig) -> None:
         job(validate(schema, composed))
 
-    name, overrides = _config_name(arguments) or config_name, [argument for argument in arguments if "=" in argument and argument[0] != "-"]
-    if not {"-m", "--multirun"} & set(arguments):  # a sweep's values are no valid single values
-        overrides, given = compose(name, overrides)[1], overrides
-        arguments = [dict(zip(given, overrides, strict=True)).get(argument, argument) for argument in arguments]
-    sys.argv[1:] = arguments + _QUIET
+    overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    flags = [argument for argument in arguments if argument not in overrides]
+    if not {"-m", "--multirun"} & set(flags):  # a sweep's values are no valid single values
+        overrides = compose(_config_name(flags) or config_name, overrides)[1]
+    sys.argv[1:] = [*flags, *overrides, *_QUIET]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_job)()
 
 

@@ -27,16 +27,26 @@ from utils.errors import UserError
         (["logging.wandb=onlin"], "did you mean 'online'"),
         (["arch.hidden_size=100", "arch.num_heads=8"], "arch.hidden_size=100 is not divisible by arch.num_heads=8"),
         (["arch.num_heads=256"], "needs hidden_size / num_heads divisible by 4"),
-        (["arch.H_cycles=0"], "arch.H_cycles must be at least 1"),
+        (["arch.H_cycles=0"], "arch.H_cycles=0: input should be greater than 0"),
         (["data.buckets=[10,6]"], "ascending canvas sides"),
-        (["data.min_demos=5", "data.max_demos=2"], "data.min_demos must be 1..data.max_demos"),
-        (["global_batch_size=0"], "global_batch_size must be at least 1"),
+        (["data.min_demos=5", "data.max_demos=2"], "data.min_demos=5 is larger than data.max_demos=2"),
+        (["global_batch_size=0"], "global_batch_size=0: input should be greater than 0"),
         (["arch=trm", "encoder=memory"], "encoder cannot be chosen"),
         (["arch=trm"], "set data.augmentation to table or none"),
         (["arch.pos_encodings=rope"], "needs one canvas size"),
         (["arch.mlp_t=true"], "has no attention to rotate"),
-        (["ema_rate=1.5"], "ema_rate must be within 0..1"),
-        (["encoder=standard", "encoder.output_tokens=0"], "encoder.output_tokens must be at least 1"),
+        (["arch.mlp_t=true", "arch.pos_encodings=none", "data.canvas=full"], "no attention that could read the memory of encoder=memory"),
+        (["arch.pos_encodings=learned", "data.canvas=full", "encoder.placement=prefix"], "needs a state of fixed length"),
+        (["arch.pos_encodings=rope", "data.canvas=full", "arch.hidden_size=48", "arch.num_heads=8"], "divisible by 4"),
+        (["arch.num_heads=0"], "arch.num_heads=0: input should be greater than 0"),
+        (["evaluation.num_views=0"], "evaluation.num_views=0"),
+        (["evaluation.pass_ks=[]"], "evaluation.pass_ks"),
+        (["lr=nan"], "lr=nan"),
+        (["seed=-1"], "seed=-1"),
+        (["data.max_train_groups=-1"], "data.max_train_groups=-1"),
+        (["run_name=../../x"], "run_name=../../x"),
+        (["ema_rate=1.5"], "ema_rate=1.5: input should be less than 1"),
+        (["encoder=standard", "encoder.output_tokens=0"], "output_tokens=0: input should be greater than 0"),
         (["no equals sign"], "overrides have the form key=value"),
     ],
 )
@@ -47,6 +57,14 @@ def test_a_mistake_names_itself_and_the_nearest_valid_word(overrides, words):
 
 def test_a_needless_plus_is_accepted():
     assert compose.load(PretrainConfig, "pretrain", ["+run_name=x", "+arch.L_cycles=6"]).arch.L_cycles == 6
+
+
+def test_a_sweep_over_values_runs_every_one(fewshot, tmp_path):
+    from tests.test_training import arguments_for
+
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=1", "run_name=s\\,${seed}"), "-m", "seed=0,1")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/checkpoints/step_1"))) == 2
 
 
 def test_a_required_value_is_asked_for():

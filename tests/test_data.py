@@ -1,6 +1,7 @@
 """The store, leaks, samplers and the evaluation set."""
 
 import hashlib
+import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 
 from dataset import store as datasets
-from dataset.batch import DataConfig, materialise
+from dataset.batch import DataConfig, materialise, task_sides
 from dataset.build_arc_dataset import build, parse_arguments
+from dataset.build_rules_dataset import generate
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from dataset.leaks import find_leaks
 from dataset.samplers import SAMPLERS, EpisodeSampler
+from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from tests.conftest import load_config, random_task, run, write_store
 from utils.errors import UserError
@@ -189,6 +192,28 @@ def test_shuffled_demonstrations_come_from_another_task_and_query_only_hides_the
     assert all(not part.samples.demo_mask.any() for part in hidden.batches(4))
 
 
+def test_a_task_without_a_fitting_donor_is_left_out_of_the_shuffled_control(fewshot):
+    alone = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, "shuffled_demonstrations", max_tasks=1)
+    assert not any(alone.asked) and not list(alone.batches(1))
+
+
+def test_training_and_evaluation_tasks_choose_their_canvas_by_the_same_rule(tmp_path):
+    """Otherwise the canvas would tell the size of the answer in training."""
+    small, large = np.ones((2, 2), np.uint8), np.ones((5, 5), np.uint8)
+    task = Task("t", (Pair(small, small),), (Pair(small, large),))
+    for split in ("a", "b"):
+        tasks = {split: [task], "ab".replace(split, ""): [Task("other", (Pair(large, large),), (Pair(large, small),))]}
+        folder = tmp_path / split
+        datasets.write(
+            folder, tasks, ["b"], layout="fewshot", source="x", seed=0, num_aug=0, max_grid_size=5, leaks=[], dropped_train_tasks=[]
+        )
+        store = datasets.load(folder)
+        sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=3)), strict=True))
+        assert sides == {"t": 5, "other": 8}
+    sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=1)), strict=True))
+    assert sides["t"] == 3
+
+
 def test_truncated_demonstrations_are_reported(fewshot):
     questions = EvaluationSet(fewshot, config_for(fewshot, max_demos=2), "test", 1, 0)
     assert questions.truncated and all(len(query.demos) <= 2 for query in questions.queries)
@@ -203,6 +228,35 @@ def test_an_answer_larger_than_the_canvas_is_known_to_be_a_miss(tmp_path):
 def test_limits_take_the_first_tasks(fewshot):
     assert len(fewshot.tasks_of("train", 2)) == 2
     assert len(EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, max_tasks=2).tasks) == 2
+
+
+def test_a_table_of_augmentations_must_exist(tmp_path):
+    store = write_store(tmp_path / "d", num_aug=0)
+    with pytest.raises(UserError, match="stores no augmentations"):
+        EpisodeSampler(store, config_for(store, augmentation="table"), 0, 4)
+
+
+def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
+    (tmp_path / "notes.txt").write_text("keep me")
+    with pytest.raises(UserError, match="was not written by this command"):
+        write_store(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "keep me"
+    write_store(tmp_path / "d")
+    write_store(tmp_path / "d", seed=1)
+
+
+def test_generated_rules_are_determined_new_and_bounded(tmp_path):
+    options = ("-m", "dataset.build_rules_dataset", "--train-tasks", "300", "--test-tasks", "50", "--min-side", "1", "--max-side", "2")
+    done = run(*options, "--demonstrations", "1", "--output-dir", str(tmp_path / "d"))
+    assert done.returncode == 0, done.stderr
+    store = datasets.load(tmp_path / "d")
+    train, test = ([store.task(int(t)) for t in store.tasks_of(split)] for split in ("train", "test"))
+    assert find_leaks(train, test, "fewshot") == [] and len(test) == 50 and 0 < len(train) < 300
+    for task in train + test:
+        shown = {0} | {int(c) for pair in task.demonstrations for c in np.unique(pair.input)}
+        assert set(np.unique(task.queries[0].input).tolist()) <= shown
+    with pytest.raises(UserError, match="ask for fewer tasks"):
+        generate("colour_permutation", "train", 10, {bytes([0, *p]) for p in itertools.permutations(range(1, 10))}, (2, 2), 1, 0)
 
 
 def test_the_build_leaves_nothing_behind_when_it_fails(tmp_path: Path):

@@ -9,6 +9,7 @@ import torch
 
 from dataset import augment, canvas
 from dataset.batch import materialise
+from dataset.task import Pair, Task
 from evaluation import inference
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Answered, score, wilson
@@ -122,6 +123,43 @@ def test_the_answers_do_not_depend_on_batch_or_world_size(trained, world, batch,
         assert one["top1_pred_hash"] == other["top1_pred_hash"] and one["num_votes"] == other["num_votes"]
 
 
+def test_the_protocol_follows_from_what_the_model_has_seen(trained, fewshot, tmp_path):
+    """The training tasks as the evaluation set of another dataset, rotated and recoloured, are found out."""
+    colours = np.array([0, 2, 3, 4, 5, 6, 7, 8, 9, 1], np.uint8)
+
+    def moved(grid):
+        return augment.apply(grid, 1, colours)
+
+    tasks = {}
+    for index in fewshot.tasks_of("train")[:2]:
+        task = fewshot.task(int(index))
+        pairs = [Pair(moved(pair.input), moved(pair.output)) for pair in task.pairs]
+        tasks[f"renamed{index}"] = Task("x", tuple(pairs[:1]), tuple(pairs[1:2])).to_json()
+    (tmp_path / "tasks.json").write_text(json.dumps(tasks))
+    assert (
+        run("-m", "dataset.build_arc_dataset", "--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")).returncode
+        == 0
+    )
+    done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=1", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path / "e")[0]
+    assert results["protocol"] == "transductive" and "2 of the 2 tasks share a pair with the training data" in results["notes"][0]
+
+
+def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "notes.txt").write_text("keep me")
+    common = ("evaluate.py", f"checkpoint={trained}", "num_views=1", "controls=[]")
+    done = run(*common, f"output_dir={tmp_path / 'precious'}")
+    assert done.returncode == 2 and "was not written by this command" in done.stderr
+    assert (tmp_path / "precious" / "notes.txt").read_text() == "keep me"
+    for options in ((), ("report=false",)):
+        assert run(*common, f"output_dir={tmp_path / 'e'}", *options).returncode == 0
+    assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["per_example.jsonl", "results.json", "submission.json"]
+    done = run(*common)
+    assert (trained / "evaluations" / "step_3-ema-test" / "results.json").is_file() and done.returncode == 0
+
+
 def test_training_tasks_are_scored_as_transductive(trained, tmp_path):
     done = run("evaluate.py", f"checkpoint={trained}", "split=train", "num_views=1", "controls=[]", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
@@ -195,8 +233,9 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
     monkeypatch.setattr(inference, "materialise", remember)
     monkeypatch.setattr(inference, "act_step", answer)
     settings = config.evaluation.model_copy(update={"num_views": 5, "controls": ["copy_input"]})
-    for split in ("test", "train"):
-        result = evaluate(model, fewshot, config.data, settings, CPU, ALONE, seed=0, split=split)
+    trained_pairs = trainer.sampler.trained_pairs
+    for split, protocol in (("test", "inductive"), ("train", "transductive")):
+        result = evaluate(model, fewshot, config.data, settings, CPU, ALONE, seed=0, trained_pairs=trained_pairs, split=split)
         assert result.metrics()["tasks_solved@1"] == result.metrics()["ARC/single_view"] == 1.0
-        assert result.metrics()["ARC/pass@1/copy_input"] == 0.0
+        assert result.metrics()["ARC/pass@1/copy_input"] == 0.0 and result.protocol == protocol
         assert all(record["top1_correct"] and record["num_votes"] == 5 for record in result.records)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -31,7 +32,8 @@ from utils import checkpoint
 from utils.distributed import World
 from utils.errors import UserError
 
-ALONE = World(0, 1, 0)
+ALONE = World()
+NO_PAIRS = np.zeros(0, np.uint64)
 CPU = torch.device("cpu")
 
 
@@ -168,7 +170,7 @@ def test_a_checkpoint_restores_everything(layout, fewshot, puzzle, tmp_path):
     store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
     whole = Trainer(store)
     whole.steps(4)
-    path = whole.state.save(tmp_path, ALONE, {}, keep=2)
+    path = whole.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
     expected = whole.steps(4)
     resumed = Trainer(store, "seed=0")
     resumed.state.load(path, ALONE, CPU)
@@ -182,7 +184,7 @@ def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot,
     trainer = Trainer(fewshot)
     for _ in range(3):
         trainer.steps(1)
-        trainer.state.save(tmp_path, ALONE, {}, keep=2)
+        trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_2", "step_3"]
     trainer.steps(1)
 
@@ -191,7 +193,7 @@ def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot,
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(UserError, match="No space left on device; earlier checkpoints are intact"):
-        trainer.state.save(tmp_path, ALONE, {}, keep=2)
+        trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_2", "step_3"]
     assert checkpoint.latest(tmp_path).name == "step_3"
 
