@@ -16,7 +16,7 @@ demo: setup
 	PYTHON=$(BIN)/python bash experiments/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 lint: setup
 	$(BIN)/ruff check .

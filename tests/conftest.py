@@ -31,7 +31,7 @@ TINY = [
     "device=cpu",
 ]
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests run side by side
 
 
 def random_task(rng: np.random.Generator, task_id: str, demonstrations: int = 3, queries: int = 1, side: int = 5) -> Task:
