@@ -17,10 +17,10 @@ from utils.errors import UserError, nearest, reports_user_errors
 
 CONFIG_DIR = Path(__file__).resolve().parent
 T = TypeVar("T", bound=Config)
-# Hydra neither changes the working directory nor writes files of its own: a run's folder is the run's business.
+# Hydra does not change the working directory and writes no files of its own (a sweep: its description, in outputs/).
 _QUIET = [
     "hydra.run.dir=.",
-    "hydra.sweep.dir=.",
+    "hydra.sweep.dir=outputs",
     "hydra.sweep.subdir=.",
     "hydra.output_subdir=null",
     "hydra/job_logging=disabled",
