@@ -15,7 +15,7 @@ from config.schema import PretrainConfig
 from dataset import store as datasets
 from dataset.batch import materialise
 from dataset.canvas import VOCAB_SIZE
-from dataset.samplers import SAMPLERS
+from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation.evaluate import Evaluation, evaluate
 from models.trm import DataSizes, build_model, count_parameters
@@ -92,7 +92,7 @@ def loop(
     config: PretrainConfig,
     settings: StepSettings,
     store: Store,
-    sampler,
+    sampler: Sampler,
     logger: RunLogger,
     device: torch.device,
     info: dict,
@@ -180,7 +180,7 @@ def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
 
 
 def log_evaluation(
-    logger: RunLogger, state: TrainState, store: Store, sampler, config: PretrainConfig, device: torch.device, world: World
+    logger: RunLogger, state: TrainState, store: Store, sampler: Sampler, config: PretrainConfig, device: torch.device, world: World
 ) -> None:
     """Score the evaluation tasks with the averaged weights."""
 
@@ -210,7 +210,7 @@ def model_line(info: dict) -> str:
     return f"{config['arch']['name']}: core {parameters['core']:,} parameters{encoder}{rows}"
 
 
-def data_line(sampler) -> str:
+def data_line(sampler: Sampler) -> str:
     """How many tasks train on which canvases."""
     tasks = len({task for choice in sampler.choices.values() for task in choice.tasks.tolist()})
     sides = sorted({cell.side for cell in sampler.cells})

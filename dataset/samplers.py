@@ -42,7 +42,7 @@ class _Choice:
         return self.tasks[np.searchsorted(self.cumulative, rng.random(count), side="right")]
 
 
-class _Sampler:
+class Sampler:
     """What both samplers share: which tasks train, on which canvas, and how a step draws cell, tasks and views."""
 
     def __init__(self, store: Store, config: DataConfig, seed: int, global_batch_size: int, rank: int = 0, world: int = 1):
@@ -124,7 +124,7 @@ class _Sampler:
         return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
 
 
-class EpisodeSampler(_Sampler):
+class EpisodeSampler(Sampler):
     """Few-shot episodes: a query and K demonstrations of the same task.
 
     `query_sampling: any` takes any labelled pair as query and K of the others as demonstrations (leave-one-out);
@@ -164,7 +164,7 @@ class EpisodeSampler(_Sampler):
         return Samples(cell, query, demos, np.ones_like(demos, dtype=bool), transform, colours, offset, identifier)
 
 
-class PuzzleSampler(_Sampler):
+class PuzzleSampler(Sampler):
     """Single pairs with a puzzle identifier (TRM): all pairs of training tasks, the demonstrations of evaluation tasks."""
 
     def _training_tasks(self) -> np.ndarray:
@@ -210,4 +210,4 @@ def _labelled_pairs(store: Store, task: int) -> np.ndarray:
     return pairs[store.pair_output[pairs] >= 0]
 
 
-SAMPLERS = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler}
+SAMPLERS: dict[str, type[Sampler]] = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler}
