@@ -6,6 +6,7 @@ demonstration slot is ever empty, and every task is equally likely.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -78,7 +79,7 @@ class Sampler:
         tasks, weight = (np.array(column) for column in zip(*weights, strict=True))
         return _Choice(tasks, np.append(np.cumsum(weight)[:-1] / weight.sum(), 1.0))
 
-    @property
+    @cached_property
     def trained_pairs(self) -> np.ndarray:
         """Fingerprints of every pair that training can show, to tell later what a model has seen."""
         tasks = np.unique(np.concatenate([choice.tasks for choice in self.choices.values()]))
