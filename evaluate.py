@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from config.compose import launch
-from config.schema import LAYOUT_OF, EvaluateConfig
+from config.schema import LAYOUTS_OF, EvaluateConfig
 from dataset import store as datasets
 from dataset.batch import DataConfig
 from evaluation.evaluate import Evaluation, evaluate, write_files
@@ -32,7 +32,7 @@ def run(config: EvaluateConfig) -> None:
     path = checkpoint.resolve(config.checkpoint)
     model, info = load_checkpoint(path, config.weights)
     data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
-    store = datasets.load(data.path, LAYOUT_OF[info["config"]["arch"]["name"]])
+    store = datasets.load(data.path, *LAYOUTS_OF[info["config"]["arch"]["name"]])
     if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
         raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
 
@@ -90,11 +90,10 @@ def output_folder(config: EvaluateConfig, path: Path, step: int, data_path: str)
 
 def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
     """The scores as text: one line per control, with intervals, denominator and protocol."""
-    shown = [
-        "ARC/single_view",
-        *(f"ARC/pass@{k}" for k in config.pass_ks[:2]),
-        f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}",
-    ]
+    metrics = list(dict.fromkeys(score.metric for score in evaluation.scores))
+    last = f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}"
+    arc = ["ARC/single_view", *(f"ARC/pass@{k}" for k in config.pass_ks[:2]), last]
+    shown = arc if arc[0] in metrics else metrics
     counts = evaluation.counts
     lines = [
         f"protocol {evaluation.protocol}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "

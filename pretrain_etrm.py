@@ -14,7 +14,6 @@ from config.compose import launch
 from config.schema import PretrainConfig
 from dataset import store as datasets
 from dataset.batch import materialise
-from dataset.canvas import VOCAB_SIZE
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation.evaluate import Evaluation, evaluate
@@ -37,6 +36,8 @@ RESUMABLE_DIFFERENCES = {
     *("resume", "logging", "evaluation", "device", "output_dir", "run_name", "project_name"),
 }
 
+SHOWN_SCORES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy")
+
 
 def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
@@ -45,8 +46,8 @@ def train(config: PretrainConfig) -> None:
     distributed.start(world, device)
     folder = Path(config.output_dir) / config.name
 
-    store = datasets.load(config.data.path, config.layout)
-    sampler = SAMPLERS[config.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
+    store = datasets.load(config.data.path, *config.layouts)
+    sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
 
     torch.manual_seed(config.seed)
     model = build_model(config.arch, data_sizes(store, config), config.encoder).to(device)
@@ -129,7 +130,7 @@ def loop(
 def data_sizes(store: Store, config: PretrainConfig) -> DataSizes:
     """What the dataset and the canvas decide about the model."""
     sides = config.data.sides
-    return DataSizes(VOCAB_SIZE, store.metadata.num_puzzle_identifiers, sides[0] ** 2 if len(sides) == 1 else None)
+    return DataSizes(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, sides[0] ** 2 if len(sides) == 1 else None)
 
 
 def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World, device: torch.device) -> None:
@@ -196,10 +197,9 @@ def log_evaluation(
     else:
         result = run()
     logger.log(state.step, {**result.metrics(), "protocol": result.protocol, **{f"eval/{name}": n for name, n in result.counts.items()}})
-    passes = ", ".join(
-        f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in result.scores if s.metric in ("ARC/pass@1", "ARC/pass@2")
-    )
-    logger.say(f"step {state.step}: {result.protocol}, {result.counts['tasks']} tasks: {passes}")
+    shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
+    values = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
+    logger.say(f"step {state.step}: {result.protocol}, {result.counts['tasks']} tasks: {values}")
 
 
 def model_line(info: dict) -> str:

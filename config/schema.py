@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
 from dataset.batch import DataConfig
+from dataset.store import Layout
 from evaluation.evaluate import EvaluationConfig
 from models.context import EncoderConfig
 from models.encoders import ENCODERS
@@ -14,7 +15,7 @@ from training.optim import OptimConfig
 from training.step import ModeConfig
 from utils.logging import LoggingConfig
 
-LAYOUT_OF = {"trm": "puzzle", "etrm": "fewshot"}
+LAYOUTS_OF: dict[str, tuple[Layout, ...]] = {"trm": ("puzzle", "pairs"), "etrm": ("fewshot",)}
 
 
 class PretrainConfig(OptimConfig):
@@ -59,8 +60,6 @@ class PretrainConfig(OptimConfig):
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
         if self.arch.name == "trm" and self.encoder is not None:
             raise ValueError("arch=trm knows its task through the puzzle embedding and takes no encoder")
-        if self.arch.name == "trm" and self.data.augmentation == "random":
-            raise ValueError("arch=trm has one learned row per stored augmentation; set data.augmentation to table or none")
         what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"
         if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")
@@ -74,9 +73,9 @@ class PretrainConfig(OptimConfig):
         return self
 
     @property
-    def layout(self) -> str:
-        """The dataset layout this architecture trains on."""
-        return LAYOUT_OF[self.arch.name]
+    def layouts(self) -> tuple[Layout, ...]:
+        """The dataset layouts this architecture trains on."""
+        return LAYOUTS_OF[self.arch.name]
 
     @property
     def name(self) -> str:

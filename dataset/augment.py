@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dataset.task import NUM_COLOURS, Pair, Task
+from dataset.task import MAX_SIDE, NUM_COLOURS, Pair, Task
 
 NAME_SEPARATOR = "|||"
 IDENTITY_COLOURS = np.arange(NUM_COLOURS, dtype=np.uint8)
@@ -23,6 +23,9 @@ _DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda grid: grid.swapaxes(-2, -1),
     lambda grid: np.rot90(grid, 1, axes=(-2, -1))[..., ::-1],  # transpose along the other diagonal
 )
+_FINGERPRINTED_AT_ONCE = 4096
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_TRANSFORM_NAMES = tuple(f"t{index}" for index in range(8))
 # Draws of a duplicate are retried this often per wanted augmentation before a puzzle counts as exhausted.
 RETRIES = 5
 
@@ -42,25 +45,47 @@ def invert(grid: np.ndarray, index: int, colours: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.argsort(colours).astype(np.uint8)[dihedral(grid, DIHEDRAL_INVERSE[index])])
 
 
-def name_of(task_id: str, index: int, colours: np.ndarray) -> str:
-    """The ancestors' identifier of an augmented puzzle; the unaugmented one is the bare task id."""
-    if index == 0 and np.array_equal(colours, IDENTITY_COLOURS):
-        return task_id
-    return f"{task_id}{NAME_SEPARATOR}t{index}{NAME_SEPARATOR}{''.join(map(str, colours))}"
+def names_of(task_id: str, dihedral: np.ndarray, colours: np.ndarray) -> list[str]:
+    """The ancestors' identifiers of a task's rows, dihedral (n,) and colours (n, 10); row 0, the identity, is the bare id."""
+    digits = (colours + ord("0")).tobytes().decode()
+    texts = (digits[i : i + NUM_COLOURS] for i in range(NUM_COLOURS, len(digits), NUM_COLOURS))
+    augmented = zip(dihedral[1:].tolist(), texts, strict=True)
+    return [task_id, *(f"{task_id}{NAME_SEPARATOR}t{index}{NAME_SEPARATOR}{text}" for index, text in augmented)]
 
 
 def parse_name(name: str) -> tuple[str, int, np.ndarray]:
-    """`(task id, dihedral, colours)` of an identifier."""
+    """`(task id, dihedral, colours)` of an identifier; `ValueError` if it is none."""
     if NAME_SEPARATOR not in name:
         return name, 0, IDENTITY_COLOURS
     task_id, transform, colours = name.rsplit(NAME_SEPARATOR, 2)
-    return task_id, int(transform[1:]), np.array([int(c) for c in colours], dtype=np.uint8)
+    if transform not in _TRANSFORM_NAMES or sorted(colours) != list("0123456789"):
+        raise ValueError(f"'{name}' is not a puzzle identifier")
+    return task_id, int(transform[1:]), np.frombuffer(colours.encode(), np.uint8) - ord("0")
+
+
+def identity_colours(count: int) -> np.ndarray:
+    """(count, 10) uint8: every colour maps to itself."""
+    return np.tile(IDENTITY_COLOURS, (count, 1))
+
+
+def colours_of(uniform: np.ndarray) -> np.ndarray:
+    """Permutations (n, 10) uint8 of the colours 1..9 from uniform numbers (n, 9); 0 keeps its place."""
+    order = uniform.argsort(axis=1).astype(np.uint8) + np.uint8(1)
+    return np.concatenate([np.zeros((len(uniform), 1), np.uint8), order], axis=1)
 
 
 def random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    """`count` permutations (count, 10) uint8 of the colours 1..9; 0 keeps its place."""
-    order = rng.random((count, NUM_COLOURS - 1)).argsort(axis=1) + 1
-    return np.concatenate([np.zeros((count, 1), np.uint8), order.astype(np.uint8)], axis=1)
+    """`count` random permutations (count, 10) uint8 of the colours 1..9."""
+    return colours_of(rng.random((count, NUM_COLOURS - 1)))
+
+
+def hashed_uniform(keys: np.ndarray, count: int) -> np.ndarray:
+    """(n, count) uniform numbers in [0, 1) that are a function of the integer keys (n, m) of each row."""
+    state = np.zeros(len(keys), np.uint64)
+    for column in keys.T.astype(np.uint64):
+        state = _mix(state + column + _GOLDEN)
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return (_mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
 
 
 def task_rng(seed: int, task_id: str) -> np.random.Generator:
@@ -73,38 +98,58 @@ def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     """The identity and up to `count` augmentations that give pairwise different puzzles.
 
     Returns dihedral (n,) uint8 and colours (n, 10) uint8, n <= count + 1: a symmetric or nearly colourless task has fewer.
+    Two augmentations count once when they give the same set of pairs (the original's rule), told by 64-bit hashes.
     """
-    transforms, colours = [0], [IDENTITY_COLOURS]
+    index, colours = np.zeros(1, np.uint8), IDENTITY_COLOURS[None]
     if count == 0:
-        return np.array(transforms, dtype=np.uint8), np.stack(colours)
-    seen = {_puzzle_key(task, 0, IDENTITY_COLOURS)}
+        return index, colours
+    hasher = _PuzzleHasher(task)
+    keys = hasher(index, colours)
     for _ in range(RETRIES):
-        if len(transforms) == count + 1:
+        index = np.concatenate([index, rng.integers(0, 8, count).astype(np.uint8)])
+        colours = np.concatenate([colours, random_colours(rng, count)])
+        keys = np.concatenate([keys, hasher(index[len(keys) :], colours[len(keys) :])])
+        first = np.sort(np.unique(keys, return_index=True)[1])[: count + 1]
+        index, colours, keys = index[first], colours[first], keys[first]
+        if len(keys) == count + 1:
             break
-        for index, permutation in zip(rng.integers(0, 8, count), random_colours(rng, count), strict=True):
-            key = _puzzle_key(task, index, permutation)
-            if key not in seen:
-                seen.add(key)
-                transforms.append(int(index))
-                colours.append(permutation)
-                if len(transforms) == count + 1:
-                    break
-    return np.array(transforms, dtype=np.uint8), np.stack(colours)
+    return index, colours
 
 
-def _puzzle_key(task: Task, index: int, colours: np.ndarray) -> bytes:
-    keys = sorted(_pair_key(pair, index, colours) for pair in task.pairs)
-    return hashlib.sha256(b"".join(keys)).digest()
+class _PuzzleHasher:
+    """64-bit keys of augmented puzzles without drawing them.
+
+    A grid's hash is the sum over its cells of position weight times colour value (mod 2^64), so per symmetry it is a
+    product of ten weight sums with the permuted colour values. A puzzle's key is the sum of its pairs' mixed hashes:
+    like the original's sorted list it does not depend on the order of the pairs.
+    """
+
+    _weights = np.random.default_rng(0).integers(0, 2**64, (2, MAX_SIDE, MAX_SIDE), dtype=np.uint64)
+    _values = np.random.default_rng(1).integers(0, 2**64, NUM_COLOURS, dtype=np.uint64)
+
+    def __init__(self, task: Task):
+        sums = np.zeros((8, len(task.pairs), NUM_COLOURS), np.uint64)  # per symmetry, pair and colour
+        shapes = np.zeros((8, len(task.pairs)), np.uint64)
+        for number, pair in enumerate(task.pairs):
+            for role, grid in enumerate((pair.input, pair.output)):
+                for index in range(8) if grid is not None else ():
+                    shown = dihedral(grid, index)
+                    weights = self._weights[role, : shown.shape[0], : shown.shape[1]]
+                    np.add.at(sums[index, number], shown, weights)
+                    shapes[index, number] = shapes[index, number] * 1024 + shown.shape[0] * 32 + shown.shape[1]
+        self.sums, self.shapes = sums, _mix(shapes)
+
+    def __call__(self, index: np.ndarray, colours: np.ndarray) -> np.ndarray:
+        """(n,) uint64 keys of augmentations (n,), (n, 10)."""
+        grids = (self.sums[index] * self._values[colours][:, None, :]).sum(axis=2)  # (n, pairs), wrapping
+        return _mix(grids + self.shapes[index]).sum(axis=1)
 
 
-def _pair_key(pair: Pair, index: int, colours: np.ndarray) -> bytes:
-    digest = hashlib.sha256()
-    for grid in (pair.input, pair.output):
-        if grid is not None:
-            transformed = apply(grid, index, colours)
-            digest.update(bytes(transformed.shape) + transformed.tobytes())
-        digest.update(b"|")
-    return digest.digest()
+def _mix(x: np.ndarray) -> np.ndarray:
+    """A bijection of 64-bit integers that spreads every bit (the finaliser of SplitMix64)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def fingerprints(pairs: Sequence[Pair]) -> np.ndarray:
@@ -117,10 +162,18 @@ def fingerprints(pairs: Sequence[Pair]) -> np.ndarray:
         if pair.output is not None:
             by_shape.setdefault((pair.input.shape, pair.output.shape), []).append(i)
     for rows in by_shape.values():
-        inputs, outputs = np.stack([pairs[i].input for i in rows]), np.stack([pairs[i].output for i in rows])
-        keys = [_canonical_keys(inputs, outputs, index) for index in range(8)]
-        for i, variants in zip(rows, zip(*keys, strict=True), strict=True):
-            result[i] = int.from_bytes(hashlib.sha256(min(variants)).digest()[:8], "little") | 1
+        result[rows] = stacked_fingerprints(np.stack([pairs[i].input for i in rows]), np.stack([pairs[i].output for i in rows]))
+    return result
+
+
+def stacked_fingerprints(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """`fingerprints` of pairs of equal shapes: inputs (n, rows, columns), outputs (n, rows', columns')."""
+    result = np.zeros(len(inputs), np.uint64)
+    for start in range(0, len(inputs), _FINGERPRINTED_AT_ONCE):
+        part = slice(start, start + _FINGERPRINTED_AT_ONCE)
+        keys = [_canonical_keys(inputs[part], outputs[part], index) for index in range(8)]
+        smallest = (min(variants) for variants in zip(*keys, strict=True))
+        result[part] = [int.from_bytes(hashlib.sha256(key).digest()[:8], "little") | 1 for key in smallest]
     return result
 
 

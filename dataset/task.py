@@ -1,6 +1,7 @@
 """One ARC task: demonstration pairs and query pairs, validated when it is read."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,10 @@ from utils.errors import UserError
 
 MAX_SIDE = 30
 NUM_COLOURS = 10
+
+
+class OversizedGridError(UserError):
+    """A grid is longer than 30 cells."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,14 @@ def read_grid(value: Any, place: str) -> np.ndarray:
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         raise UserError(f"{place}: expected a non-empty list of non-empty rows")
     rows, columns = len(value), len(value[0])
+    if all(len(row) == columns for row in value) and set(map(type, chain.from_iterable(value))) == {int}:
+        grid = np.array(value)
+        if max(rows, columns) <= MAX_SIDE and grid.min() >= 0 and grid.max() < NUM_COLOURS:
+            return grid.astype(np.uint8)
     for r, row in enumerate(value):
         if len(row) != columns:
             raise UserError(f"{place}: ragged grid, row {r} has {len(row)} cells where row 0 has {columns}")
         for c, cell in enumerate(row):
             if isinstance(cell, bool) or not isinstance(cell, int) or not 0 <= cell < NUM_COLOURS:
                 raise UserError(f"{place}: cell ({r}, {c}) is {cell!r}; colours are the integers 0..9")
-    if rows > MAX_SIDE or columns > MAX_SIDE:
-        raise UserError(f"{place}: grid is {rows}x{columns}; the largest allowed is {MAX_SIDE}x{MAX_SIDE}")
-    return np.array(value, dtype=np.uint8)
+    raise OversizedGridError(f"{place}: grid is {rows}x{columns}; the largest allowed is {MAX_SIDE}x{MAX_SIDE}")

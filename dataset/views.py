@@ -59,8 +59,9 @@ class EvaluationSet:
         max_tasks: int | None = None,
         subsets: list[str] | None = None,
     ):
-        # A model trained without augmentation has no puzzle rows for other views, and has never seen one.
-        self.num_views = num_views if config.augmentation != "none" else 1
+        # A model trained without augmentation has no puzzle rows for other views, and has never seen one. A game's puzzle
+        # is asked once: its score is the model's own, as in the ancestors.
+        self.num_views = num_views if config.augmentation != "none" and store.metadata.layout != "pairs" else 1
         self.store, self.config, self.control = store, config, control
         self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)
@@ -101,11 +102,11 @@ class EvaluationSet:
             return [Query(task, i, pair, self._limit(task, range(first, border))) for i, pair in enumerate(range(border, end))]
         labelled = [pair for pair in range(first, end) if self.store.pair_output[pair] >= 0]
         others = {pair: [other for other in labelled if other != pair] for pair in labelled}
-        askable = [pair for pair in labelled if others[pair] or self.store.metadata.layout == "puzzle"]
+        askable = [pair for pair in labelled if others[pair] or self.store.metadata.layout != "fewshot"]
         return [Query(task, i, pair, self._limit(task, others[pair])) for i, pair in enumerate(askable)]
 
     def _limit(self, task: int, demos: Sequence[int]) -> tuple[int, ...]:
-        if self.store.metadata.layout == "puzzle":
+        if self.store.metadata.layout != "fewshot":
             return ()
         if len(demos) > self.config.max_demos:
             self.truncated.add(self.store.task_ids[task])
@@ -114,12 +115,12 @@ class EvaluationSet:
     def _draw_views(self, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """transform (V,), colours (V, 10), puzzle identifier (V,); the identity first."""
         rows = np.arange(self.store.task_rows[task], self.store.task_rows[task + 1])[: self.num_views]
-        if self.store.metadata.layout == "puzzle":  # a learned row exists for the stored augmentations only
-            return self.store.dihedral[rows], self.store.colours[rows], rows + 1
+        if self.store.metadata.layout != "fewshot":  # a learned row exists for the stored augmentations only
+            return self.store.dihedral[rows], self.store.colours[rows], self.store.identifiers_of(rows)
         question = self.store.task(task)
         question = Task(question.id, question.demonstrations, tuple(Pair(query.input, None) for query in question.queries))
         transform, colours = augment.draw(question, self.num_views - 1, augment.task_rng(seed, question.id))
-        return transform, colours, np.full(len(transform), rows[0] + 1)
+        return transform, colours, np.full(len(transform), self.store.identifiers_of(rows[:1])[0])
 
     def _choose_donors(self) -> dict[int, tuple[int, tuple[int, ...]]]:
         """For each task another one, the next larger first, and those of its demonstrations that fit on the task's canvas."""

@@ -18,7 +18,7 @@ from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet, Query
 from evaluation.inference import copy_input, predict
-from evaluation.metrics import Answered, Score, score
+from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.report import write_report
 from evaluation.voting import Candidate, VoteTable
 from models.trm import RecursiveModel
@@ -86,16 +86,21 @@ def evaluate(
     questions = question_set("none")
     if not any(pair_known(store, query) for query in questions.queries):
         raise UserError(f"{store.path}: none of the {len(questions.tasks)} chosen tasks of split {split} has a query with a known answer")
+    pairs = store.metadata.layout == "pairs"
+
+    def scored(asked: EvaluationSet, votes: VoteTable, control: str = "none") -> list[Score]:
+        answered = _answered(asked, votes)
+        return score_pairs(answered, control) if pairs else score(answered, config.pass_ks, control)
+
     table = store.grid_table.to(device)
     votes = predict(model, questions, table, config.batch_size, world, report)
-    scores = score(_answered(questions, votes), config.pass_ks)
+    scores = scored(questions, votes)
     for control in config.controls:
         if control == "copy_input":
-            scores += score(_answered(questions, copy_input(questions)), config.pass_ks, control)
-        else:
+            scores += scored(questions, copy_input(questions), control)
+        elif not pairs:
             asked = question_set(control)
-            control_votes = predict(model, asked, table, config.batch_size, world, report)
-            scores += score(_answered(asked, control_votes), config.pass_ks, control)
+            scores += scored(asked, predict(model, asked, table, config.batch_size, world, report), control)
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     protocol = "transductive" if len(seen) or store.metadata.layout == "puzzle" else "inductive"
     records = [_record(questions, votes, i, query, protocol) for i, query in enumerate(questions.queries)]
@@ -105,7 +110,9 @@ def evaluate(
     notes = []
     if len(seen):
         notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
-    if questions.num_views < config.num_views:
+    if pairs:
+        notes.append("every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control")
+    elif questions.num_views < config.num_views:
         notes.append(f"one view instead of {config.num_views}: the model was trained without augmentation")
     if questions.truncated:
         notes.append(

@@ -39,9 +39,8 @@ def predict(
             carry = output.carry
         tokens = output.logits[: batch.valid].argmax(-1).to(torch.uint8).cpu().numpy()
         q_logits = output.q_halt_logits[: batch.valid].tolist()
-        for grid, number, view, q in zip(
-            canvas.decode(tokens), batch.query[: batch.valid], batch.view[: batch.valid], q_logits, strict=True
-        ):
+        grids = canvas.decode(tokens, questions.store.game.vocabulary)
+        for grid, number, view, q in zip(grids, batch.query[: batch.valid], batch.view[: batch.valid], q_logits, strict=True):
             transform, colours = questions.view(questions.queries[number], view)
             votes.add(int(number), int(view), augment.invert(grid, transform, colours) if grid.size else grid, q)
         report(batch.valid)

@@ -61,6 +61,18 @@ def score(answered: list[Answered], pass_ks: Sequence[int], control: str = "none
     return scores
 
 
+def score_pairs(answered: list[Answered], control: str = "none") -> list[Score]:
+    """For games without demonstrations, under the ancestors' names: `all.exact_accuracy`, the share of puzzles solved, and
+    `all.accuracy`, the mean share of a puzzle's cells that are right (an answer of another shape has none).
+    """
+    guesses = [query.candidates[0].grid if query.candidates else None for query in answered]
+    right = [
+        (guess == query.truth).mean() if guess is not None and guess.shape == query.truth.shape else 0.0
+        for guess, query in zip(guesses, answered, strict=True)
+    ]
+    return [_score(control, "all.exact_accuracy", [float(share == 1) for share in right]), _score(control, "all.accuracy", right)]
+
+
 def _score(control: str, metric: str, shares: Sequence[float]) -> Score:
     value = float(np.mean(shares)) if shares else 0.0
     return Score(control, metric, value, *wilson(value, len(shares)), len(shares))

@@ -62,8 +62,6 @@ def write_store(
         seed=seed,
         num_aug=num_aug,
         max_grid_size=side,
-        leaks=[],
-        dropped_train_tasks=[],
     )
     return datasets.load(folder, layout)
 

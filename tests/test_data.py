@@ -73,7 +73,7 @@ def test_the_known_shared_pair_of_arc1_stops_the_build(tmp_path):
         build(parse_arguments(["--output-dir", str(tmp_path / "d")]))
     assert not any(tmp_path.iterdir())
     metadata = build(parse_arguments(["--output-dir", str(tmp_path / "d"), "--drop-leaks"]))
-    assert "40853293" in metadata.dropped_train_tasks and metadata.protocol == "inductive"
+    assert "40853293" in metadata.left_out["leak"] and metadata.protocol == "inductive"
     metadata = build(parse_arguments(["--output-dir", str(tmp_path / "d"), "--allow-leaks"]))
     assert metadata.protocol == "transductive" and metadata.subsets == {"training": 400, "evaluation": 400}
 
@@ -204,9 +204,7 @@ def test_training_and_evaluation_tasks_choose_their_canvas_by_the_same_rule(tmp_
     for split in ("a", "b"):
         tasks = {split: [task], "ab".replace(split, ""): [Task("other", (Pair(large, large),), (Pair(large, small),))]}
         folder = tmp_path / split
-        datasets.write(
-            folder, tasks, ["b"], layout="fewshot", source="x", seed=0, num_aug=0, max_grid_size=5, leaks=[], dropped_train_tasks=[]
-        )
+        datasets.write(folder, tasks, ["b"], layout="fewshot", source="x", seed=0, max_grid_size=5)
         store = datasets.load(folder)
         sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=3)), strict=True))
         assert sides == {"t": 5, "other": 8}

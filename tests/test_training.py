@@ -46,7 +46,7 @@ class Trainer:
         torch.manual_seed(self.config.seed)
         model = build_model(self.config.arch, data_sizes(store, self.config), self.config.encoder)
         self.state = TrainState(model, build_optimizers(model, self.config, CPU)[0], EMA(model, 0.9))
-        self.sampler = SAMPLERS[self.config.layout](store, self.config.data, self.config.seed, self.config.global_batch_size)
+        self.sampler = SAMPLERS[store.metadata.layout](store, self.config.data, self.config.seed, self.config.global_batch_size)
         config = self.config
         self.settings = StepSettings(
             config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE
@@ -295,10 +295,7 @@ def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
         layout="fewshot",
         source="rules",
         seed=0,
-        num_aug=0,
         max_grid_size=3,
-        leaks=[],
-        dropped_train_tasks=[],
     )
     store = datasets.load(tmp_path / "d")
     options = [

@@ -1,0 +1,71 @@
+"""What a dataset's grids are: their vocabulary, and the symmetries that turn a puzzle into another one with the same rule."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dataset import augment, sudoku
+from dataset.canvas import ARC, Vocabulary
+
+TRANSPOSE = 6
+
+
+@dataclass
+class Views:
+    """One symmetry per sample: dihedral transform (B,), colours (B, 10), and order (B, 2, side) of rows and columns or None."""
+
+    transform: np.ndarray
+    colours: np.ndarray
+    order: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Game:
+    """vocabulary: tokens of the grids. numbers(side): how many uniform numbers determine a symmetry of a side x side grid.
+    symmetry(uniform (B, numbers), side): those symmetries.
+    """
+
+    vocabulary: Vocabulary
+    numbers: Callable[[int], int]
+    symmetry: Callable[[np.ndarray, int], Views]
+
+    def views(self, rng: np.random.Generator, count: int, side: int) -> Views:
+        """`count` random symmetries."""
+        return self.symmetry(rng.random((count, self.numbers(side))), side)
+
+    def stored_views(self, seed: int, puzzle: np.ndarray, number: np.ndarray, side: int) -> Views:
+        """The `number`-th augmentation (B,) of each `puzzle` (B,): a function of the seed, so that none is stored.
+
+        Number 0 is the identity. A game with only the eight dihedral symmetries enumerates them.
+        """
+        if self.numbers(side) == 1:
+            uniform = (number[:, None] % 8) / 8
+        else:
+            uniform = augment.hashed_uniform(np.stack([np.full_like(puzzle, seed), puzzle, number], axis=1), self.numbers(side))
+        views = self.symmetry(uniform, side)
+        first = number == 0
+        views.transform[first], views.colours[first] = 0, augment.IDENTITY_COLOURS
+        if views.order is not None:
+            views.order[first] = np.arange(side)
+        return views
+
+
+def _arc(uniform: np.ndarray, side: int) -> Views:
+    return Views((uniform[:, 0] * 8).astype(np.int64), augment.colours_of(uniform[:, 1:]))
+
+
+def _maze(uniform: np.ndarray, side: int) -> Views:
+    return Views((uniform[:, 0] * 8).astype(np.int64), augment.identity_colours(len(uniform)))
+
+
+def _sudoku(uniform: np.ndarray, side: int) -> Views:
+    transposed, digits, rows, columns = sudoku.symmetries(uniform, side)
+    return Views(np.where(transposed, TRANSPOSE, 0), digits, np.stack([rows, columns], axis=1))
+
+
+GAMES: dict[str, Game] = {
+    "arc": Game(ARC, lambda side: 10, _arc),
+    "sudoku": Game(Vocabulary(10, eos=False), sudoku.num_uniforms, _sudoku),
+    "maze": Game(Vocabulary(5, eos=False), lambda side: 1, _maze),
+}

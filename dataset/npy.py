@@ -1,0 +1,260 @@
+"""The ancestors' .npy layout: python -m dataset.npy export DATASET FOLDER, or python -m dataset.npy import FOLDER DATASET
+
+    {train,test}/all__inputs.npy, all__labels.npy    (N, C * C) uint8 tokens, one row per example
+    {train,test}/all__puzzle_identifiers.npy         (puzzles,) int32
+    {train,test}/all__puzzle_indices.npy             (puzzles + 1,) int32 first example of each puzzle
+    {train,test}/all__group_indices.npy              (groups + 1,) int32 first puzzle of each group (task)
+    {train,test}/all__num_demos.npy                  (puzzles,) int32, few-shot layout only: demonstrations come first
+    {train,test}/dataset.json, identifiers.json, test_puzzles.json
+
+Every augmentation is written out (1000 per ARC task: some 7 GB), task by task into memory maps. As in the original, the
+training examples of a puzzle are translated, each by its own offset, except one of them that stays in the corner.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+
+from dataset import augment, canvas, store
+from dataset.canvas import TRANSPOSES
+from dataset.games import GAMES
+from dataset.store import TEST, TRAIN, Store
+from dataset.task import MAX_SIDE, Pair, Task
+from utils.errors import UserError, reports_user_errors
+from utils.files import directory_written_whole, read_json, write_json
+
+SET_NAME = "all"
+_SPLITS = {"train": TRAIN, "test": TEST}
+_INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
+
+
+@dataclass
+class _Group:
+    """What one task contributes to a split: its pairs, in file order, under each of its augmentation rows."""
+
+    task: int
+    pairs: np.ndarray
+    rows: np.ndarray
+
+
+def export(source: Store, output: Path, seed: int = 0) -> None:
+    """Write `source` in the ancestors' layout.
+
+    Puzzle layout: training holds all pairs of training tasks and the demonstrations of evaluation tasks, test their
+    queries. Few-shot layout: the splits' own tasks, demonstrations before queries. Pairs: one example per stored
+    augmentation. A query without a known answer gets labels of padding only, which every loader ignores.
+    """
+    side = MAX_SIDE if source.metadata.game == "arc" else source.grids.shape[1]
+    with directory_written_whole(output, marker="identifiers.json") as folder:
+        for name in _SPLITS:
+            groups = list(_groups(source, name))
+            if groups:
+                _export_split(source, folder / name, groups, side, seed, translate=name == "train" and source.metadata.game == "arc")
+        for name in ("identifiers.json", "test_puzzles.json"):
+            if (source.path / name).is_file():
+                write_json(folder / name, read_json(source.path / name))
+
+
+def _groups(source: Store, split: str) -> Iterator[_Group]:
+    for task in range(len(source.task_ids)):
+        first, end = int(source.task_pairs[task]), int(source.task_pairs[task + 1])
+        border = first + int(source.task_demonstrations[task])
+        tested = source.task_split[task] == TEST
+        if source.metadata.layout == "puzzle" and tested:
+            pairs = range(first, border) if split == "train" else range(border, end)
+        elif tested == (split == "test"):
+            pairs = range(first, end)
+        else:
+            continue
+        if pairs:
+            copies = source.metadata.num_aug + 1 if source.metadata.layout == "pairs" and split == "train" else 1
+            rows = np.arange(source.task_rows[task], source.task_rows[task + 1]).repeat(copies)
+            yield _Group(task, np.array(pairs), rows)
+
+
+def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool) -> None:
+    folder.mkdir()
+    puzzles = sum(len(group.rows) for group in groups)
+    examples = sum(len(group.rows) * len(group.pairs) for group in groups)
+    arrays = {name: open_memmap(_file(folder, name), "w+", np.uint8, (examples, side * side)) for name in ("inputs", "labels")}
+    written = 0
+    for group in groups:
+        inputs, labels = _draw(source, group, side, augment.task_rng(seed, source.task_ids[group.task]), translate)
+        arrays["inputs"][written : written + len(inputs)] = inputs
+        arrays["labels"][written : written + len(labels)] = labels
+        written += len(inputs)
+    for array in arrays.values():
+        array.flush()
+    sizes = np.concatenate([np.full(len(group.rows), len(group.pairs)) for group in groups])
+    indices = {
+        "puzzle_identifiers": np.concatenate([source.identifiers_of(group.rows) for group in groups]),
+        "puzzle_indices": np.concatenate([[0], np.cumsum(sizes)]),
+        "group_indices": np.cumsum([0] + [len(group.rows) for group in groups]),
+    }
+    if source.metadata.layout == "fewshot":
+        indices["num_demos"] = np.concatenate([np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups])
+    for name, values in indices.items():
+        np.save(_file(folder, name), values.astype(np.int32))
+    about = {
+        "pad_id": canvas.PAD,
+        "ignore_label_id": canvas.PAD,
+        "blank_identifier_id": 0,
+        "vocab_size": source.game.vocabulary.size,
+        "seq_len": side * side,
+        "num_puzzle_identifiers": source.metadata.num_puzzle_identifiers,
+        "total_groups": len(groups),
+        "mean_puzzle_examples": examples / puzzles,
+        "total_puzzles": puzzles,
+        "sets": [SET_NAME],
+    }
+    write_json(folder / "dataset.json", about)
+
+
+def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (rows * pairs, side * side) of inputs and of labels."""
+    rows, each = group.rows, len(group.pairs)
+    transform, colours, order = source.dihedral[rows].astype(np.int64), source.colours[rows], None
+    if source.metadata.layout == "pairs" and len(rows) > 1:
+        views = source.game.stored_views(source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side)
+        transform, colours, order = views.transform, views.colours, views.order
+    pairs = np.tile(group.pairs, len(rows))
+    transform, colours = transform.repeat(each), colours.repeat(each, axis=0)
+    known = source.pair_output[pairs] >= 0
+    inputs, outputs = source.pair_input[pairs], np.where(known, source.pair_output[pairs], 0)
+    offset = np.zeros((len(pairs), 2), np.int64)
+    if translate:
+        extent = np.maximum(source.shapes[inputs], np.where(known[:, None], source.shapes[outputs], 0)).astype(np.int64)
+        extent = np.where(TRANSPOSES.numpy()[transform][:, None], extent[:, ::-1], extent)
+        offset = (rng.random((len(pairs), 2)) * (side - extent + 1)).astype(np.int64)
+        corner = rng.integers(0, each, len(rows)) + np.arange(len(rows)) * each
+        offset[corner] = 0
+
+    def tokens(grids: np.ndarray) -> np.ndarray:
+        return canvas.render(
+            source.grid_table,
+            torch.from_numpy(grids.astype(np.int64)),
+            torch.from_numpy(transform),
+            torch.from_numpy(colours),
+            torch.from_numpy(offset),
+            side,
+            source.game.vocabulary,
+            None if order is None else torch.from_numpy(order.repeat(each, axis=0)),
+        ).numpy()
+
+    return tokens(inputs), tokens(outputs) * known[:, None].astype(np.uint8)
+
+
+def import_(folder: Path, output: Path) -> store.Metadata:
+    """Read an ARC dataset in the ancestors' layout and write it as ours, with the same identifiers.
+
+    The layout is `fewshot` where num_demos.npy says which pairs are demonstrations, else `puzzle`; there, the original
+    mixes a training task's demonstrations and queries, and its last pair is taken as the query. Raises `UserError` for
+    other games, missing or contradictory files.
+    """
+    names = read_json(folder / "identifiers.json")
+    start = next((i for i, name in enumerate(names) if name != store.BLANK_IDENTIFIER), len(names))
+    rows = store.rows_of_names(names[start:], str(folder / "identifiers.json"))
+    if not rows:
+        raise UserError(f"{folder}: identifiers.json names no puzzle; only ARC datasets can be imported, the others have a builder")
+    pairs, demonstrations, fewshot = {}, {}, False
+    for split in _SPLITS:
+        if (folder / split).is_dir():
+            pairs[split], demonstrations[split] = _read_split(folder / split, names)
+            fewshot |= bool(demonstrations[split])
+    tasks: dict[str, list[Task]] = {"train": [], "test": []}
+    for task_id in rows:
+        train, test = (pairs.get(split, {}).get(task_id, []) for split in _SPLITS)
+        split = "test" if test else "train"
+        together = train + test
+        if not together:
+            raise UserError(f"{folder}: no example of puzzle {task_id}, which identifiers.json names")
+        count = demonstrations[split][task_id] if fewshot else len(train) - (split == "train")
+        tasks[split].append(Task(task_id, tuple(together[:count]), tuple(together[count:])))
+    return store.write(
+        output,
+        tasks,
+        ["test"],
+        layout="fewshot" if fewshot else "puzzle",
+        source=f"npy: {folder.resolve().name}",
+        seed=0,
+        num_aug=max(len(index) for index, _ in rows.values()) - 1,
+        identifiers_start=start,
+        augmentations=rows,
+    )
+
+
+def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], dict[str, int]]:
+    """The pairs of each task's unaugmented puzzle, and its number of demonstrations where the files say it."""
+    about = read_json(folder / "dataset.json")
+    size = GAMES["arc"].vocabulary.size
+    if not isinstance(about, dict) or about.get("vocab_size") != size or about.get("seq_len") != MAX_SIDE**2:
+        raise UserError(f"{folder}/dataset.json: expected an ARC dataset (vocab_size {size}, seq_len {MAX_SIDE**2})")
+    try:
+        inputs, labels = (np.load(_file(folder, name), mmap_mode="r") for name in ("inputs", "labels"))
+        identifiers, first, _ = (np.load(_file(folder, name)) for name in _INDICES)
+        num_demos = np.load(_file(folder, "num_demos")) if _file(folder, "num_demos").is_file() else None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot read the dataset's arrays: {error}") from None
+    if len(inputs) != len(labels) or len(first) != len(identifiers) + 1 or first[-1] != len(inputs) or identifiers.max() >= len(names):
+        raise UserError(f"{folder}: the arrays and identifiers.json do not belong together")
+    pairs, demonstrations = {}, {}
+    for puzzle, identifier in enumerate(identifiers.tolist()):
+        name = names[identifier]
+        if augment.NAME_SEPARATOR in name:
+            continue
+        examples = range(first[puzzle], first[puzzle + 1])
+        pairs[name] = [
+            Pair(_grid(inputs[i], f"{folder}: input {i}"), _grid(labels[i], f"{folder}: label {i}") if labels[i].any() else None)
+            for i in examples
+        ]
+        if num_demos is not None:
+            demonstrations[name] = int(num_demos[puzzle])
+    return pairs, demonstrations
+
+
+def _grid(tokens: np.ndarray, place: str) -> np.ndarray:
+    """The grid somewhere on a canvas (L,)."""
+    drawn = tokens.reshape(MAX_SIDE, MAX_SIDE)
+    rows, columns = (np.flatnonzero((drawn >= canvas.ARC.first).any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        raise UserError(f"{place} shows no grid")
+    grid = drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if grid.min() < canvas.ARC.first or grid.max() >= canvas.ARC.size:
+        raise UserError(f"{place} is not one rectangular grid")
+    return (grid - canvas.ARC.first).astype(np.uint8)
+
+
+def _file(folder: Path, name: str) -> Path:
+    return folder / f"{SET_NAME}__{name}.npy"
+
+
+@reports_user_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m dataset.npy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    exporting = commands.add_parser("export", help="write a dataset in the ancestors' layout")
+    exporting.add_argument("dataset", type=Path)
+    exporting.add_argument("folder", type=Path)
+    exporting.add_argument("--seed", type=int, default=0, help="of the translations")
+    importing = commands.add_parser("import", help="read the ancestors' layout")
+    importing.add_argument("folder", type=Path)
+    importing.add_argument("dataset", type=Path)
+    options = parser.parse_args()
+    if options.command == "export":
+        export(store.load(options.dataset), options.folder, options.seed)
+        print(f"{options.folder}: exported")
+    else:
+        metadata = import_(options.folder, options.dataset)
+        counts = ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
+        print(f"{options.dataset}: {counts} tasks, layout {metadata.layout}, {metadata.num_puzzle_identifiers} puzzle identifiers")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,243 @@
+"""Sudoku of size 4, 6 (boxes of 2 rows, 3 columns) and 9: solver, difficulty, generator, symmetries.
+
+Everything works on many puzzles at once. Grids are uint8, 0 blank and 1..size; inside the solver a state is a mask of
+candidates per cell, uint16 (size, size, B) with the batch last, so that every step is a few bitwise operations on long rows.
+
+The difficulty of a puzzle is the number of guesses in the search tree that proves its solution unique: singles (the only
+digit of a cell, the only cell of a digit in a row, column or box) are filled in, and where they end the cell with the
+fewest candidates is branched on. 0 means solvable by singles.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
+SEARCH_WIDTH = 4096  # states propagated together; more wait on the stack
+HASH_ROUNDS = 4
+_BITS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
+
+
+def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Solutions, guesses (B,) and answers of (B, size, size) puzzles.
+
+    Solutions: 0, 1 or 2 (two or more); a search that would need more than `max_guesses` is given up and also says 2. Only
+    for a puzzle with one solution are guesses (the difficulty) and the answer determined.
+    """
+    solutions, guesses, answers = np.zeros(len(puzzles), np.int64), np.zeros(len(puzzles), np.int64), np.zeros_like(puzzles)
+    stack = _pieces(_states(puzzles), np.arange(len(puzzles)))
+    while stack:
+        states, owner = stack.pop()
+        needed = solutions[owner] < 2
+        states, solved, unsolved = _propagate(states[..., needed])
+        owner = owner[needed]
+        np.add.at(solutions, owner[solved], 1)
+        answers[owner[solved]] = _digits(states[..., solved])
+        states, owner = states[..., unsolved], owner[unsolved]
+        np.add.at(guesses, owner, 1)
+        if max_guesses is not None:
+            solutions[owner[guesses[owner] > max_guesses]] = 2
+        if len(owner):
+            stack += _pieces(*_branch(states, owner))
+    return np.minimum(solutions, 2), guesses, answers
+
+
+def _states(puzzles: np.ndarray) -> np.ndarray:
+    size = puzzles.shape[-1]
+    masks = np.concatenate([[(1 << size) - 1], 1 << np.arange(size)]).astype(np.uint16)
+    return np.ascontiguousarray(masks[puzzles].transpose(1, 2, 0))
+
+
+def _digits(states: np.ndarray) -> np.ndarray:
+    return (_BITS[states - np.uint16(1)] + np.uint8(1)).transpose(2, 0, 1)
+
+
+def _pieces(states: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    starts = range(0, len(owner), SEARCH_WIDTH)
+    return [(states[..., start : start + SEARCH_WIDTH], owner[start : start + SEARCH_WIDTH]) for start in starts]
+
+
+def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fill in singles until nothing changes. Returns the states and which are solved, which unsolved; the rest have no solution."""
+    states, cells, active = states.copy(), states, np.arange(states.shape[-1])
+    solved, unsolved = np.zeros(len(active), bool), np.zeros(len(active), bool)
+    full = (1 << len(states)) - 1
+    while len(active):
+        single = (cells & (cells - np.uint16(1))) == 0
+        fixed = cells * single
+        seen = np.zeros_like(cells)
+        for units, seen_units in zip(_units(fixed), _units(seen), strict=True):
+            seen_units |= np.bitwise_or.reduce(units, axis=_UNIT_AXES, keepdims=True)
+        after = cells & (fixed | ~seen)
+        only, possible = np.zeros_like(cells), after.all(axis=(0, 1))
+        for units, only_units in zip(_units(after), _units(only), strict=True):
+            once, twice = _once_twice(units)
+            only_units |= (once & ~twice)[:, None, :, None]
+            possible &= (once == full).all(axis=(0, 1))
+        forced = after & only
+        possible &= ((forced & (forced - np.uint16(1))) == 0).all(axis=(0, 1))
+        np.copyto(after, forced, where=forced != 0)
+        changed = (after != cells).any(axis=(0, 1))
+        resting = possible & ~changed
+        complete = single.all(axis=(0, 1))
+        solved[active[resting & complete]] = True
+        unsolved[active[resting & ~complete]] = True
+        states[..., active[resting]] = after[..., resting]
+        going = possible & changed
+        active, cells = active[going], after[..., going]
+    return states, solved, unsolved
+
+
+_UNIT_AXES = (1, 3)
+
+
+def _units(cells: np.ndarray) -> Iterator[np.ndarray]:
+    """Views (., cells of a unit, ., cells of a unit, B) of the rows, the columns and the boxes."""
+    size = len(cells)
+    for rows, columns in ((1, size), (size, 1), BOXES[size]):
+        yield cells.reshape(size // rows, rows, size // columns, columns, -1)
+
+
+def _once_twice(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The digits that at least one, and at least two, cells of each unit admit."""
+    once, twice = np.zeros_like(units[:, 0, :, 0]), np.zeros_like(units[:, 0, :, 0])
+    for row in range(units.shape[1]):
+        for column in range(units.shape[3]):
+            cell = units[:, row, :, column]
+            twice |= once & cell
+            once |= cell
+    return once, twice
+
+
+def _branch(states: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One child per candidate of each state's narrowest cell."""
+    cell, candidates = _narrowest(states)
+    parent, digit = np.nonzero(_candidate_table(candidates, len(states)))
+    children = states[..., parent]
+    children.reshape(-1, len(parent))[cell[parent], np.arange(len(parent))] = 1 << digit
+    return children, owner[parent]
+
+
+def _narrowest(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first undecided cell (B,) with the fewest candidates, as a flat index, and its candidates' mask (B,)."""
+    flat = states.reshape(-1, states.shape[-1])
+    candidates = _BITS[flat]
+    cell = np.where(candidates < 2, 99, candidates).argmin(axis=0)
+    return cell, flat[cell, np.arange(flat.shape[1])]
+
+
+def _candidate_table(masks: np.ndarray, size: int) -> np.ndarray:
+    return (masks[:, None] >> np.arange(size, dtype=np.uint16)) & np.uint16(1)  # (B, size)
+
+
+def generate(
+    size: int,
+    count: int,
+    rng: np.random.Generator,
+    *,
+    clues: int | None = None,
+    max_difficulty: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Puzzles (count, size, size), their only solutions, and their difficulties (count,).
+
+    The clues of a random solved grid are taken away in random order, each only if the puzzle stays unique and within
+    `max_difficulty` guesses, down to `clues` clues if that many are asked for, else until none can go.
+    """
+    answers = _solved_grids(size, count, rng)
+    order = rng.random((count, size * size)).argsort(axis=1)
+    puzzles, difficulty = answers.copy(), np.zeros(count, np.int64)
+    for row, column in zip(*np.divmod(order.T, size), strict=True):
+        rich = np.flatnonzero((puzzles > 0).sum(axis=(1, 2)) > (clues or 0))
+        trial = puzzles[rich]
+        trial[np.arange(len(rich)), row[rich], column[rich]] = 0
+        solutions, guesses, _ = solve(trial, max_difficulty)
+        unique = solutions == 1
+        puzzles[rich[unique]], difficulty[rich[unique]] = trial[unique], guesses[unique]
+    return puzzles, answers, difficulty
+
+
+def _solved_grids(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Random digits in the narrowest cells of empty grids; a grid that runs into a contradiction starts again."""
+    grids, wanted = np.zeros((count, size, size), np.uint8), np.arange(count)
+    states, empty = _states(grids), _states(grids[:1])
+    while len(wanted):
+        states, solved, unsolved = _propagate(states)
+        grids[wanted[solved]] = _digits(states[..., solved])
+        states[..., ~unsolved] = empty
+        wanted, states = wanted[~solved], states[..., ~solved]
+        if len(wanted):
+            cell, candidates = _narrowest(states)
+            digit = (_candidate_table(candidates, size) * (1 - rng.random((len(wanted), size)))).argmax(axis=1)
+            states.reshape(-1, len(wanted))[cell, np.arange(len(wanted))] = 1 << digit
+    return grids
+
+
+def is_solved(grids: np.ndarray) -> np.ndarray:
+    """Which of (B, size, size) grids hold every digit once in every row, column and box: (B,) bool."""
+    size = grids.shape[-1]
+    masks = np.ascontiguousarray(np.where(grids > 0, 1 << (np.maximum(grids, 1) - 1).astype(np.uint16), 0).transpose(1, 2, 0))
+    unions = [np.bitwise_or.reduce(units, axis=_UNIT_AXES) == (1 << size) - 1 for units in _units(masks)]
+    return np.all([union.all(axis=(0, 1)) for union in unions], axis=0)
+
+
+def num_uniforms(size: int) -> int:
+    """How many uniform numbers `symmetries` needs per puzzle."""
+    box_rows, box_columns = BOXES[size]
+    return 1 + 3 * size + size // box_rows + size // box_columns
+
+
+def symmetries(uniform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Uniformly distributed symmetries of Sudoku from uniform numbers (B, num_uniforms(size)) in [0, 1).
+
+    Returns transpose (B,) bool (never for size 6, whose boxes are not square), digits (B, 10) uint8 with 0 and all beyond
+    `size` fixed, and row and column orders (B, size) int64 that permute bands (stacks) and the lines inside them. They are
+    applied in this order by `transform`. The group is that of HRM's and TRM's Sudoku augmentation.
+    """
+    box_rows, box_columns = BOXES[size]
+    flip, digit, *lines = np.split(uniform, np.cumsum([1, size, size // box_rows, size, size // box_columns]), axis=1)
+    transpose = (flip[:, 0] < 0.5) & (box_rows == box_columns)
+    digits = np.tile(np.arange(10, dtype=np.uint8), (len(uniform), 1))
+    digits[:, 1 : size + 1] = digit.argsort(axis=1) + 1
+    rows, columns = _line_order(lines[0], lines[1]), _line_order(lines[2], lines[3])
+    return transpose, digits, rows, columns
+
+
+def _line_order(band: np.ndarray, line: np.ndarray) -> np.ndarray:
+    rank = band.argsort(axis=1).argsort(axis=1)
+    return (rank.repeat(line.shape[1] // band.shape[1], axis=1) + line).argsort(axis=1)
+
+
+def transform(grids: np.ndarray, transpose: np.ndarray, digits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Apply one symmetry to each of (B, size, size) grids: transpose, reorder rows and columns, relabel."""
+    index = np.arange(len(grids))[:, None, None]
+    grids = np.where(transpose[:, None, None], grids.swapaxes(1, 2), grids)
+    return digits[index, grids[index, rows[:, :, None], columns[:, None, :]]]
+
+
+def fingerprints(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """(B,) uint64, equal for puzzles that a symmetry maps to each other; different puzzles can share one, rarely.
+
+    Colour refinement: a cell starts as given or blank and repeatedly takes in the sums over its row and column (alike, for
+    the transposition), its box, and the cells with its digit in the answer.
+    """
+    size = puzzles.shape[-1]
+    colours = _scramble(np.ascontiguousarray((puzzles > 0).transpose(1, 2, 0)).astype(np.uint64))
+    by_digit = answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T  # (cells, B), the cells of digit 1 first
+    for _ in range(HASH_ROUNDS):
+        rows, columns, boxes = (
+            np.broadcast_to(units.sum(axis=_UNIT_AXES, keepdims=True), units.shape).reshape(colours.shape) for units in _units(colours)
+        )
+        sorted_cells = np.take_along_axis(colours.reshape(size * size, -1), by_digit, axis=0)
+        sums = sorted_cells.reshape(size, size, -1).sum(axis=1).repeat(size, axis=0)
+        digits = np.take_along_axis(sums, by_digit.argsort(axis=0), axis=0).reshape(colours.shape)
+        colours += 3 * _scramble(_scramble(rows) + _scramble(columns)) + 5 * _scramble(boxes) + 7 * _scramble(digits)
+        colours = _scramble(colours)
+    return colours.sum(axis=(0, 1))
+
+
+def _scramble(values: np.ndarray) -> np.ndarray:
+    """The finalising function of SplitMix64: a bijection of uint64 after which sums hardly ever collide."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
