@@ -133,6 +133,22 @@ def encode(grid: np.ndarray, side: int = MAX_SIDE, offset: tuple[int, int] = (0,
     return canvas.ravel()
 
 
+def undraw(tokens: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """The grid that stands somewhere on a canvas (L,), and its offset; the inverse of `encode`.
+
+    Raises `ValueError` unless the coloured cells are one rectangle. Predictions are read by `decode`.
+    """
+    side = round(len(tokens) ** 0.5)
+    canvas = tokens.reshape(side, side)
+    rows, columns = (np.flatnonzero((canvas >= ARC.first).any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        raise ValueError("the canvas shows no grid")
+    grid = canvas[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    if grid.min() < ARC.first or grid.max() >= ARC.size:
+        raise ValueError("the canvas does not show one rectangular grid")
+    return (grid - ARC.first).astype(np.uint8), (int(rows[0]), int(columns[0]))
+
+
 def decode(tokens: np.ndarray, vocabulary: Vocabulary = ARC) -> list[np.ndarray]:
     """The grids that (N, L) tokens show: per canvas the largest all-colour rectangle anchored at (0, 0).
 

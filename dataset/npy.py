@@ -218,15 +218,10 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
 
 
 def _grid(tokens: np.ndarray, place: str) -> np.ndarray:
-    """The grid somewhere on a canvas (L,)."""
-    drawn = tokens.reshape(MAX_SIDE, MAX_SIDE)
-    rows, columns = (np.flatnonzero((drawn >= canvas.ARC.first).any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        raise UserError(f"{place} shows no grid")
-    grid = drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    if grid.min() < canvas.ARC.first or grid.max() >= canvas.ARC.size:
-        raise UserError(f"{place} is not one rectangular grid")
-    return (grid - canvas.ARC.first).astype(np.uint8)
+    try:
+        return canvas.undraw(tokens)[0]
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -16,12 +16,16 @@ class OversizedGridError(UserError):
     """A grid is longer than 30 cells."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Pair:
-    """An input grid and, where it is known, its output grid; both uint8 (rows, columns) with colours 0..9."""
+    """An input grid and, where it is known, its output grid; both uint8 (rows, columns) with colours 0..9.
+
+    `fingerprint` is kept here once `dataset.augment.fingerprints` has computed it; 0 until then.
+    """
 
     input: np.ndarray
     output: np.ndarray | None
+    fingerprint: int = 0
 
 
 @dataclass(frozen=True)
