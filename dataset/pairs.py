@@ -1,0 +1,294 @@
+"""What the Sudoku and the maze builder share: their command line, the ancestors' csv files, generation in parallel, the splits."""
+
+import argparse
+import csv
+import http.client
+import shutil
+import tempfile
+import urllib.request
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from itertools import count as count_from
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset import store
+from utils.errors import UserError
+
+SPLITS = ("test", "train")
+HEADER = ["source", "q", "a", "rating"]
+BATCH = 4096
+DOWNLOAD_TIMEOUT = 30  # seconds without a byte
+MAX_BARREN_BLOCKS = 100  # generation gives up when this many blocks in a row yield nothing
+
+
+@dataclass(frozen=True)
+class Puzzles:
+    """Questions and answers (n, side, side) uint8, and a number per puzzle: its difficulty, or for mazes its path length."""
+
+    inputs: np.ndarray
+    answers: np.ndarray
+    rating: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Puzzles":
+        return Puzzles(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def add_arguments(parser: argparse.ArgumentParser, source_repo: str) -> None:
+    """The options of both builders; the ancestors' names where they had one."""
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument("--source", choices=["generated", "hub"], default="generated", help="generated (default), or downloaded")
+    origin.add_argument("--input-dir", type=Path, help=f"folder with train.csv and test.csv, columns {','.join(HEADER)}")
+    parser.add_argument("--source-repo", help=f"hub: dataset on huggingface.co (default {source_repo})")
+    parser.add_argument("--revision", help="hub: branch, tag or commit (default main)")
+    parser.add_argument("--output-dir", type=Path, required=True)
+    parser.add_argument("--train-puzzles", type=int, help="generated (default 1000)")
+    parser.add_argument("--test-puzzles", type=int, help="generated (default 1000)")
+    parser.add_argument("--workers", type=int, help="generated: processes (default 1); the result does not depend on it")
+    parser.add_argument("--subsample-size", type=int, help="keep this many training puzzles, drawn at random")
+    parser.add_argument("--seed", type=int, default=42)
+
+
+def resolve(options: argparse.Namespace, source_repo: str, **generated: Any) -> None:
+    """Fill in the defaults of options that belong to one source (`generated`: the game's own), and refuse them with another.
+
+    `options.source` becomes generated, hub or csv.
+    """
+    if options.input_dir is not None:
+        options.source = "csv"
+    defaults = {
+        "generated": {**generated, "train_puzzles": 1000, "test_puzzles": 1000, "workers": 1},
+        "hub": {"source_repo": source_repo, "revision": "main"},
+    }
+    for source, names in defaults.items():
+        for name, default in names.items():
+            if getattr(options, name) is None:
+                setattr(options, name, default)
+            elif options.source != source:
+                raise UserError(f"--{name.replace('_', '-')} goes with --source {source}")
+    if options.seed < 0:
+        raise UserError(f"--seed must be >= 0, found {options.seed}")
+    for name in ("train_puzzles", "test_puzzles", "workers", "subsample_size"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be >= 1, found {value}")
+
+
+def generate_splits(make: Callable[[np.random.Generator], Puzzles], options: argparse.Namespace) -> dict[str, Puzzles]:
+    """Both splits, from generators of their own."""
+    counts = {"test": options.test_puzzles, "train": options.train_puzzles}
+    return {
+        split: generate(make, count, (options.seed, SPLITS.index(split)), options.workers, f"{split} puzzles")
+        for split, count in counts.items()
+    }
+
+
+def generate(make: Callable[[np.random.Generator], Puzzles], count: int, seed: tuple[int, ...], workers: int, label: str) -> Puzzles:
+    """The first `count` puzzles of the blocks make(default_rng([*seed, 0])), make(default_rng([*seed, 1])), ...
+
+    The same for any number of workers. Raises `UserError` when the wanted puzzles are too rare.
+    """
+    blocks, found, barren = [], 0, 0
+    with tqdm(total=count, desc=label, unit="puzzle", disable=None) as progress:
+        for block in _in_order(make, seed, workers):
+            blocks.append(block)
+            found, barren = found + len(block), 0 if len(block) else barren + 1
+            progress.update(min(len(block), count - progress.n))
+            if found >= count:
+                break
+            if barren == MAX_BARREN_BLOCKS:
+                raise UserError(f"only {found} of {count} {label} found, and none in the last {barren} blocks; ask for less rare ones")
+    return Puzzles(*(np.concatenate([getattr(block, field.name) for block in blocks])[:count] for field in fields(Puzzles)))
+
+
+def _in_order(make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...], workers: int) -> Iterator[Puzzles]:
+    seeds = ((*seed, block) for block in count_from(0))
+    if workers == 1:
+        yield from (_block(make, each) for each in seeds)  # without end, like the loop below
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting = deque(pool.submit(_block, make, each) for each in islice(seeds, 2 * workers))
+        try:
+            for each in seeds:
+                yield waiting.popleft().result()
+                waiting.append(pool.submit(_block, make, each))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _block(make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...]) -> Puzzles:
+    return make(np.random.default_rng(seed))
+
+
+def read_csv(
+    options: argparse.Namespace, alphabet: dict[str, int], keep: Callable[[int], bool] = lambda rating: True
+) -> dict[str, tuple[Puzzles, "Lines"]]:
+    """Both splits of --input-dir or of the hub: puzzles whose rating passes `keep`, and the lines that they stand on."""
+    if options.input_dir is not None:
+        return {split: _parse(options.input_dir / f"{split}.csv", alphabet, keep) for split in SPLITS}
+    result = {}
+    for split in SPLITS:
+        url = f"https://huggingface.co/datasets/{options.source_repo}/resolve/{options.revision}/{split}.csv"
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / f"{split}.csv"
+            _download(url, file)
+            result[split] = _parse(file, alphabet, keep, url)
+    return result
+
+
+def origin(options: argparse.Namespace) -> str:
+    """A word on where csv files come from."""
+    return f"{options.source_repo}@{options.revision}" if options.source == "hub" else options.input_dir.resolve().name
+
+
+def _download(url: str, file: Path) -> None:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response, file.open("wb") as target:
+            shutil.copyfileobj(response, target)
+            expected = response.headers.get("Content-Length")
+        if expected is not None and int(expected) != file.stat().st_size:
+            raise ConnectionError(f"the connection ended after {file.stat().st_size} of {expected} bytes")
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"cannot download {url}: {getattr(error, 'reason', None) or error}; fetch train.csv and test.csv in another way and pass "
+            "their folder with --input-dir, or generate puzzles with --source generated"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Where puzzles stand in a csv file."""
+
+    name: str
+    numbers: np.ndarray
+
+    def require(self, fine: np.ndarray, problem: str) -> None:
+        """Raise `UserError` for the first puzzle (n,) that is not fine."""
+        if not fine.all():
+            raise UserError(f"{self.name}, line {self.numbers[fine.argmin()]}: {problem}")
+
+
+def _parse(file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], name: str | None = None) -> tuple[Puzzles, Lines]:
+    name = name or str(file)
+    numbers, ratings, cells = [], [], 0
+    text = {"q": bytearray(), "a": bytearray()}
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = csv.reader(lines)
+            if (header := next(rows, None)) != HEADER:
+                raise UserError(f"{name}, line 1: expected the columns {','.join(HEADER)}, found {','.join(header or []) or 'nothing'}")
+            for row in rows:
+                where = f"{name}, line {rows.line_num}"
+                if len(row) != len(HEADER):
+                    raise UserError(f"{where}: expected {len(HEADER)} columns, found {len(row)}")
+                _, q, a, rating = row
+                try:
+                    kept = keep(int(rating))
+                except ValueError:
+                    raise UserError(f"{where}: rating '{rating}' is not a whole number") from None
+                cells = cells or len(q)
+                if int(cells**0.5) ** 2 != cells or not cells:
+                    raise UserError(f"{where}: q has {cells} characters, which is no square grid")
+                for column, value in (("q", q), ("a", a)):
+                    if len(value) != cells:
+                        raise UserError(f"{where}: {column} has {len(value)} characters, expected {cells}")
+                    if not alphabet.keys() >= set(value):
+                        strange = next(i for i, character in enumerate(value) if character not in alphabet)
+                        raise UserError(f"{where}: {column} has '{value[strange]}' at position {strange + 1}")
+                    if kept:
+                        text[column] += value.encode()
+                if kept:
+                    numbers.append(rows.line_num)
+                    ratings.append(int(rating))
+    except FileNotFoundError:
+        raise UserError(f"no such file: {name}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{name}: not a csv file ({error})") from None
+    if not numbers:
+        raise UserError(f"{name}: no puzzle in it passes the filters")
+    table = np.zeros(256, np.uint8)
+    table[[ord(character) for character in alphabet]] = list(alphabet.values())
+    side = int(cells**0.5)
+    inputs, answers = (table[np.frombuffer(value, np.uint8)].reshape(-1, side, side) for value in text.values())
+    return Puzzles(inputs, answers, np.array(ratings, np.int64)), Lines(name, np.array(numbers, np.int64))
+
+
+def batched(function: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays that `function` returns, computed for some puzzles at a time to bound the memory."""
+    starts = range(0, max(len(arrays[0]), 1), BATCH)
+    return tuple(map(np.concatenate, zip(*(function(*(a[start : start + BATCH] for a in arrays)) for start in starts), strict=True)))
+
+
+def histogram(values: np.ndarray) -> str:
+    """Counts of whole numbers >= 0 in the ranges 0, 1, 2-3, 4-7, 8-15, ... as one line."""
+    ranges, counts = np.unique(np.ceil(np.log2(values + 1)).astype(int), return_counts=True)
+    ends = [(2**r // 2, 2**r - 1) for r in ranges.tolist()]
+    return ", ".join(f"{low if low == high else f'{low}-{high}'}: {n}" for (low, high), n in zip(ends, counts, strict=True))
+
+
+def write(
+    game: Literal["sudoku", "maze"],
+    splits: dict[str, Puzzles],
+    fingerprints: Callable[..., np.ndarray],
+    options: argparse.Namespace,
+    *,
+    source: str,
+    num_aug: int,
+    rating: str,
+    record: dict[str, Any],
+) -> dict[str, Puzzles]:
+    """Keep the splits apart, write the dataset with its `record`, and say what was written. Returns the splits as written.
+
+    `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other; `rating` is the name of
+    the puzzles' ratings.
+    """
+    splits, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
+    histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
+    store.write_pairs(
+        options.output_dir,
+        {split: (splits[split].inputs, splits[split].answers) for split in ("train", "test")},
+        game=game,
+        source=source,
+        seed=options.seed,
+        num_aug=num_aug,
+        details={name: value for name, value in {**record, **counts, **histograms}.items() if value is not None},
+    )
+    print(f"{options.output_dir}: {len(splits['train'])} training and {len(splits['test'])} test puzzles, {source}")
+    print(f"{counts['dropped_train_puzzles']} training puzzles left out because they equal a test puzzle up to symmetry")
+    print(*(f"{name}: {value}" for name, value in histograms.items()), sep="\n")
+    return splits
+
+
+def disjoint(
+    splits: dict[str, Puzzles], fingerprints: Callable[..., np.ndarray], subsample_size: int | None, seed: int
+) -> tuple[dict[str, Puzzles], dict[str, int]]:
+    """Drop training puzzles that a symmetry maps to a test puzzle, then subsample. Returns the splits and what to record.
+
+    `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other.
+    """
+    for split in SPLITS:
+        if not len(splits[split]):
+            raise UserError(f"no puzzle is left in the {split} split; loosen the filters")
+    if splits["train"].inputs.shape[1:] != splits["test"].inputs.shape[1:]:
+        raise UserError("train.csv and test.csv hold grids of different sizes")
+    keys = {}
+    for split, puzzles in splits.items():
+        (keys[split],) = batched(lambda *pair: (fingerprints(*pair),), puzzles.inputs, puzzles.answers)
+    fresh = np.flatnonzero(~np.isin(keys["train"], keys["test"]))
+    dropped = len(splits["train"]) - len(fresh)
+    if not len(fresh):
+        raise UserError(f"all {dropped} training puzzles equal a test puzzle up to symmetry; use fewer test puzzles or larger grids")
+    if subsample_size is not None:
+        if subsample_size > len(fresh):
+            raise UserError(f"--subsample-size {subsample_size} asks for more than the {len(fresh)} training puzzles")
+        fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
+    record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
+    return {"train": splits["train"][fresh], "test": splits["test"]}, record
