@@ -1,4 +1,4 @@
-"""What the Sudoku and the maze builder share: their command line, the ancestors' csv files, generation in parallel, the splits."""
+"""What the builders of Sudoku and mazes share: options, the ancestors' csv files, generation in parallel, the splits."""
 
 import argparse
 import csv
@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from dataset import store
 from utils.errors import UserError
 
 SPLITS = ("test", "train")
@@ -115,7 +114,7 @@ def _in_order(make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, .
     if workers == 1:
         yield from (_block(make, each) for each in seeds)  # without end, like the loop below
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        waiting = deque(pool.submit(_block, make, each) for each in islice(seeds, 2 * workers))
+        waiting = deque(pool.submit(_block, make, each) for each in islice(seeds, workers))
         try:
             for each in seeds:
                 yield waiting.popleft().result()
@@ -250,6 +249,8 @@ def write(
     `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other; `rating` is the name of
     the puzzles' ratings.
     """
+    from dataset import store  # brings torch, which the processes that generate can do without
+
     splits, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
     store.write_pairs(
