@@ -23,7 +23,7 @@ from utils.errors import UserError
 
 SPLITS = ("test", "train")
 HEADER = ["source", "q", "a", "rating"]
-BATCH = 4096
+BATCH = 512  # puzzles checked together: what fits the processor's cache
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 MAX_BARREN_BLOCKS = 100  # generation gives up when this many blocks in a row yield nothing
 

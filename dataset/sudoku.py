@@ -15,6 +15,7 @@ import numpy as np
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SEARCH_WIDTH = 4096  # states propagated together; more wait on the stack
 HASH_ROUNDS = 4
+_UNIT_AXES = (1, 3)  # of the views that `_units` gives: the cells of one row, column or box
 _BITS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
 
 
@@ -62,6 +63,7 @@ def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     states, cells, active = states.copy(), states, np.arange(states.shape[-1])
     solved, unsolved = np.zeros(len(active), bool), np.zeros(len(active), bool)
     full = (1 << len(states)) - 1
+    # A digit twice in a unit needs no check of its own: some other digit of the unit then ends without a cell.
     while len(active):
         single = (cells & (cells - np.uint16(1))) == 0
         fixed = cells * single
@@ -86,9 +88,6 @@ def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         going = possible & changed
         active, cells = active[going], after[..., going]
     return states, solved, unsolved
-
-
-_UNIT_AXES = (1, 3)
 
 
 def _units(cells: np.ndarray) -> Iterator[np.ndarray]:
@@ -223,13 +222,14 @@ def fingerprints(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
     size = puzzles.shape[-1]
     colours = _scramble(np.ascontiguousarray((puzzles > 0).transpose(1, 2, 0)).astype(np.uint64))
     by_digit = answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T  # (cells, B), the cells of digit 1 first
+    place = by_digit.argsort(axis=0)
     for _ in range(HASH_ROUNDS):
         rows, columns, boxes = (
             np.broadcast_to(units.sum(axis=_UNIT_AXES, keepdims=True), units.shape).reshape(colours.shape) for units in _units(colours)
         )
         sorted_cells = np.take_along_axis(colours.reshape(size * size, -1), by_digit, axis=0)
         sums = sorted_cells.reshape(size, size, -1).sum(axis=1).repeat(size, axis=0)
-        digits = np.take_along_axis(sums, by_digit.argsort(axis=0), axis=0).reshape(colours.shape)
+        digits = np.take_along_axis(sums, place, axis=0).reshape(colours.shape)
         colours += 3 * _scramble(_scramble(rows) + _scramble(columns)) + 5 * _scramble(boxes) + 7 * _scramble(digits)
         colours = _scramble(colours)
     return colours.sum(axis=(0, 1))
