@@ -98,7 +98,7 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
     lines = [
         f"protocol {evaluation.protocol}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "
         f"({counts['no_prediction']} without a prediction, {counts['answer_exceeds_canvas']} larger than their canvas, "
-        f"{counts['unlabelled']} unlabelled), {config.num_views} views, 95 % intervals",
+        f"{counts['unlabelled']} unlabelled), {evaluation.num_views} view{'s' * (evaluation.num_views > 1)}, 95 % intervals",
         "",
         f"{'':<26}" + "".join(f"{name:<26}" for name in shown),
     ]

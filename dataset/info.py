@@ -19,7 +19,7 @@ from dataset.canvas import smallest_bucket
 from dataset.samplers import SAMPLERS
 from dataset.store import SPLITS, TEST, Store
 from utils.errors import UserError, reports_user_errors
-from utils.files import write_atomically
+from utils.files import json_in_page, write_atomically
 
 TEMPLATE = Path(__file__).with_name("info_template.html")
 PLACEHOLDER = "__INFO_DATA__"
@@ -356,9 +356,7 @@ def write_page(path: Path, source: Store, config: DataConfig, count: int, seed: 
         "settings": config.model_dump(exclude={"path"}),
         "samples": list(sample_cards(source, config, count, seed)),
     }
-    # A "<" in an id could end the script element that holds the data.
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    page = TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, text)
+    page = TEMPLATE.read_text(encoding="utf-8").replace(PLACEHOLDER, json_in_page(data))
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 

@@ -202,6 +202,12 @@ class PuzzleSampler(Sampler):
 class PairSampler(PuzzleSampler):
     """Single pairs of a game whose rule is the same everywhere (Sudoku, mazes); the evaluation puzzles stay unseen."""
 
+    def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
+        super().__init__(store, config, *arguments, **named)
+        side = store.metadata.max_grid_size
+        if any(cell.side != side for cell in self.cells):
+            raise UserError(f"{store.path}: its {side}x{side} puzzles fill their canvas; set data.canvas=task data.buckets=[{side}]")
+
     def _training_tasks(self) -> np.ndarray:
         tasks = self.store.tasks_of("train", self.config.max_train_groups)
         self.queries = _PairTable(len(self.store.task_ids), tasks, self.store.task_pairs[tasks][:, None])

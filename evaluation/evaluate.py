@@ -44,9 +44,14 @@ class EvaluationConfig(Config):
 
 @dataclass
 class Evaluation:
-    """scores, counts of queries by status, one record per query, submission and the tasks in the ARC format."""
+    """What an evaluation found.
+
+    num_views: at most so many views per query. counts: queries by status. records: one per query. puzzles: the tasks in
+    the ARC format.
+    """
 
     protocol: str
+    num_views: int
     scores: list[Score]
     counts: dict[str, int]
     records: list[dict[str, Any]]
@@ -122,6 +127,7 @@ def evaluate(
         notes.append(f"{len(questions.too_large)} queries are larger than the largest canvas ({data.sides[-1]}) and count as wrong")
     return Evaluation(
         protocol=protocol,
+        num_views=questions.num_views,
         scores=scores,
         counts=counts,
         records=records,

@@ -1,10 +1,11 @@
 """Write an evaluation as one self-contained HTML page that a browser opens straight from disk."""
 
-import json
 import math
 import os
 from pathlib import Path
 from typing import Any
+
+from utils.files import json_in_page
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PLACEHOLDER = "__REPORT_DATA__"
@@ -41,9 +42,7 @@ def render_report(results: dict, records: list[dict], puzzles: dict[str, dict]) 
         "records": records,
         "puzzles": {task: puzzle for task, puzzle in puzzles.items() if task in shown},
     }
-    text = json.dumps(_plain(data), separators=(",", ":"), allow_nan=False)
-    # Every "<", not only "</": the parser also changes state inside a script element on "<!--".
-    text = text.replace("<", "\\u003c")
+    text = json_in_page(_plain(data))
     before, _, after = TEMPLATE.read_text(encoding="utf-8").partition(PLACEHOLDER)
     return before + text + after
 

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 import urllib.request
 from collections import Counter, deque
 from functools import partial
@@ -11,9 +12,14 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torch
 
 from dataset import build_maze_dataset, build_sudoku_dataset, maze, pairs, store, sudoku
 from dataset.augment import dihedral
+from dataset.canvas import GridTable, render
+from dataset.games import GAMES
+from dataset.samplers import PairSampler
+from tests.conftest import TINY, load_config, run
 from utils.errors import UserError
 
 HARD = "4.....8.5.3..........7......2.....6.....8.4......1.......6.3.7.5..2.....1.4......"
@@ -439,3 +445,54 @@ def test_without_a_network_the_hub_names_the_file_and_the_alternatives(written, 
 
 def test_numbers_are_counted_in_ranges_of_powers_of_two():
     assert pairs.histogram(np.array([0, 0, 1, 2, 3, 4, 7, 8, 100])) == "0: 2, 1: 1, 2-3: 2, 4-7: 2, 8-15: 1, 64-127: 1"
+
+
+def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_path):
+    done = run(
+        "-m",
+        "dataset.build_sudoku_dataset",
+        *("--size", "4", "--clues", "8", "--train-puzzles", "40", "--test-puzzles", "6"),
+        *("--num-aug", "3", "--output-dir", str(tmp_path / "d")),
+    )
+    assert done.returncode == 0, done.stderr
+    options = ["arch=trm", "data=sudoku", *TINY, "data.buckets=[4]", "data.augmentation=table", "arch.puzzle_emb_len=1"]
+    done = run("pretrain_etrm.py", *options, f"data.path={tmp_path / 'd'}", f"output_dir={tmp_path}", "run_name=r", "train_steps=2")
+    assert done.returncode == 0, done.stderr
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", "controls=[query_only,copy_input]", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "e" / "results.json").read_text())
+    found = {(score["control"], score["metric"]): score for score in results["scores"]}
+    assert set(found) == {(control, f"all.{name}") for control in ("none", "copy_input") for name in ("exact_accuracy", "accuracy")}
+    assert found["copy_input", "all.accuracy"]["value"] == pytest.approx(0.5) and results["protocol"] == "inductive"
+    assert results["counts"]["queries"] == 6 and "no demonstrations" in results["notes"][0]
+
+
+def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
+    grids = np.zeros((3, 4, 4), np.uint8)
+    store.write_pairs(tmp_path, {"train": (grids, grids), "test": (grids, grids)}, game="sudoku", source="x", seed=0, num_aug=0, details={})
+    loaded = store.load(tmp_path)
+    config = load_config(loaded).data.model_copy(update={"buckets": [6], "augmentation": "random"})
+    with pytest.raises(UserError, match=r"its 4x4 puzzles fill their canvas; set .*data.buckets=\[4\]"):
+        PairSampler(loaded, config, 0, 4)
+
+
+def test_the_stored_copies_of_a_maze_are_its_eight_symmetries():
+    views = GAMES["maze"].stored_views(0, np.zeros(8, np.int64), np.arange(8), 7)
+    assert views.transform.tolist() == list(range(8)) and (views.colours == np.arange(10)).all()
+
+
+def test_the_stored_copies_of_a_sudoku_are_a_function_of_the_seed_and_keep_the_rule():
+    puzzle, number = np.arange(60) % 6, np.arange(60) % 10
+    first, again, other = (GAMES["sudoku"].stored_views(seed, puzzle, number, 4) for seed in (0, 0, 1))
+    assert np.array_equal(first.order, again.order) and np.array_equal(first.colours, again.colours)
+    assert not np.array_equal(first.colours, other.colours)
+    _, solved, _ = sudoku.generate(4, 1, np.random.default_rng(0))
+    nought = torch.zeros(60, dtype=torch.int64)
+    tokens = render(
+        GridTable(torch.from_numpy(solved), torch.tensor([[4, 4]])),
+        *(nought, torch.from_numpy(first.transform), torch.from_numpy(first.colours), nought[:, None].expand(60, 2)),
+        *(4, GAMES["sudoku"].vocabulary, torch.from_numpy(first.order)),
+    )
+    drawn = tokens.view(60, 4, 4).numpy() - 1
+    assert sudoku.is_solved(drawn).all() and len({grid.tobytes() for grid in drawn}) > 20
+    assert (drawn[number == 0] == solved).all()

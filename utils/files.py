@@ -46,6 +46,11 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not a text file") from None
 
 
+def json_in_page(value: Any) -> str:
+    """`value` as JSON that may stand inside a <script> element: without any "<", since "<!--" matters there as well as "</"."""
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+
+
 @contextmanager
 def directory_written_whole(path: Path, marker: str) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place on success and disappears on failure.
