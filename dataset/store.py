@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -137,8 +137,11 @@ def write(
     max_grid_size: int,
     leaks: list[Leak],
     dropped_train_tasks: list[str],
+    extra_files: dict[str, Any] | None = None,
 ) -> Metadata:
     """Write a dataset of named subsets; the named test subsets form the test split. All or nothing is written.
+
+    `extra_files` are written as JSON beside the rest, by name.
 
     Deterministic: the same tasks and seed give the same bytes. Raises `UserError` for duplicate task ids.
     """
@@ -173,6 +176,8 @@ def write(
         )
         write_json(folder / "identifiers.json", names)
         write_json(folder / "test_puzzles.json", {task.id: task.to_json() for task, split, _ in flat if split == TEST})
+        for name, value in (extra_files or {}).items():
+            write_json(folder / name, value)
         metadata = Metadata(
             format=FORMAT,
             layout=layout,
@@ -187,7 +192,9 @@ def write(
             augmentations_per_task={task.id: len(rows[0]) - 1 for (task, _, _), rows in zip(flat, drawn, strict=True)} if num_aug else {},
             leaks=leaks,
             dropped_train_tasks=dropped_train_tasks,
-            sha256={name: sha256_of(folder / name) for name in (*_ARRAY_FILES, "identifiers.json", "test_puzzles.json")},
+            sha256={
+                name: sha256_of(folder / name) for name in (*_ARRAY_FILES, "identifiers.json", "test_puzzles.json", *(extra_files or {}))
+            },
         )
         write_json(folder / "dataset.json", metadata.model_dump(), indent=1)
     return metadata
