@@ -105,15 +105,17 @@ def render(
     index = constant[:, :1] * stored + constant[:, 1:]  # (N, 1)
     rows, columns = (r, c) if order is None else order.unbind(1)
     index = index[:, :, None] + (row_step[:, None] * rows)[:, :, None] + (column_step[:, None] * columns)[:, None, :]  # (N, C, C)
-    row_in, column_in = (r >= 0) & (r < rows_columns[:, :1]), (c >= 0) & (c < rows_columns[:, 1:])
-    inside = row_in[:, :, None] & column_in[:, None, :]
     pixels = table.pixels.flatten(1)[grid].gather(1, index.flatten(1).clamp_(0, stored * stored - 1))
     tokens = (colours.to(torch.uint8) + vocabulary.first).gather(1, pixels.long()).view(-1, side, side)
-    if not vocabulary.eos:
-        return (tokens * inside).flatten(1)  # PAD is 0
-    row_end, column_end = r == rows_columns[:, :1], c == rows_columns[:, 1:]
-    end = (row_end[:, :, None] & column_in[:, None, :]) | (row_in[:, :, None] & column_end[:, None, :])
-    return torch.where(inside, tokens, end.to(torch.uint8) * EOS).flatten(1)
+    # Along an axis 1 inside the grid, 2 right behind it, 0 elsewhere: products tell cells 1, EOS 2, and PAD 0 or 4 apart.
+    along_rows, along_columns = _along(r, rows_columns[:, :1]), _along(c, rows_columns[:, 1:])
+    place = along_rows[:, :, None] * along_columns[:, None, :]
+    outside = (place == 2).to(torch.uint8) * EOS if vocabulary.eos else PAD
+    return torch.where(place == 1, tokens, outside).flatten(1)
+
+
+def _along(position: Tensor, length: Tensor) -> Tensor:
+    return ((position >= 0) & (position < length)).to(torch.uint8) + 2 * (position == length).to(torch.uint8)
 
 
 def labels_of(tokens: Tensor) -> Tensor:

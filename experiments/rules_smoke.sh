@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
 out=${OUT:-runs}
 
-$PYTHON -m dataset.build_rules_dataset --output-dir data/rules-smoke
+$PYTHON -m dataset.build_rules_dataset --output-dir data/rules-smoke --families colour_permutation --stages 1 \
+  --test-splits test_rules --rows 4 6 --columns 4 6 --workers 2
 for encoder in memory standard; do
   start=$(date +%s)
   $PYTHON pretrain_etrm.py experiment=rules_smoke encoder=$encoder run_name=rules-smoke-$encoder output_dir="$out"

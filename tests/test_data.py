@@ -1,7 +1,6 @@
 """The store, leaks, samplers and the evaluation set."""
 
 import hashlib
-import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from dataset import store as datasets
 from dataset.batch import DataConfig, materialise, task_sides
 from dataset.build_arc_dataset import build, parse_arguments
-from dataset.build_rules_dataset import generate
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from dataset.leaks import find_leaks
 from dataset.samplers import SAMPLERS, EpisodeSampler
@@ -241,20 +239,6 @@ def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
     assert (tmp_path / "notes.txt").read_text() == "keep me"
     write_store(tmp_path / "d")
     write_store(tmp_path / "d", seed=1)
-
-
-def test_generated_rules_are_determined_new_and_bounded(tmp_path):
-    options = ("-m", "dataset.build_rules_dataset", "--train-tasks", "300", "--test-tasks", "50", "--min-side", "1", "--max-side", "2")
-    done = run(*options, "--demonstrations", "1", "--output-dir", str(tmp_path / "d"))
-    assert done.returncode == 0, done.stderr
-    store = datasets.load(tmp_path / "d")
-    train, test = ([store.task(int(t)) for t in store.tasks_of(split)] for split in ("train", "test"))
-    assert find_leaks(train, test, "fewshot") == [] and len(test) == 50 and 0 < len(train) < 300
-    for task in train + test:
-        shown = {0} | {int(c) for pair in task.demonstrations for c in np.unique(pair.input)}
-        assert set(np.unique(task.queries[0].input).tolist()) <= shown
-    with pytest.raises(UserError, match="ask for fewer tasks"):
-        generate("colour_permutation", "train", 10, {bytes([0, *p]) for p in itertools.permutations(range(1, 10))}, (2, 2), 1, 0)
 
 
 def test_the_build_leaves_nothing_behind_when_it_fails(tmp_path: Path):

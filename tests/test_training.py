@@ -280,23 +280,12 @@ def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path):
 
 def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
     """The model must have learned to read its demonstrations: colour permutations on 3x3 grids, seconds of training."""
-    from dataset import build_rules_dataset
     from dataset import store as datasets
+    from dataset.build_rules_dataset import build, parse_arguments
 
-    taken: set[bytes] = set()
-    tasks = {
-        name: build_rules_dataset.generate("colour_permutation", name, count, taken, (3, 3), 3, 0)
-        for name, count in (("test", 64), ("train", 16000))
-    }
-    datasets.write(
-        tmp_path / "d",
-        tasks,
-        ["test"],
-        layout="fewshot",
-        source="rules",
-        seed=0,
-        max_grid_size=3,
-    )
+    arguments = ["--families", "colour_permutation", "--stages", "1", "--test-splits", "test_rules", "--rows", "3", "3"]
+    arguments += ["--columns", "3", "3", "--train-tasks", "16000", "--test-tasks", "64", "--output-dir", str(tmp_path / "d")]
+    build(parse_arguments(arguments))
     store = datasets.load(tmp_path / "d")
     options = [
         "arch.H_cycles=1",
