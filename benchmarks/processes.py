@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DRIVE = ROOT / "benchmarks" / "ancestors" / "drive.py"
 MEASURE = ROOT / "benchmarks" / "measure.py"
 TEST_SUBSET = "evaluation"
-# What the original's builder takes: measured at 10 and 30 augmentations of ARC-AGI-1 and ConceptARC.
+# What the original's builder takes: measured at 10 and 60 augmentations of ARC-AGI-1 and ConceptARC.
 MEMORY_PER_EXAMPLE = 4_000
 DISK_PER_EXAMPLE = 2 * MAX_SIDE**2
 
