@@ -47,8 +47,9 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
 def contrastive_loss(model: RecursiveModel, data: dict[str, Tensor], temperature: float, noise: Noise, world: World) -> Tensor:
     """InfoNCE (B,) between the contexts of two halves of each sample's demonstrations, by cosine similarity.
 
-    The other samples of the global batch are the negatives, but never those with the same puzzle identifier. A sample with
-    fewer than two demonstrations has no positive and counts zero. Source: arXiv 1807.03748.
+    The other samples of the global batch are the negatives, but never those with the same puzzle identifier (with
+    data.augmentation=table a stored view has its own, and counts as a task). A sample with fewer than two demonstrations has
+    no positive and counts zero. Source: arXiv 1807.03748.
     """
     mask = data["demo_mask"]
     odd = mask.cumsum(1) % 2 == 1
@@ -60,8 +61,9 @@ def contrastive_loss(model: RecursiveModel, data: dict[str, Tensor], temperature
 
     first, second = encode(mask & odd), distributed.gather_rows(encode(mask & ~odd))  # (B, X), (G, X)
     identifiers, others = data["puzzle_identifiers"], distributed.gather_rows(data["puzzle_identifiers"])
-    own = torch.arange(len(first), device=first.device) + world.rank * len(first)
+    rows = torch.arange(len(first), device=first.device)
+    own = rows + world.rank * len(first)
     blocked = (identifiers[:, None] == others[None]) | ~distributed.gather_rows(paired)[None]
-    blocked[torch.arange(len(first)), own] = False
+    blocked[rows, own] = False
     similarity = (first @ second.T / temperature).masked_fill(blocked, torch.finfo(torch.float32).min)
     return torch.where(paired, F.cross_entropy(similarity, own, reduction="none"), 0.0)

@@ -100,16 +100,19 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """(..., W) -> latent (..., Z) -> (..., W); means and variances are float32 in any forward dtype."""
+    """(..., W) -> latent (..., Z), or decoded to the width again for a reader that needs it.
 
-    def __init__(self, config: PooledEncoderConfig, width: int):
+    Means and variances are float32 in any forward dtype.
+    """
+
+    def __init__(self, config: PooledEncoderConfig, width: int, decoded: bool):
         super().__init__()
         self.mean = Linear(width, config.latent_dim)
-        self.decode = Linear(config.latent_dim, width)
         self.log_variance = Linear(width, config.latent_dim, bias=True) if config.variational else None
         if self.log_variance is not None:
             nn.init.zeros_(self.log_variance.weight)
             nn.init.constant_(self.log_variance.bias, 2 * math.log(config.initial_sigma))
+        self.decode = Linear(config.latent_dim, width) if decoded else nn.Identity()
 
     def forward(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Also the KL (...) of each latent, None if it is not variational. Without `noise` the latent is the mean."""
@@ -137,8 +140,12 @@ class PooledEncoder(ContextModule):
         self.vectors = PairVectors(config, config.pooling_method, arch, width, heads)
         queries = config.aggregator == "queries"
         self.aggregate = QueryAggregator(config, width, heads, arch.expansion) if queries else MeanAggregator()
-        self.bottleneck = Bottleneck(config, width) if config.bottleneck != "none" else None
         self.aggregated = config.output_tokens if queries else 1
+        self.bottleneck = None
+        if config.bottleneck != "none":
+            decoded = queries and config.bottleneck == "demonstration"  # only cross-attention asks for the width again
+            self.bottleneck = Bottleneck(config, width, decoded)
+            width = width if decoded else config.latent_dim
         self.output = Linear(width, config.output_tokens // self.aggregated * arch.hidden_size)
 
     def prefix_length(self, demos: int, cells: int) -> int:
