@@ -62,8 +62,8 @@ class PretrainConfig(OptimConfig):
         if self.arch.name == "trm" and self.data.augmentation == "random":
             raise ValueError("arch=trm has one learned row per stored augmentation; set data.augmentation to table or none")
         for name in ("reconstruct", "contrastive"):
-            if self.arch.name == "trm" and self.objective.weight(name):
-                raise ValueError(f"objective.{name}_weight={self.objective.weight(name)} needs demonstrations; arch=trm reads none")
+            if self.objective.weight(name) and not self.encoder:
+                raise ValueError(f"objective.{name}_weight={self.objective.weight(name)} needs demonstrations, which an encoder reads")
         if self.objective.kl_weight and not (self.encoder and self.encoder.gives_kl):
             raise ValueError(f"objective.kl_weight={self.objective.kl_weight} weighs nothing: the context is not variational")
         what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"
