@@ -18,6 +18,7 @@ from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation.evaluate import Evaluation, evaluate
 from models.trm import DataSizes, build_model, count_parameters
+from training.diagnostics import context_diagnostics
 from training.ema import EMA
 from training.meter import Meter
 from training.optim import build_optimizers
@@ -107,7 +108,8 @@ def loop(
         return state.step
 
     while state.step < config.train_steps and not out_of_time(config, started):
-        batch = materialise(sampler.sample(state.step), store, table)
+        samples = sampler.sample(state.step)
+        batch = materialise(samples, store, table)
         result = train_step(state, batch, settings)
         meter.add(result, config.global_batch_size)
         skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
@@ -117,7 +119,10 @@ def loop(
             )
         last = state.step == config.train_steps
         if state.step % config.log_interval == 0 or last:
-            log(logger, state.step, meter.read(), state.optimizers)
+            values = meter.read()
+            with meter.paused():
+                values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
+                log(logger, state.step, values, state.optimizers)
         with meter.paused():
             if config.eval_interval and (state.step % config.eval_interval == 0 or last):
                 log_evaluation(logger, state, store, sampler, config, device, world)

@@ -60,6 +60,11 @@ class PretrainConfig(OptimConfig):
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
         if self.arch.name == "trm" and self.encoder is not None:
             raise ValueError("arch=trm knows its task through the puzzle embedding and takes no encoder")
+        for name in ("reconstruct", "contrastive"):
+            if self.objective.weight(name) and not self.encoder:
+                raise ValueError(f"objective.{name}_weight={self.objective.weight(name)} needs demonstrations, which an encoder reads")
+        if self.objective.kl_weight and not (self.encoder and self.encoder.gives_kl):
+            raise ValueError(f"objective.kl_weight={self.objective.kl_weight} weighs nothing: the context is not variational")
         what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"
         if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")

@@ -26,13 +26,14 @@ def predict(
 ) -> VoteTable:
     """Votes of all processes over every view of every query, indexed by the query's position in `questions.queries`.
 
-    Each batch is encoded once and then runs all `halt_max_steps`. `report` hears of finished views.
+    Each batch is encoded once, or at every ACT step if the context is refined, and runs all `halt_max_steps`. `report` hears
+    of finished views.
     """
     model.eval()
     votes = VoteTable()
     for batch in questions.batches(batch_size, world.rank, world.size):
         data = materialise(batch.samples, questions.store, table, with_labels=False).data
-        context = model.context(data)
+        context = None if model.context.refines else model.context(data)
         carry = initial_carry(model, data)
         for _ in range(model.config.halt_max_steps):
             output = act_step(model, carry, data, context=context)

@@ -6,13 +6,17 @@ Shapes: B batch, P prefix tokens, M memory tokens, K demonstrations, L cells, D 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.base import Config
+
+# noise(*shape) draws a standard normal (B, *shape) for the batch's rows, the same whatever the number of processes.
+Noise = Callable[..., Tensor]
 
 
 @dataclass
@@ -24,6 +28,8 @@ class Context:
     cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
     memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell
     (0..L-1) of each token; or None.
+    state: what the next ACT step's `ContextModule.forward` gets, by name, (B, ...); what is not named stays as it was.
+    losses: auxiliary terms by name, (B,) each, which `ObjectiveConfig.<name>_weight` weighs.
     """
 
     prefix: Tensor
@@ -32,6 +38,22 @@ class Context:
     memory: Tensor | None = None
     memory_mask: Tensor | None = None
     memory_cells: Tensor | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def told(self) -> Tensor:
+        """The tokens that depend on the demonstrations: the memory, or the prefix where there is none."""
+        return self.prefix if self.memory is None else self.memory
+
+    def summary(self) -> Tensor:
+        """One float32 vector per sample: the prefix laid out flat (B, P * D), or the mean (B, D) over the valid tokens where
+        their number depends on the demonstrations."""
+        mask = self.prefix_mask if self.memory is None else self.memory_mask
+        told = self.told.float()
+        if mask is None:
+            return told.flatten(1)
+        return (told * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
 
 class EncoderConfig(Config):
@@ -49,9 +71,20 @@ class EncoderConfig(Config):
         """Whether the number of prefix tokens depends on the demonstrations, so that the state has no fixed length."""
         return False
 
+    @property
+    def gives_kl(self) -> bool:
+        """Whether the context comes with a KL term, `objective.kl_weight`'s."""
+        return False
+
 
 class ContextModule(nn.Module):
-    """Maps the data of a batch to a `Context`."""
+    """Maps the data of a batch to a `Context`, with gradient at every ACT step.
+
+    A module may keep a state per sample between ACT steps. The carry holds it, detached, and resets it for a new sample.
+    refines: the context changes from one ACT step to the next, so that evaluation may not compute it once for all.
+    """
+
+    refines = False
 
     @staticmethod
     def as_prefix(tokens: Tensor) -> Tensor:
@@ -62,7 +95,12 @@ class ContextModule(nn.Module):
         """P for batches of `demos` demonstrations on canvases of `cells` cells."""
         raise NotImplementedError
 
-    def forward(self, data: dict[str, Tensor]) -> Context:
+    def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
+        """The state (B, ...) of samples that start now. `noise` is None in evaluation, where nothing is drawn."""
+        return {}
+
+    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+        """The context of `data` after the state that the carry holds; None starts afresh, without noise."""
         raise NotImplementedError
 
 
@@ -88,7 +126,7 @@ class PuzzleEmbedding(ContextModule):
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.length
 
-    def forward(self, data: dict[str, Tensor]) -> Context:
+    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         identifiers = data["puzzle_identifiers"]
         rows = self.weights[identifiers]
         if self.training and torch.is_grad_enabled():

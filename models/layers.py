@@ -56,6 +56,11 @@ def rms_norm(x: Tensor) -> Tensor:
     return (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + NORM_EPS)).to(x.dtype)
 
 
+def layer_norm(x: Tensor) -> Tensor:
+    """Weightless layer norm over the last dimension, computed in float32."""
+    return F.layer_norm(x.float(), x.shape[-1:], eps=NORM_EPS).to(x.dtype)
+
+
 @dataclass(frozen=True)
 class Rotary:
     """cos and sin (S, E) of a sequence's rotary positions."""
@@ -118,11 +123,14 @@ def split_heads(x: Tensor, num_heads: int, parts: int) -> tuple[Tensor, ...]:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `memory` adds keys and values that are not part of the sequence."""
+    """Multi-head self-attention; `memory` adds keys and values that are not part of the sequence.
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    qk_norm: RMS norm of each head's queries and keys, which bounds the attention logits.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.qk_norm = num_heads, qk_norm
         self.qkv_proj = Linear(hidden_size, 3 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
 
@@ -130,10 +138,13 @@ class Attention(nn.Module):
         """Keys and values of memory tokens (B, M, D), with this layer's own projections."""
         hidden_size = memory.shape[-1]
         key, value = split_heads(F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2)
+        key = rms_norm(key) if self.qk_norm else key
         return KeyValue(rotary(key) if rotary is not None else key, value)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
         query, key, value = split_heads(self.qkv_proj(x), self.num_heads, 3)
+        if self.qk_norm:
+            query, key = rms_norm(query), rms_norm(key)
         if rotary is not None:
             query, key = rotary(query), rotary(key)
         if memory is not None:
@@ -144,9 +155,9 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Queries (B, Q, D) read a set (B, N, D); masked members never matter, and an empty set contributes zero."""
 
-    def __init__(self, hidden_size: int, num_heads: int):
+    def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.qk_norm = num_heads, qk_norm
         self.q_proj = Linear(hidden_size, hidden_size)
         self.kv_proj = Linear(hidden_size, 2 * hidden_size)
         self.o_proj = Linear(hidden_size, hidden_size)
@@ -154,6 +165,8 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, members: Tensor, mask: Tensor) -> Tensor:
         (query,) = split_heads(self.q_proj(x), self.num_heads, 1)
         key, value = split_heads(self.kv_proj(members), self.num_heads, 2)
+        if self.qk_norm:
+            query, key = rms_norm(query), rms_norm(key)
         read = self.o_proj(attend(query, key, value, keys_mask(mask)).transpose(1, 2).flatten(2))
         return read * mask.any(-1)[:, None, None]
 
@@ -180,6 +193,19 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
+
+
+class SiluMLP(nn.Module):
+    """Feed-forward without a gate. (..., D) -> (..., D)."""
+
+    def __init__(self, hidden_size: int, expansion: float):
+        super().__init__()
+        width = round(expansion * hidden_size)
+        self.up_proj = Linear(hidden_size, width)
+        self.down_proj = Linear(width, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.up_proj(x)))
 
 
 class AttentionBlock(nn.Module):

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat
+from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from config.base import Config
@@ -13,10 +13,22 @@ from models.act import StepOutput
 
 
 class ObjectiveConfig(Config):
-    """loss_type: the token loss. halt_loss_weight: weight of the halting losses beside it (0.5 in the original)."""
+    """loss_type: the token loss. halt_loss_weight: weight of the halting losses beside it (0.5 in the original).
+
+    Weights of auxiliary terms, 0 for none, each a mean over samples like the token loss: kl_weight (variational encoders),
+    reconstruct_weight and contrastive_weight (training/objectives.py; contrastive_temperature divides the similarities).
+    """
 
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
     halt_loss_weight: NonNegativeFloat
+    kl_weight: NonNegativeFloat
+    reconstruct_weight: NonNegativeFloat
+    contrastive_weight: NonNegativeFloat
+    contrastive_temperature: PositiveFloat
+
+    def weight(self, name: str) -> float:
+        """The weight of the auxiliary term `name`."""
+        return getattr(self, f"{name}_weight")
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -42,19 +54,26 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 TOKEN_LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_entropy": softmax_cross_entropy}
 
 
+def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """The token loss of each sample, (B,): the mean over its supervised cells, zero without any."""
+    cells = (labels != IGNORE_LABEL_ID).sum(-1)
+    return TOKEN_LOSSES[objective.loss_type](logits, labels).sum(-1) / cells.clamp_min(1)
+
+
 def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss summed over the batch, and metric sums.
 
     lm_loss is the mean over a row's supervised cells, summed over rows; the halting target is "every supervised cell is
-    right". A row without labels counts nowhere. Of the metrics, lm_loss and the q losses sum over all rows (denominator
-    `rows`), the others over rows that halted at this step (denominator `count`), as in the original.
+    right". The auxiliary terms of `output.losses` are summed over rows in the same way. A row without labels counts nowhere.
+    Of the metrics, all losses sum over all rows (denominator `rows`), the others over rows that halted at this step
+    (denominator `count`), as in the original.
     """
     labels, logits = output.carry.data["labels"], output.logits
     supervised = labels != IGNORE_LABEL_ID
     cells = supervised.sum(-1)  # (B,)
     labelled = cells > 0
     divisor = cells.clamp_min(1)
-    lm_loss = (TOKEN_LOSSES[objective.loss_type](logits, labels).sum(-1) / divisor).sum()
+    lm_loss = sample_loss(logits, labels, objective).sum()
     with torch.no_grad():
         correct = (supervised & (logits.argmax(-1) == labels)).sum(-1)
         exact = correct == cells
@@ -76,8 +95,14 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
         q_continue_loss = torch.where(labelled, q_continue, 0.0).sum()
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_loss + q_continue_loss
-    return lm_loss + objective.halt_loss_weight * q_loss, metrics
+    loss = lm_loss + objective.halt_loss_weight * q_loss
+    for name, terms in output.losses.items():
+        term = torch.where(labelled, terms, 0.0).sum()
+        metrics[name] = term.detach()
+        if objective.weight(name):
+            loss = loss + objective.weight(name) * term
+    return loss, metrics
 
 
-# Denominator of each metric sum; every other one is divided by `count`.
-PER_ROW_METRICS = frozenset({"lm_loss", "q_halt_loss", "q_continue_loss"})
+# What is divided by `rows`; every other metric sum is divided by `count`.
+PER_ROW_METRICS = frozenset({"lm_loss", "q_halt_loss", "q_continue_loss", "kl", "reconstruct", "contrastive", "context_gradient"})

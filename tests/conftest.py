@@ -1,5 +1,6 @@
 """Small datasets and runs that the tests share."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -78,8 +79,13 @@ def puzzle(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def load_config(store: Store, *overrides: str) -> PretrainConfig:
     """A tiny configuration for a dataset."""
-    arch = [] if store.metadata.layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
-    return compose.load(PretrainConfig, "pretrain", [*arch, *TINY, f"data.path={store.path}", *overrides])
+    return _composed(store.metadata.layout, f"data.path={store.path}", *overrides)
+
+
+@functools.cache
+def _composed(layout: str, *overrides: str) -> PretrainConfig:
+    arch = [] if layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+    return compose.load(PretrainConfig, "pretrain", [*arch, *TINY, *overrides])
 
 
 def run(

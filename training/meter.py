@@ -23,7 +23,7 @@ class Meter:
         if result.updated:  # a skipped step's sums are not numbers
             for name, value in result.metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
-        self._grad_norm = result.grad_norm
+        self._grad_norms = result.grad_norms
         self._steps += 1
         self._samples += samples
         self._skipped += not result.updated
@@ -46,7 +46,7 @@ class Meter:
         values = {f"train/{name}": _mean(sums, name) for name in names if name not in ("rows", "count")}
         values |= {
             "train/count": sums["count"],
-            "grad/total_norm": float(self._grad_norm),
+            **{f"grad/{name}_norm": float(norm) for name, norm in self._grad_norms.items()},
             "train/skipped_steps": float(self._skipped),
             "timing/train_samples_per_second": self._samples / seconds,
             "timing/train_ms_per_step": 1000 * seconds / self._steps,
@@ -56,7 +56,7 @@ class Meter:
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._grad_norm = torch.tensor(0.0)
+        self._grad_norms: dict[str, Tensor] = {}
         self._steps = self._samples = self._skipped = 0
         self._start = time.perf_counter()
 

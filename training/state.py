@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dataset.batch import Cell
 from models.act import Carry
@@ -66,12 +65,11 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
     carries = {}
     for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
 
-        def share(tensors: list[Tensor]) -> Tensor:
-            whole = torch.cat(tensors)
-            return whole.chunk(world.size)[world.rank].clone().to(device)
+        def share(values: list) -> Any:
+            if isinstance(values[0], dict):
+                return {name: share([value[name] for value in values]) for name in values[0]}
+            return torch.cat(values).chunk(world.size)[world.rank].clone().to(device)
 
-        names = ("z_H", "z_L", "steps", "halted")
-        tensors = {name: share([part[name] for part in parts]) for name in names}
-        data = {name: share([part["data"][name] for part in parts]) for name in parts[0]["data"]}
-        carries[Cell(*parts[0]["cell"])] = Carry(**tensors, data=data)
+        fields = {name: share([part[name] for part in parts]) for name in parts[0] if name != "cell"}
+        carries[Cell(*parts[0]["cell"])] = Carry(**fields)
     return carries

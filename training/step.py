@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,7 +11,10 @@ from config.base import Config
 from dataset.batch import Batch
 from dataset.samplers import local_rows, step_rng
 from models.act import act_step, exploration, initial_carry
+from models.context import Noise
 from models.losses import ObjectiveConfig, act_loss
+from training.diagnostics import gradient_norms, watch_gradient
+from training.objectives import auxiliary_losses
 from training.optim import OptimConfig, SparseSignSGD
 from training.schedule import learning_rate
 from training.state import TrainState
@@ -18,6 +22,7 @@ from utils import distributed
 from utils.distributed import World
 
 HALTING_STREAM = 1
+NOISE_STREAM = 2
 
 
 class ModeConfig(Config):
@@ -41,10 +46,11 @@ class StepSettings:
 
 @dataclass
 class StepResult:
-    """Metric sums of this process, the global gradient norm before clipping, and whether the update was made."""
+    """Metric sums of this process, gradient norms over all processes before clipping (`total` and of each part of the model),
+    and whether the update was made."""
 
     metrics: dict[str, Tensor]
-    grad_norm: Tensor
+    grad_norms: dict[str, Tensor]
     updated: bool
 
 
@@ -57,9 +63,13 @@ def act_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepRes
     """One ACT step of the batch's cell, whose carry holds the samples that have not halted yet."""
     state.model.train()
     carry = state.carries.get(batch.cell) or initial_carry(state.model, batch.data)
-    output = act_step(state.model, carry, batch.data, _min_halt_steps(state, batch, settings))
+    noise = _noise(state, batch, settings)
+    output = act_step(state.model, carry, batch.data, _min_halt_steps(state, batch, settings), noise=noise)
+    output.losses.update(auxiliary_losses(state.model, output, settings.objective, noise, settings.world))
     loss, metrics = act_loss(output, settings.objective)
+    reached = watch_gradient(output.context)
     (loss / settings.global_batch_size).backward()
+    metrics["context_gradient"] = reached.sum()
     result = update(state, metrics, settings)
     if result.updated:
         state.carries[batch.cell] = output.carry
@@ -79,12 +89,25 @@ def _min_halt_steps(state: TrainState, batch: Batch, settings: StepSettings) -> 
     return torch.from_numpy(minimum[rows]).to(batch.data["inputs"].device, non_blocking=True)
 
 
+def _noise(state: TrainState, batch: Batch, settings: StepSettings) -> Noise:
+    """This process's rows of standard normal numbers for the global batch, a function of seed, step and the order of the draws."""
+    rng = step_rng(settings.seed, state.step, NOISE_STREAM)
+    rows = local_rows(settings.global_batch_size, settings.world.rank, settings.world.size)
+
+    def draw(*shape: int) -> Tensor:
+        values = rng.standard_normal((settings.global_batch_size, *shape), dtype=np.float32)
+        return torch.from_numpy(values[rows]).to(batch.data["inputs"].device, non_blocking=True)
+
+    return draw
+
+
 def update(state: TrainState, metrics: dict[str, Tensor], settings: StepSettings) -> StepResult:
     """Sum gradients over processes, clip, update, average. A non-finite gradient leaves the parameters as they are."""
     optim = settings.optim
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     distributed.sum_gradients(parameters)
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norms = gradient_norms(state.model)
+    norm = norms["total"]
     updated = _all_finite(norm, state)
     state.step += 1
     if updated:
@@ -98,7 +121,7 @@ def update(state: TrainState, metrics: dict[str, Tensor], settings: StepSettings
             state.ema.update()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    return StepResult(metrics, norm, updated)
+    return StepResult(metrics, norms, updated)
 
 
 def _all_finite(norm: Tensor, state: TrainState) -> bool:

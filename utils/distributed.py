@@ -70,12 +70,22 @@ def sum_tensor(value: Tensor) -> Tensor:
 
 
 def gather_rows(value: Tensor) -> Tensor:
-    """Concatenate equally shaped tensors of all processes along the first dimension, in rank order."""
-    if not dist.is_initialized():
-        return value
-    parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, value.contiguous())
-    return torch.cat(parts)
+    """Concatenate equally shaped tensors of all processes along the first dimension, in rank order, with gradient."""
+    return _GatherRows.apply(value) if dist.is_initialized() else value
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gather_objects(value: Any) -> list[Any]:

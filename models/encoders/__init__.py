@@ -1,17 +1,32 @@
-"""Demonstration encoders by name. To add one: a module with its config and class, a row here, a YAML in config/encoder."""
+"""Demonstration encoders by name. To add one: a module with its config and class, a row here, a YAML in config/encoder.
+
+A variant of an existing kind needs the row and the YAML only.
+"""
 
 from typing import TYPE_CHECKING
 
 from models.context import ContextModule, EncoderConfig
+from models.encoders.iterative import IterativeEncoder, IterativeEncoderConfig
 from models.encoders.memory import MemoryEncoder, MemoryEncoderConfig
-from models.encoders.standard import StandardEncoder, StandardEncoderConfig
+from models.encoders.perceiver import PerceiverEncoder, PerceiverEncoderConfig
+from models.encoders.pooled import PooledEncoder, PooledEncoderConfig
 
 if TYPE_CHECKING:
     from models.trm import ArchConfig
 
 ENCODERS: dict[str, tuple[type[EncoderConfig], type[ContextModule]]] = {
     "memory": (MemoryEncoderConfig, MemoryEncoder),
-    "standard": (StandardEncoderConfig, StandardEncoder),
+    "perceiver": (PerceiverEncoderConfig, PerceiverEncoder),
+    "iterative": (IterativeEncoderConfig, IterativeEncoder),
+    "standard": (PooledEncoderConfig, PooledEncoder),
+    "variational": (PooledEncoderConfig, PooledEncoder),
+    "lpn_standard": (PooledEncoderConfig, PooledEncoder),
+    "lpn_variational": (PooledEncoderConfig, PooledEncoder),
+    "lpn_variational_v2": (PooledEncoderConfig, PooledEncoder),
+    "hybrid_standard": (PooledEncoderConfig, PooledEncoder),
+    "hybrid_variational": (PooledEncoderConfig, PooledEncoder),
+    "lpn": (PooledEncoderConfig, PooledEncoder),
+    "lpn_var": (PooledEncoderConfig, PooledEncoder),
 }
 
 

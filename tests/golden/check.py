@@ -22,7 +22,14 @@ from models.pretrained import load_original, original_name
 from models.trm import TRM, ArchConfig, DataSizes
 
 TOLERANCE = 1e-4
-OBJECTIVE = ObjectiveConfig(loss_type="stablemax_cross_entropy", halt_loss_weight=0.5)
+OBJECTIVE = ObjectiveConfig(
+    loss_type="stablemax_cross_entropy",
+    halt_loss_weight=0.5,
+    kl_weight=0.0,
+    reconstruct_weight=0.0,
+    contrastive_weight=0.0,
+    contrastive_temperature=0.1,
+)
 METRICS = ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss")
 
 

@@ -1,0 +1,116 @@
+"""The `iterative` encoder: its tokens are a recurrent state that every ACT step refines once more.
+
+The state travels in the carry, detached; the context handed to the core is computed from it with gradient at every step,
+which the seed ETRM's recurrent encoders cut off.
+Shapes: B batch, K demonstrations, P output tokens, D hidden.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from models.context import Context, ContextModule, Noise
+from models.encoders.blocks import ReadBlock, SelfBlock
+from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
+from models.layers import rms_norm, truncated_normal
+
+if TYPE_CHECKING:
+    from models.trm import ArchConfig
+
+
+class IterativeEncoderConfig(PairConfig):
+    """update: what one ACT step does. `read` (the seed's recurrent_standard): the tokens read the demonstrations' vectors in
+    `update_layers` blocks. `recursive` (its trm_style): two levels as in the core, H_cycles updates of the context, each after
+    L_cycles updates of a latent into which the mean demonstration is added; all of them with gradient.
+
+    smoothing: share of the previous state that is kept (0.9 in the seed). learned_start: whether the initial state is trained.
+    """
+
+    name: Literal["iterative"]
+    pooling_method: POOLING
+    output_tokens: PositiveInt
+    update: Literal["read", "recursive"]
+    update_layers: PositiveInt
+    H_cycles: PositiveInt
+    L_cycles: PositiveInt
+    smoothing: Annotated[float, Field(ge=0, lt=1)]
+    learned_start: bool
+
+
+class ReadUpdate(nn.Module):
+    """One level, `context`: it reads the set of demonstrations."""
+
+    levels = ("context",)
+
+    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(
+            ReadBlock(arch.hidden_size, arch.num_heads, arch.expansion, config) for _ in range(config.update_layers)
+        )
+
+    def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        x = state["context"]
+        for layer in self.layers:
+            x = layer(x, members, mask)
+        return {"context": self.config.final_norm(x)}
+
+
+class RecursiveUpdate(nn.Module):
+    """Two levels, `context` and `latent`, refined in turn by the same blocks."""
+
+    levels = ("context", "latent")
+
+    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+        super().__init__()
+        self.config, self.pool = config, MeanPool()
+        self.layers = nn.ModuleList(
+            SelfBlock(arch.hidden_size, arch.num_heads, arch.expansion, config) for _ in range(config.update_layers)
+        )
+
+    def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        shown = self.pool(members, mask)[:, None]
+        context, latent = state["context"], state["latent"]
+        for _ in range(self.config.H_cycles):
+            for _ in range(self.config.L_cycles):
+                latent = self._level(latent + context + shown)
+            context = self._level(context + latent)
+        return {"context": context, "latent": latent}
+
+    def _level(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return self.config.final_norm(x)
+
+
+class IterativeEncoder(ContextModule):
+    """P prefix tokens, invariant to the order of the demonstrations and to empty slots."""
+
+    refines = True
+
+    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+        super().__init__()
+        self.config, self.dtype = config, arch.dtype
+        self.vectors = PairVectors(config, config.pooling_method, arch, arch.hidden_size, arch.num_heads)
+        self.update = {"read": ReadUpdate, "recursive": RecursiveUpdate}[config.update](config, arch)
+        self.start = nn.ParameterDict(
+            {
+                level: nn.Parameter(truncated_normal(config.output_tokens, arch.hidden_size, std=1.0), requires_grad=config.learned_start)
+                for level in self.update.levels
+            }
+        )
+
+    def prefix_length(self, demos: int, cells: int) -> int:
+        return self.config.output_tokens
+
+    def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
+        batch = len(data["demo_mask"])
+        return {level: start.to(self.dtype).expand(batch, -1, -1) for level, start in self.start.items()}
+
+    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+        before = state or self.initial_state(data)
+        after = self.update(before, self.vectors(data), data["demo_mask"])
+        keep = self.config.smoothing
+        after = {level: keep * before[level] + (1 - keep) * value for level, value in after.items()}
+        return Context(prefix=self.as_prefix(rms_norm(after["context"])), state={level: x.detach() for level, x in after.items()})
