@@ -7,17 +7,22 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 from dataset.batch import DataConfig
 from evaluation.evaluate import EvaluationConfig
 from models.context import EncoderConfig
+from models.core import ArchConfig
 from models.encoders import ENCODERS
 from models.losses import ObjectiveConfig
-from models.trm import ArchConfig
+from models.pretrained import PretrainedConfig
+from models.trm import arch_config
 from training.optim import OptimConfig
 from training.step import ModeConfig
 from utils.logging import LoggingConfig
 
-LAYOUT_OF = {"trm": "puzzle", "etrm": "fewshot"}
+
+def layout_of(encoder: Any) -> str:
+    """The dataset layout of a model: an encoder reads episodes, puzzle rows need a dataset with identifiers."""
+    return "fewshot" if encoder else "puzzle"
 
 
-class PretrainConfig(OptimConfig):
+class PretrainConfig(OptimConfig, PretrainedConfig):
     """One training run (config/pretrain.yaml)."""
 
     project_name: str
@@ -36,13 +41,18 @@ class PretrainConfig(OptimConfig):
     keep_checkpoints: PositiveInt
     resume: str
     max_nonfinite_steps: PositiveInt
-    arch: ArchConfig
+    arch: SerializeAsAny[ArchConfig]
     encoder: SerializeAsAny[EncoderConfig] | None
     data: DataConfig
     mode: ModeConfig
     objective: ObjectiveConfig
     evaluation: EvaluationConfig
     logging: LoggingConfig
+
+    @field_validator("arch", mode="before")
+    @classmethod
+    def _typed_arch(cls, value: Any) -> ArchConfig:
+        return value if isinstance(value, ArchConfig) else arch_config(value)
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -57,10 +67,13 @@ class PretrainConfig(OptimConfig):
     def _check(self) -> "PretrainConfig":
         if self.arch.name == "etrm" and self.encoder is None:
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
-        if self.arch.name == "trm" and self.encoder is not None:
-            raise ValueError("arch=trm knows its task through the puzzle embedding and takes no encoder")
-        if self.arch.name == "trm" and self.data.augmentation == "random":
-            raise ValueError("arch=trm has one learned row per stored augmentation; set data.augmentation to table or none")
+        if self.encoder is None and not self.arch.puzzle_emb_ndim:
+            raise ValueError("arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row")
+        if self.encoder is None and self.data.augmentation == "random":
+            raise ValueError(
+                f"arch={self.arch.name} without an encoder has one learned row per stored augmentation; "
+                "set data.augmentation to table or none"
+            )
         what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"
         if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")
@@ -75,8 +88,8 @@ class PretrainConfig(OptimConfig):
 
     @property
     def layout(self) -> str:
-        """The dataset layout this architecture trains on."""
-        return LAYOUT_OF[self.arch.name]
+        """The dataset layout this model trains on."""
+        return layout_of(self.encoder)
 
     @property
     def name(self) -> str:

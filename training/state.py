@@ -70,8 +70,8 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
             whole = torch.cat(tensors)
             return whole.chunk(world.size)[world.rank].clone().to(device)
 
-        names = ("z_H", "z_L", "steps", "halted")
-        tensors = {name: share([part[name] for part in parts]) for name in names}
+        tensors = {name: share([part[name] for part in parts]) for name in ("steps", "halted")}
+        states = tuple(share(list(state)) for state in zip(*(part["states"] for part in parts), strict=True))
         data = {name: share([part["data"][name] for part in parts]) for name in parts[0]["data"]}
-        carries[Cell(*parts[0]["cell"])] = Carry(**tensors, data=data)
+        carries[Cell(*parts[0]["cell"])] = Carry(states, **tensors, data=data)
     return carries
