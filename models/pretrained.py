@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from yaml import YAMLError
 
 from config.base import Config
+from dataset import store as datasets
 from models.context import PuzzleEmbedding
 from models.core import DataSizes, RecursiveModel
 from models.encoders import ENCODERS
@@ -184,10 +185,7 @@ def _open(path: Path) -> Source:
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
         which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
-        data = Path(info["data"]["path"])
-        unchanged = (data / "dataset.json").is_file() and read_json(data / "dataset.json").get("content_hash") == info["data"]["hash"]
-        names = _names(data / "identifiers.json") if unchanged else None
-        return Source(folder, checkpoint.load_weights(folder, which), which, info["config"]["arch"], names)
+        return Source(folder, checkpoint.load_weights(folder, which), which, info["config"]["arch"], _trained_names(info))
     settings_file = path.with_name("all_config.yaml")
     settings = None
     if settings_file.is_file():
@@ -201,6 +199,14 @@ def _open(path: Path) -> Source:
 
 def _names(path: Path) -> list[str] | None:
     return read_json(path) if path.is_file() else None
+
+
+def _trained_names(info: dict[str, Any]) -> list[str] | None:
+    """The puzzle names of the dataset a checkpoint was trained on, if it is still there and the same."""
+    if not Path(info["data"]["path"]).exists():
+        return None
+    store = datasets.load(info["data"]["path"])
+    return store.identifiers if store.metadata.content_hash == info["data"]["hash"] else None
 
 
 def _differences(model: RecursiveModel, source: Source) -> list[str]:

@@ -135,7 +135,11 @@ def training_cells(config: PretrainConfig) -> tuple[DataSizes, dict[Cell, float]
     side = config.data.sides[-1]
     cell = Cell(side, config.data.max_demos if config.encoder else 0)
     one_canvas = side**2 if len(config.data.sides) == 1 else None
-    return DataSizes(VOCAB_SIZE, 1, one_canvas), {cell: 1.0}, f"the largest canvas (no dataset at {config.data.path}; one puzzle row counted)"
+    return (
+        DataSizes(VOCAB_SIZE, 1, one_canvas),
+        {cell: 1.0},
+        f"the largest canvas (no dataset at {config.data.path})",
+    )
 
 
 def summarise(config: PretrainConfig) -> str:
