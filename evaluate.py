@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from config.compose import launch
-from config.schema import LAYOUTS_OF, EvaluateConfig
+from config.schema import EvaluateConfig, layouts_of
 from dataset import store as datasets
 from dataset.batch import DataConfig
 from evaluation.evaluate import Evaluation, evaluate, write_files
@@ -32,7 +32,7 @@ def run(config: EvaluateConfig) -> None:
     path = checkpoint.resolve(config.checkpoint)
     model, info = load_checkpoint(path, config.weights)
     data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
-    store = datasets.load(data.path, *LAYOUTS_OF[info["config"]["arch"]["name"]])
+    store = datasets.load(data.path, *layouts_of(info["config"]["encoder"]))
     if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
         raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
 

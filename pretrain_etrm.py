@@ -17,6 +17,7 @@ from dataset.batch import materialise
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation.evaluate import Evaluation, evaluate
+from models.pretrained import load_decoder
 from models.trm import DataSizes, build_model, count_parameters
 from training.diagnostics import context_diagnostics
 from training.ema import EMA
@@ -28,7 +29,7 @@ from utils import checkpoint, distributed
 from utils.device import choose_device, describe
 from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
-from utils.files import write_atomically
+from utils.files import write_atomically, write_json
 from utils.logging import RunLogger
 
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
@@ -55,6 +56,7 @@ def train(config: PretrainConfig) -> None:
     optimizers, optimizer_name = build_optimizers(model, config, device)
     state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None)
     resume(state, config, store, folder, world, device)
+    decoder_report = None if state.step else start_from_pretrained(state, config, store, folder, world)
 
     settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
     info = {
@@ -79,6 +81,8 @@ def train(config: PretrainConfig) -> None:
     logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
     if state.step:
         logger.say(f"resumed at step {state.step}")
+    if decoder_report:
+        logger.say(decoder_report)
 
     try:
         loop(state, config, settings, store, sampler, logger, device, info)
@@ -160,6 +164,18 @@ def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path
     if info["data"]["hash"] != store.metadata.content_hash:
         raise UserError(f"{path} was trained on other data than {store.path} holds now; rebuild that dataset or start a new run")
     state.load(path, world, device)
+
+
+def start_from_pretrained(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World) -> str | None:
+    """Load `load_pretrained_decoder`, if any, into a new run; every weight's fate is written to pretrained_decoder.json."""
+    if config.load_pretrained_decoder is None:
+        return None
+    report = load_decoder(state.model, config, store.identifiers)
+    if state.ema:
+        state.ema.load(dict(state.model.named_parameters()))
+    if world.is_main:
+        write_json(folder / "pretrained_decoder.json", vars(report), indent=1)
+    return report.summary()
 
 
 def flatten(values: dict, prefix: str = "") -> dict:

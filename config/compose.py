@@ -60,7 +60,7 @@ def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[st
             overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
         try:
             return hydra.compose(config_name, overrides), overrides
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(config_name, overrides, error)) from None
 
 
@@ -109,6 +109,10 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as problem:
         return f"cannot read the command line: {str(problem).splitlines()[0]}; overrides have the form key=value"
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.key_or_group in groups and override.value() is None and not override.is_delete():
+            choices = ", ".join(groups[override.key_or_group])
+            return f"{text} is no choice; leave it out, or choose one of {choices}"
     good: list[str] = []
     for text, override in zip(overrides, parsed, strict=True):
         try:

@@ -8,17 +8,22 @@ from dataset.batch import DataConfig
 from dataset.store import Layout
 from evaluation.evaluate import EvaluationConfig
 from models.context import EncoderConfig
+from models.core import ArchConfig
 from models.encoders import ENCODERS
 from models.losses import ObjectiveConfig
-from models.trm import ArchConfig
+from models.pretrained import PretrainedConfig
+from models.trm import arch_config
 from training.optim import OptimConfig
 from training.step import ModeConfig
 from utils.logging import LoggingConfig
 
-LAYOUTS_OF: dict[str, tuple[Layout, ...]] = {"trm": ("puzzle", "pairs"), "etrm": ("fewshot",)}
+
+def layouts_of(encoder: Any) -> tuple[Layout, ...]:
+    """The dataset layouts a model can read: an encoder reads episodes, puzzle rows need a dataset with identifiers."""
+    return ("fewshot",) if encoder else ("puzzle", "pairs")
 
 
-class PretrainConfig(OptimConfig):
+class PretrainConfig(OptimConfig, PretrainedConfig):
     """One training run (config/pretrain.yaml)."""
 
     project_name: str
@@ -37,13 +42,18 @@ class PretrainConfig(OptimConfig):
     keep_checkpoints: PositiveInt
     resume: str
     max_nonfinite_steps: PositiveInt
-    arch: ArchConfig
+    arch: SerializeAsAny[ArchConfig]
     encoder: SerializeAsAny[EncoderConfig] | None
     data: DataConfig
     mode: ModeConfig
     objective: ObjectiveConfig
     evaluation: EvaluationConfig
     logging: LoggingConfig
+
+    @field_validator("arch", mode="before")
+    @classmethod
+    def _typed_arch(cls, value: Any) -> ArchConfig:
+        return value if isinstance(value, ArchConfig) else arch_config(value)
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -58,8 +68,8 @@ class PretrainConfig(OptimConfig):
     def _check(self) -> "PretrainConfig":
         if self.arch.name == "etrm" and self.encoder is None:
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
-        if self.arch.name == "trm" and self.encoder is not None:
-            raise ValueError("arch=trm knows its task through the puzzle embedding and takes no encoder")
+        if self.encoder is None and not self.arch.puzzle_emb_ndim:
+            raise ValueError("arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row")
         for name in ("reconstruct", "contrastive"):
             if self.objective.weight(name) and not self.encoder:
                 raise ValueError(f"objective.{name}_weight={self.objective.weight(name)} needs demonstrations, which an encoder reads")
@@ -79,8 +89,8 @@ class PretrainConfig(OptimConfig):
 
     @property
     def layouts(self) -> tuple[Layout, ...]:
-        """The dataset layouts this architecture trains on."""
-        return LAYOUTS_OF[self.arch.name]
+        """The dataset layouts this model trains on."""
+        return layouts_of(self.encoder)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from dataset.batch import materialise
 from dataset.canvas import GridTable
 from dataset.views import EvaluationSet
 from evaluation.voting import VoteTable
-from models.act import act_step, initial_carry
+from models.act import solve
 from models.trm import RecursiveModel
 from utils import distributed
 from utils.distributed import World
@@ -26,20 +26,15 @@ def predict(
 ) -> VoteTable:
     """Votes of all processes over every view of every query, indexed by the query's position in `questions.queries`.
 
-    Each batch is encoded once, or at every ACT step if the context is refined, and runs all `halt_max_steps`. `report` hears
-    of finished views.
+    Each batch runs until every row has halted. `report` hears of finished views.
     """
     model.eval()
     votes = VoteTable()
     for batch in questions.batches(batch_size, world.rank, world.size):
         data = materialise(batch.samples, questions.store, table, with_labels=False).data
-        context = None if model.context.refines else model.context(data)
-        carry = initial_carry(model, data)
-        for _ in range(model.config.halt_max_steps):
-            output = act_step(model, carry, data, context=context)
-            carry = output.carry
-        tokens = output.logits[: batch.valid].argmax(-1).to(torch.uint8).cpu().numpy()
-        q_logits = output.q_halt_logits[: batch.valid].tolist()
+        answer = solve(model, data)
+        tokens = answer.logits[: batch.valid].argmax(-1).to(torch.uint8).cpu().numpy()
+        q_logits = answer.q_halt_logits[: batch.valid].tolist()
         grids = canvas.decode(tokens, questions.store.game.vocabulary)
         for grid, number, view, q in zip(grids, batch.query[: batch.valid], batch.view[: batch.valid], q_logits, strict=True):
             transform, colours = questions.view(questions.queries[number], view)

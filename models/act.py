@@ -7,20 +7,19 @@ import torch
 from torch import Tensor
 
 from models.context import Context, Noise
-from models.trm import RecursiveModel
+from models.core import RecursiveModel, States
 
 
 @dataclass
 class Carry:
     """What persists from one ACT step to the next, for B samples of one cell.
 
-    z_H, z_L (B, S, D) detached states; steps (B,) int32 ACT steps taken; halted (B,) bool: the row starts afresh on the
-    next batch's sample; data: the samples being worked on (a continuing row keeps its own, labels included);
+    states (B, S, D) each, detached, the answer first; steps (B,) int32 ACT steps taken; halted (B,) bool: the row starts
+    afresh on the next batch's sample; data: the samples being worked on (a continuing row keeps its own, labels included);
     context_state: what the context module remembers of them, detached.
     """
 
-    z_H: Tensor
-    z_L: Tensor
+    states: States
     steps: Tensor
     halted: Tensor
     data: dict[str, Tensor]
@@ -52,8 +51,7 @@ def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
     shape = (batch, model.context.prefix_length(demos, cells) + cells, model.config.hidden_size)
     device = data["inputs"].device
     return Carry(
-        z_H=torch.zeros(shape, dtype=model.config.dtype, device=device),
-        z_L=torch.zeros(shape, dtype=model.config.dtype, device=device),
+        states=tuple(torch.zeros(shape, dtype=model.config.dtype, device=device) for _ in model.state_names),
         steps=torch.zeros(batch, dtype=torch.int32, device=device),
         halted=torch.ones(batch, dtype=torch.bool, device=device),
         data=data,
@@ -69,8 +67,7 @@ def refresh(carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise:
 
     return replace(
         carry,
-        z_H=fresh(model.H_init.to(carry.z_H.dtype), carry.z_H),
-        z_L=fresh(model.L_init.to(carry.z_L.dtype), carry.z_L),
+        states=tuple(fresh(new.to(old.dtype), old) for new, old in zip(model.initial_states(), carry.states, strict=True)),
         steps=fresh(torch.zeros_like(carry.steps), carry.steps),
         data={name: fresh(data[name], old) for name, old in carry.data.items()},
         context_state={name: fresh(new, carry.context_state.get(name, new)) for name, new in initial.items()},
@@ -88,7 +85,8 @@ def act_step(
     """Refresh halted rows, run the model once, decide who halts.
 
     In training mode a row halts when its halting logit says so, but not before `min_halt_steps` (B,) (see
-    `exploration`); in evaluation mode every row runs all `halt_max_steps`, which keeps a batch in step.
+    `exploration`); in evaluation mode when its confidence reaches `halt_threshold`, if there is one. After
+    `halt_max_steps` it halts in any case. `solve` is the loop over evaluation steps.
     The context is encoded anew, with gradient, unless a precomputed one is given (evaluation). `noise` is what a sample
     that starts now may draw from.
     """
@@ -97,25 +95,63 @@ def act_step(
     if context is None:
         context = model.context(carry.data, carry.context_state)
     context_state = {name: value.detach() for name, value in {**carry.context_state, **context.state}.items()}
-    output = model(carry.z_H, carry.z_L, carry.data["inputs"], context)
-    z_H, z_L = output.z_H.detach(), output.z_L.detach()
+    output = model(carry.states, carry.data["inputs"], context)
+    states = tuple(state.detach() for state in output.states)
     with torch.no_grad():
         steps = carry.steps + 1
         last = steps >= config.halt_max_steps
         halted = last
         target = None
-        if model.training and config.halt_max_steps > 1:
-            threshold = 0 if config.no_ACT_continue else output.q_continue_logits
-            halted = last | (output.q_halt_logits > threshold)
+        against = 0 if config.no_ACT_continue else output.q_continue_logits
+        if model.training and config.act_enabled and config.halt_max_steps > 1:
+            halted = last | (output.q_halt_logits > against)
             if min_halt_steps is not None:
                 halted = halted & (steps >= min_halt_steps)
             if not config.no_ACT_continue:
                 next_context = model.context(carry.data, context_state) if model.context.refines else context
-                after = model(z_H, z_L, carry.data["inputs"], next_context)
+                after = model(states, carry.data["inputs"], next_context)
                 best = torch.maximum(after.q_halt_logits, after.q_continue_logits)
                 target = torch.where(last, after.q_halt_logits, best).sigmoid()
-    carry = Carry(z_H, z_L, steps, halted, carry.data, context_state)
+        elif not model.training and config.halt_threshold is not None:
+            halted = last | ((output.q_halt_logits - against).sigmoid() >= config.halt_threshold)
+    carry = Carry(states, steps, halted, carry.data, context_state)
     return StepOutput(carry, output.logits, output.q_halt_logits, output.q_continue_logits, context, dict(context.losses), target)
+
+
+@dataclass
+class Answer:
+    """Logits (B, L, V) and halting logits (B,) of each row at the step at which it halted, and that step (B,)."""
+
+    logits: Tensor
+    q_halt_logits: Tensor
+    steps: Tensor
+
+
+@torch.no_grad()
+def solve(model: RecursiveModel, data: dict[str, Tensor]) -> Answer:
+    """Each row's answer, in evaluation mode; the context is encoded once, or at every step if it is refined.
+
+    A row that has halted keeps its answer whatever the others of its batch do, so that no answer depends on the batch;
+    the loop ends when every row has halted.
+    """
+    context = None if model.context.refines else model.context(data)
+    carry = initial_carry(model, data)
+    answer, done = None, torch.zeros_like(carry.halted)
+    for _ in range(model.config.halt_max_steps):
+        output = act_step(model, carry, data, context=context)
+        if answer is None:
+            answer = Answer(output.logits, output.q_halt_logits, output.carry.steps)
+        else:
+            answer = Answer(
+                torch.where(done[:, None, None], answer.logits, output.logits),
+                torch.where(done, answer.q_halt_logits, output.q_halt_logits),
+                torch.where(done, answer.steps, output.carry.steps),
+            )
+        done = done | output.carry.halted
+        if model.config.halt_threshold is not None and done.all():
+            break
+        carry = replace(output.carry, halted=torch.zeros_like(done))
+    return answer
 
 
 def exploration(rng: np.random.Generator, batch: int, prob: float, max_steps: int) -> np.ndarray:

@@ -1,14 +1,28 @@
-"""Weights from a file: checkpoints of this framework, and the original TRM's files under this framework's names."""
+"""Weights from a file: checkpoints of this framework, and files of the original TRM, HRM and ETRM under our names.
 
+`load_checkpoint` restores a model whole. `load_decoder` starts a new model from the recursion, embeddings and heads of
+another one, which may have known its tasks in another way.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
+from yaml import YAMLError
 
+from config.base import Config
+from dataset import store as datasets
+from models.context import PuzzleEmbedding
+from models.core import DataSizes, RecursiveModel
 from models.encoders import ENCODERS
-from models.trm import ArchConfig, DataSizes, RecursiveModel, build_model
+from models.trm import arch_config, build_model
 from utils import checkpoint
 from utils.errors import UserError
+from utils.files import read_json
 
 _PREFIXES = ("_orig_mod.", "module.", "model.", "inner.")
 _RENAMED = {
@@ -16,6 +30,58 @@ _RENAMED = {
     "embed_pos.embedding_weight": "embed_pos.weight",
     "puzzle_emb.weights": "context.weights",
 }
+_ROWS = "context.weights"
+# What changes the arithmetic of the recursion but the shape of no weight.
+_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings")
+# Architectures with the recursion of another one.
+_SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm"}
+
+
+class PretrainedConfig(Config):
+    """load_pretrained_decoder: where a new run's recursion, embeddings and heads come from (a checkpoint or a file).
+
+    pretrained_mismatch: whether other cycles, heads or positions, and weights that do not fit, are refused or reported.
+    pretrained_puzzle_rows: a model with puzzle rows takes them by the names of their puzzles, or starts with none.
+    """
+
+    load_pretrained_decoder: str | None
+    pretrained_mismatch: Literal["refuse", "allow"]
+    pretrained_puzzle_rows: Literal["match", "skip"]
+
+
+@dataclass
+class Source:
+    """Weights under our names, the settings they were trained with (None: unknown), and their puzzles' names."""
+
+    path: Path
+    weights: dict[str, Tensor]
+    which: str
+    settings: dict[str, Any] | None
+    identifiers: list[str] | None
+
+
+@dataclass
+class DecoderReport:
+    """What became of every weight, and which settings differ from those the weights were trained with."""
+
+    path: str
+    weights: str
+    settings: str
+    loaded: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    differing: list[str] = field(default_factory=list)
+
+    def summary(self) -> str:
+        """A few lines for the terminal."""
+        lines = [
+            f"decoder from {self.path} ({self.weights} weights): {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped, "
+            f"{len(self.missing)} left at their initial values; {self.settings}"
+        ]
+        reasons = list(self.skipped.values())
+        lines += [f"skipped {reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
+        lines += [f"differs: {text}" for text in self.differing]
+        return "\n".join(lines)
 
 
 def load_original(path: Path) -> dict[str, Tensor]:
@@ -48,7 +114,7 @@ def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str,
     """
     info = checkpoint.load_info(path)
     try:
-        arch = ArchConfig(**info["config"]["arch"])
+        arch = arch_config(info["config"]["arch"])
         encoder = info["config"]["encoder"]
         model = build_model(arch, DataSizes(**info["sizes"]), encoder and ENCODERS[encoder["name"]][0](**encoder))
     except (KeyError, TypeError, ValueError) as error:
@@ -71,3 +137,106 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
         shown = "; ".join(sorted(problems)[:5]) + ("; ..." if len(problems) > 5 else "")
         raise UserError(f"the weights of {path} do not fit the configured model: {shown}")
     model.load_state_dict(state)
+
+
+def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: list[str]) -> DecoderReport:
+    """Give a new model the recursion, embeddings and heads of `load_pretrained_decoder`, and say what became of each weight.
+
+    Never loaded: an encoder, since the file's context is not this model's; puzzle rows into a model with an encoder.
+    identifiers: the names of this model's puzzle rows. Raises `UserError`, and changes nothing, when settings or weights
+    do not fit (unless `pretrained_mismatch` allows it) or when rows cannot be matched by name.
+    """
+    source = _open(Path(config.load_pretrained_decoder))
+    known = "its configuration was compared" if source.settings else "no configuration beside it, so that cycles could not be compared"
+    report = DecoderReport(str(source.path), source.which, known, differing=_differences(model, source))
+    own = model.state_dict()
+    new: dict[str, Tensor] = {}
+    for name, value in source.weights.items():
+        if name == _ROWS and isinstance(model.context, PuzzleEmbedding) and config.pretrained_puzzle_rows == "match":
+            new[name] = _matched_rows(value, own[name], source, identifiers, report)
+        elif name == _ROWS:
+            with_rows = isinstance(model.context, PuzzleEmbedding)
+            report.skipped[name] = "puzzle rows, as configured" if with_rows else "puzzle rows: this model has an encoder"
+        elif name.startswith(("context.", "encoder.")):
+            report.skipped[name] = "what the file's model computed its context with"
+        elif name.startswith("rotary_emb."):
+            report.skipped[name] = "positions are computed"
+        elif name not in own:
+            report.skipped[name] = f"arch={model.config.name} has no such weight"
+        elif value.shape != own[name].shape:
+            report.skipped[name] = f"its shape {tuple(value.shape)} is not this model's {tuple(own[name].shape)}"
+            report.differing.append(f"{name} has shape {tuple(value.shape)} there, {tuple(own[name].shape)} here")
+        else:
+            new[name] = value
+    report.loaded = sorted(new)
+    report.missing = sorted(own.keys() - new.keys())
+    lacking = [name for name in report.missing if not name.startswith("context.") and name not in report.skipped]
+    report.differing += [f"{name} is not in the file" for name in lacking]
+    if report.differing and config.pretrained_mismatch == "refuse":
+        shown = "; ".join(report.differing[:6]) + ("; ..." if len(report.differing) > 6 else "")
+        raise UserError(f"{source.path} does not fit this model: {shown}. pretrained_mismatch=allow loads what fits")
+    model.load_state_dict(own | {name: value.to(own[name].dtype) for name, value in new.items()})
+    return report
+
+
+def _open(path: Path) -> Source:
+    """A checkpoint or run folder of ours, or an original's file with `all_config.yaml` and `identifiers.json` beside it."""
+    if path.is_dir():
+        folder = checkpoint.resolve(path)
+        info = checkpoint.load_info(folder)
+        which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
+        return Source(folder, checkpoint.load_weights(folder, which), which, info["config"]["arch"], _trained_names(info))
+    settings_file = path.with_name("all_config.yaml")
+    settings = None
+    if settings_file.is_file():
+        try:
+            settings = OmegaConf.to_container(OmegaConf.load(settings_file))["arch"]
+        except (OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{settings_file} is no configuration of a TRM: {str(error).splitlines()[0]}") from None
+        settings = {**settings, "name": settings["name"].split("@")[0].rsplit(".", 1)[-1]}
+    return Source(path, load_original(path), "the file's", settings, _names(path.with_name("identifiers.json")))
+
+
+def _names(path: Path) -> list[str] | None:
+    return read_json(path) if path.is_file() else None
+
+
+def _trained_names(info: dict[str, Any]) -> list[str] | None:
+    """The puzzle names of the dataset a checkpoint was trained on, if it is still there and the same."""
+    if not Path(info["data"]["path"]).exists():
+        return None
+    store = datasets.load(info["data"]["path"])
+    return store.identifiers if store.metadata.content_hash == info["data"]["hash"] else None
+
+
+def _differences(model: RecursiveModel, source: Source) -> list[str]:
+    """Settings that change no shape, in which the model differs from what the weights were trained with."""
+    if source.settings is None:
+        return []
+    ours = model.config.model_dump()
+    names = ours["name"], source.settings["name"]
+    recursions = [_SAME_RECURSION.get(name, name) for name in names]
+    different = [f"arch={names[1]} there, {names[0]} here"] if recursions[0] != recursions[1] else []
+    shared = [key for key in _ARITHMETIC if key in ours and key in source.settings]
+    return different + [f"arch.{key}={source.settings[key]} there, {ours[key]} here" for key in shared if ours[key] != source.settings[key]]
+
+
+def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: list[str], report: DecoderReport) -> Tensor:
+    """This model's table with the rows of those puzzles that the file knows by the same name."""
+    if source.identifiers is None or len(source.identifiers) != len(theirs):
+        found = "no identifiers.json" if source.identifiers is None else f"identifiers.json with {len(source.identifiers)} names"
+        place = "its dataset is not where it was, or has changed" if source.path.is_dir() else "put the one of its dataset beside it"
+        raise UserError(
+            f"{source.path} has {len(theirs)} puzzle rows but {found} to say whose they are: {place}, or start without rows "
+            "(pretrained_puzzle_rows=skip)"
+        )
+    if theirs.shape[1] != ours.shape[1]:
+        raise UserError(f"puzzle rows of {source.path} have width {theirs.shape[1]}, this model's {ours.shape[1]} (arch.puzzle_emb_ndim)")
+    row_of = {name: row for row, name in enumerate(source.identifiers)}
+    known = [row for row, name in enumerate(identifiers) if name in row_of]
+    if len(known) <= 1:  # every dataset has the blank identifier
+        raise UserError(f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows")
+    table = ours.clone()
+    table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])]
+    report.settings += f"; {len(known)} of {len(identifiers)} puzzle rows matched by name"
+    return table

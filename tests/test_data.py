@@ -245,3 +245,8 @@ def test_the_build_leaves_nothing_behind_when_it_fails(tmp_path: Path):
     done = run("-m", "dataset.build_arc_dataset", "--input-dir", str(tmp_path / "none"), "--output-dir", str(tmp_path / "out"))
     assert done.returncode == 2 and "no such folder" in done.stderr and "Traceback" not in done.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_puzzle_rows_refuse_fresh_augmentations(puzzle):
+    with pytest.raises(UserError, match="set data.augmentation to table or none"):
+        SAMPLERS["puzzle"](puzzle, config_for(puzzle, augmentation="random"), 0, 4)

@@ -14,7 +14,7 @@ from evaluation import inference
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Answered, score, wilson
 from evaluation.voting import Candidate, VoteTable
-from models.act import StepOutput
+from models.act import Answer
 from tests.conftest import run
 from tests.test_training import ALONE, CPU, Trainer, arguments_for
 
@@ -226,12 +226,12 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
         asked.append(samples)
         return materialise(samples, *arguments, **options)
 
-    def answer(model, carry, data, context=None):
+    def answer(model, data):
         logits = knowing(data, asked[-1])
-        return StepOutput(carry, logits, torch.zeros(len(logits)), torch.zeros(len(logits)))
+        return Answer(logits, torch.zeros(len(logits)), torch.ones(len(logits)))
 
     monkeypatch.setattr(inference, "materialise", remember)
-    monkeypatch.setattr(inference, "act_step", answer)
+    monkeypatch.setattr(inference, "solve", answer)
     settings = config.evaluation.model_copy(update={"num_views": 5, "controls": ["copy_input"]})
     trained_pairs = trainer.sampler.trained_pairs
     for split, protocol in (("test", "inductive"), ("train", "transductive")):

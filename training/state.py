@@ -68,6 +68,8 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
         def share(values: list) -> Any:
             if isinstance(values[0], dict):
                 return {name: share([value[name] for value in values]) for name in values[0]}
+            if isinstance(values[0], tuple):
+                return tuple(map(share, map(list, zip(*values, strict=True))))
             return torch.cat(values).chunk(world.size)[world.rank].clone().to(device)
 
         fields = {name: share([part[name] for part in parts]) for name in parts[0] if name != "cell"}

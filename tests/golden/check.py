@@ -17,9 +17,10 @@ from evaluation.evaluate import attempts
 from evaluation.metrics import Answered, score
 from evaluation.voting import VoteTable
 from models.act import act_step, initial_carry
+from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, act_loss
 from models.pretrained import load_original, original_name
-from models.trm import TRM, ArchConfig, DataSizes
+from models.trm import ARCHITECTURES, DataSizes, arch_config
 
 TOLERANCE = 1e-4
 OBJECTIVE = ObjectiveConfig(
@@ -33,12 +34,17 @@ OBJECTIVE = ObjectiveConfig(
 METRICS = ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss")
 
 
-def build_case(case: Path) -> TRM:
+# Our options under which the numbers are the original's, which has no such keys.
+AS_THE_ORIGINAL = {"grad_cycles": 1, "halt_threshold": None, "halt_pooling": "first", "act_enabled": True, "num_latents": 6}
+
+
+def build_case(case: Path) -> RecursiveModel:
     """The original's model of a case, with its weights, in our implementation."""
     original = json.loads(case.with_name(case.name + ".config.json").read_text())
     sizes = DataSizes(original["vocab_size"], original["num_puzzle_identifiers"], original["seq_len"])
-    arch = ArchConfig(name="trm", **{key: original[key] for key in ArchConfig.model_fields if key != "name"})
-    model = TRM(arch, sizes)
+    given = {"name": "trm", **AS_THE_ORIGINAL, **original}
+    config_class, model_class = ARCHITECTURES[given["name"]]
+    model = model_class(arch_config({key: given[key] for key in config_class.model_fields}), sizes)
     model.load_state_dict(load_original(case.with_name(case.name + ".checkpoint.pt")))
     return model
 
