@@ -21,6 +21,7 @@ from models import summary
 from models.act import Answer, act_step, initial_carry, solve
 from models.context import PuzzleEmbedding
 from models.core import DataSizes, RecursiveModel
+from models.encoders import ENCODERS
 from models.losses import act_loss
 from models.pretrained import load_decoder
 from models.trm import ARCHITECTURES, build_model
@@ -87,15 +88,26 @@ def train_state(config: PretrainConfig) -> tuple[TrainState, StepSettings]:
     return state, StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, 10, World())
 
 
+def reached_by_gradients(model: RecursiveModel) -> set[str]:
+    """The names of parameters that have had a finite gradient other than zero since this call; it fills as gradients come."""
+    touched: set[str] = set()
+
+    def note(name: str, gradient: Tensor) -> None:
+        if gradient.isfinite().all() and gradient.any():
+            touched.add(name)
+
+    for name, parameter in model.named_parameters():
+        parameter.register_hook(functools.partial(note, name))
+    return touched
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @every_case
 def test_every_architecture_trains_and_its_checkpoint_restores_it(case, dtype, tmp_path):
     config = config_of(*CASES[case], forward_dtype=dtype)
     state, settings = train_state(config)
     batches = [Batch(Cell(SIDE, 3), data_of(config, seed)) for seed in range(4)]
-    touched: set[str] = set()
-    for name, parameter in state.model.named_parameters():
-        parameter.register_hook(lambda gradient, name=name: touched.add(name) if gradient.isfinite().all() and gradient.any() else None)
+    touched = reached_by_gradients(state.model)
     before = {name: value.clone() for name, value in state.model.named_parameters()}
 
     def losses(some: list[Batch]) -> list[float]:
@@ -114,6 +126,27 @@ def test_every_architecture_trains_and_its_checkpoint_restores_it(case, dtype, t
     state, settings = train_state(config)
     state.load(path, World(), CPU)
     assert losses(batches[3:]) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("arch", CYCLES)
+def test_every_architecture_trains_with_every_encoder(arch, dtype):
+    small = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "output_tokens": 3, "latent_dim": 4}
+    for name in ENCODERS:
+        config = config_of(*CASES[arch, "memory"], f"encoder={name}")
+        shrunk = {key: value for key, value in small.items() if getattr(config.encoder, key, None) is not None}
+        config = config.model_copy(
+            update={
+                "arch": config.arch.model_copy(update={"forward_dtype": dtype}),
+                "encoder": config.encoder.model_copy(update=shrunk),
+            }
+        )
+        state, settings = train_state(config)
+        touched = reached_by_gradients(state.model)
+        results = [train_step(state, Batch(Cell(SIDE, 3), data_of(config, seed)), settings) for seed in range(3)]
+        assert all(result.updated and result.metrics["lm_loss"].isfinite() for result in results), name
+        assert touched == dict(state.model.named_parameters()).keys(), name
+        assert {p.dtype for p in state.model.parameters()} | {p.dtype for p in state.ema.shadow.values()} == {torch.float32}, name
 
 
 @every_case
