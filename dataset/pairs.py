@@ -251,7 +251,7 @@ def write(
     """
     from dataset import store  # brings torch, which the processes that generate can do without
 
-    splits, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
+    splits, keys, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
     store.write_pairs(
         options.output_dir,
@@ -260,6 +260,7 @@ def write(
         source=source,
         seed=options.seed,
         num_aug=num_aug,
+        fingerprints=keys,
         details={name: value for name, value in {**record, **counts, **histograms}.items() if value is not None},
     )
     print(f"{options.output_dir}: {len(splits['train'])} training and {len(splits['test'])} test puzzles, {source}")
@@ -270,8 +271,9 @@ def write(
 
 def disjoint(
     splits: dict[str, Puzzles], fingerprints: Callable[..., np.ndarray], subsample_size: int | None, seed: int
-) -> tuple[dict[str, Puzzles], dict[str, int]]:
-    """Drop training puzzles that a symmetry maps to a test puzzle, then subsample. Returns the splits and what to record.
+) -> tuple[dict[str, Puzzles], dict[str, np.ndarray], dict[str, int]]:
+    """Drop training puzzles that a symmetry maps to a test puzzle, then subsample. Returns the splits, their puzzles'
+    fingerprints, and what to record.
 
     `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other.
     """
@@ -292,4 +294,5 @@ def disjoint(
             raise UserError(f"--subsample-size {subsample_size} asks for more than the {len(fresh)} training puzzles")
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
     record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
-    return {"train": splits["train"][fresh], "test": splits["test"]}, record
+    keys["train"] = keys["train"][fresh]
+    return {"train": splits["train"][fresh], "test": splits["test"]}, keys, record

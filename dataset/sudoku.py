@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from dataset.augment import mix
+
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
 SEARCH_WIDTH = 4096  # states propagated together; more wait on the stack
 HASH_ROUNDS = 4
@@ -220,7 +222,7 @@ def fingerprints(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
     the transposition), its box, and the cells with its digit in the answer.
     """
     size = puzzles.shape[-1]
-    colours = _scramble(np.ascontiguousarray((puzzles > 0).transpose(1, 2, 0)).astype(np.uint64))
+    colours = mix(np.ascontiguousarray((puzzles > 0).transpose(1, 2, 0)).astype(np.uint64))
     by_digit = answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T  # (cells, B), the cells of digit 1 first
     place = by_digit.argsort(axis=0)
     for _ in range(HASH_ROUNDS):
@@ -230,14 +232,6 @@ def fingerprints(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
         sorted_cells = np.take_along_axis(colours.reshape(size * size, -1), by_digit, axis=0)
         sums = sorted_cells.reshape(size, size, -1).sum(axis=1).repeat(size, axis=0)
         digits = np.take_along_axis(sums, place, axis=0).reshape(colours.shape)
-        colours += 3 * _scramble(_scramble(rows) + _scramble(columns)) + 5 * _scramble(boxes) + 7 * _scramble(digits)
-        colours = _scramble(colours)
+        colours += 3 * mix(mix(rows) + mix(columns)) + 5 * mix(boxes) + 7 * mix(digits)
+        colours = mix(colours)
     return colours.sum(axis=(0, 1))
-
-
-def _scramble(values: np.ndarray) -> np.ndarray:
-    """The finalising function of SplitMix64: a bijection of uint64 after which sums hardly ever collide."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))

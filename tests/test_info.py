@@ -27,7 +27,8 @@ def small_config(store, **changes) -> DataConfig:
 def sudoku_store(folder):
     puzzles, answers, _ = sudoku.generate(4, 6, np.random.default_rng(0))
     splits = {"train": (puzzles[:4], answers[:4]), "test": (puzzles[4:], answers[4:])}
-    datasets.write_pairs(folder, splits, game="sudoku", source="generated", seed=0, num_aug=5, details={"size": 4})
+    prints = {"train": np.arange(4, dtype=np.uint64), "test": np.arange(4, 6, dtype=np.uint64)}
+    datasets.write_pairs(folder, splits, game="sudoku", source="generated", seed=0, num_aug=5, details={"size": 4}, fingerprints=prints)
     return datasets.load(folder)
 
 
