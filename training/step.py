@@ -158,7 +158,9 @@ def supervised_mode(state: TrainState, batch: Batch, settings: StepSettings) -> 
         labels = carry.data["labels"].masked_fill(done[:, None], IGNORE_LABEL_ID)
         carry = replace(carry, halted=torch.zeros_like(done), data={**carry.data, "labels": labels})
     pairs = distributed.sum_tensor(sums["rows"].clone()).clamp_min(1)
-    torch._foreach_div_([p.grad for p in state.model.parameters() if p.grad is not None], pairs.float())
+    for parameter in state.model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= pairs
     return update(state, sums, settings)
 
 
