@@ -35,6 +35,7 @@ from utils.logging import RunLogger
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
 RESUMABLE_DIFFERENCES = {
     *("train_steps", "max_seconds", "log_interval", "eval_interval", "checkpoint_interval", "keep_checkpoints", "max_nonfinite_steps"),
+    "micro_batch_size",
     *("resume", "logging", "evaluation", "device", "output_dir", "run_name", "project_name"),
 }
 
@@ -58,7 +59,9 @@ def train(config: PretrainConfig) -> None:
     resume(state, config, store, folder, world, device)
     decoder_report = None if state.step else start_from_pretrained(state, config, store, folder, world)
 
-    settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
+    settings = StepSettings(
+        *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world, config.micro_batch_size)
+    )
     info = {
         "config": config.model_dump(),
         "sizes": vars(data_sizes(store, config)),
@@ -79,6 +82,8 @@ def train(config: PretrainConfig) -> None:
     logger = RunLogger(config.logging, folder, config.project_name, config.name, config.model_dump(), world, config.train_steps, state.step)
     logger.say(f"{folder}: {model_line(info)}; {optimizer_name}; {describe(device)}, {world.size} process(es)")
     logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
+    if config.mode.warning:
+        logger.say(f"warning: {config.mode.warning}")
     if state.step:
         logger.say(f"resumed at step {state.step}")
     if decoder_report:
@@ -106,6 +111,7 @@ def loop(
     """Step, log, evaluate, save, until train_steps or max_seconds."""
     table, folder, world = store.grid_table.to(device), Path(config.output_dir) / config.name / "checkpoints", settings.world
     meter, started, skipped_in_a_row, saved = Meter(), time.monotonic(), 0, state.step
+    stride = config.mode.updates  # an interval ends within the last `stride` updates
 
     def save() -> int:
         state.save(folder, world, info, sampler.trained_pairs, config.keep_checkpoints)
@@ -122,15 +128,15 @@ def loop(
                 f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}"
             )
         last = state.step == config.train_steps
-        if state.step % config.log_interval == 0 or last:
+        if state.step % config.log_interval < stride or last:
             values = meter.read()
             with meter.paused():
                 values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
                 log(logger, state.step, values, state.optimizers)
         with meter.paused():
-            if config.eval_interval and (state.step % config.eval_interval == 0 or last):
+            if config.eval_interval and (state.step % config.eval_interval < stride or last):
                 log_evaluation(logger, state, store, sampler, config, device, world)
-            if state.step % config.checkpoint_interval == 0 or last:
+            if state.step % config.checkpoint_interval < stride or last:
                 saved = save()
     if saved != state.step:
         save()

@@ -14,7 +14,7 @@ from models.losses import ObjectiveConfig
 from models.pretrained import PretrainedConfig
 from models.trm import arch_config
 from training.optim import OptimConfig
-from training.step import ModeConfig
+from training.step import FixedStepsConfig, ModeConfig, mode_config
 from utils.logging import LoggingConfig
 
 
@@ -32,6 +32,7 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
     global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None
     train_steps: PositiveInt
     max_seconds: PositiveFloat | None
     ema: bool
@@ -45,7 +46,7 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     arch: SerializeAsAny[ArchConfig]
     encoder: SerializeAsAny[EncoderConfig] | None
     data: DataConfig
-    mode: ModeConfig
+    mode: SerializeAsAny[ModeConfig]
     objective: ObjectiveConfig
     evaluation: EvaluationConfig
     logging: LoggingConfig
@@ -63,6 +64,45 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
         if value.get("name") not in ENCODERS:
             raise ValueError(f"encoder.name={value.get('name')!r} is unknown; there are {', '.join(ENCODERS)}")
         return ENCODERS[value["name"]][0](**value)
+
+    @field_validator("mode", mode="before")
+    @classmethod
+    def _typed_mode(cls, value: Any) -> ModeConfig:
+        return value if isinstance(value, ModeConfig) else mode_config(value)
+
+    @model_validator(mode="after")
+    def _check_training(self) -> "PretrainConfig":
+        mode, objective = self.mode, self.objective
+        if isinstance(mode, FixedStepsConfig):
+            if mode.num_act_steps > self.arch.halt_max_steps:
+                raise ValueError(
+                    f"mode.num_act_steps={mode.num_act_steps} is more than the arch.halt_max_steps={self.arch.halt_max_steps} of evaluation"
+                )
+            if self.train_steps % mode.num_act_steps:
+                raise ValueError(
+                    f"train_steps={self.train_steps} counts updates and is not divisible by mode.num_act_steps={mode.num_act_steps}"
+                )
+        if mode.name == "cached":
+            if self.encoder is None or ENCODERS[self.encoder.name][1].refines:
+                found = self.encoder.name if self.encoder else "none"
+                raise ValueError(f"mode=cached keeps what an encoder reads once per sample, found encoder={found}")
+            for name in ("reconstruct", "contrastive"):
+                if objective.weight(name):
+                    raise ValueError(f"mode=cached with objective.{name}_weight={objective.weight(name)} would not starve the encoder")
+        if objective.contrastive_weight and self.micro_batch_size is not None:
+            raise ValueError(
+                f"objective.contrastive_weight={objective.contrastive_weight} compares all samples of a batch,"
+                f" which micro_batch_size={self.micro_batch_size} would take apart; set micro_batch_size=null"
+            )
+        for name in ("encoder_lr", "encoder_weight_decay"):
+            if getattr(self, name) is not None and not self.encoder:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs an encoder; puzzle rows have puzzle_emb_lr and puzzle_emb_weight_decay"
+                )
+        if self.freeze_encoder_steps and (self.freeze_decoder_steps or not self.encoder):
+            why = f"and freeze_decoder_steps={self.freeze_decoder_steps} leave nothing to train" if self.encoder else "needs an encoder"
+            raise ValueError(f"freeze_encoder_steps={self.freeze_encoder_steps} {why}")
+        return self
 
     @model_validator(mode="after")
     def _check(self) -> "PretrainConfig":

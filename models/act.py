@@ -1,5 +1,6 @@
 """Adaptive computation time: the carry between ACT steps, and who halts when. The halting rule lives here alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -24,6 +25,32 @@ class Carry:
     halted: Tensor
     data: dict[str, Tensor]
     context_state: dict[str, Tensor] = field(default_factory=dict)
+
+    def __getitem__(self, rows: slice) -> "Carry":
+        return self.map(lambda value: value[rows])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Carry":
+        """Apply `function` to every tensor."""
+        return Carry(
+            states=tuple(map(function, self.states)),
+            steps=function(self.steps),
+            halted=function(self.halted),
+            data={name: function(value) for name, value in self.data.items()},
+            context_state={name: function(value) for name, value in self.context_state.items()},
+        )
+
+    @staticmethod
+    def join(parts: list["Carry"]) -> "Carry":
+        """The rows of all `parts`, in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Carry(
+            states=tuple(map(torch.cat, zip(*(part.states for part in parts), strict=True))),
+            steps=torch.cat([part.steps for part in parts]),
+            halted=torch.cat([part.halted for part in parts]),
+            data={name: torch.cat([part.data[name] for part in parts]) for name in parts[0].data},
+            context_state={name: torch.cat([part.context_state[name] for part in parts]) for name in parts[0].context_state},
+        )
 
 
 @dataclass
@@ -81,12 +108,14 @@ def act_step(
     min_halt_steps: Tensor | None = None,
     context: Context | None = None,
     noise: Noise | None = None,
+    num_act_steps: int | None = None,
 ) -> StepOutput:
     """Refresh halted rows, run the model once, decide who halts.
 
     In training mode a row halts when its halting logit says so, but not before `min_halt_steps` (B,) (see
     `exploration`); in evaluation mode when its confidence reaches `halt_threshold`, if there is one. After
     `halt_max_steps` it halts in any case. `solve` is the loop over evaluation steps.
+    With `num_act_steps` every row halts after exactly that many instead.
     The context is encoded anew, with gradient, unless a precomputed one is given (evaluation). `noise` is what a sample
     that starts now may draw from.
     """
@@ -99,14 +128,15 @@ def act_step(
     states = tuple(state.detach() for state in output.states)
     with torch.no_grad():
         steps = carry.steps + 1
-        last = steps >= config.halt_max_steps
+        last = steps >= (num_act_steps or config.halt_max_steps)
         halted = last
         target = None
         against = 0 if config.no_ACT_continue else output.q_continue_logits
         if model.training and config.act_enabled and config.halt_max_steps > 1:
-            halted = last | (output.q_halt_logits > against)
-            if min_halt_steps is not None:
-                halted = halted & (steps >= min_halt_steps)
+            if num_act_steps is None:
+                halted = last | (output.q_halt_logits > against)
+                if min_halt_steps is not None:
+                    halted = halted & (steps >= min_halt_steps)
             if not config.no_ACT_continue:
                 next_context = model.context(carry.data, context_state) if model.context.refines else context
                 after = model(states, carry.data["inputs"], next_context)

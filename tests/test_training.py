@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from config.schema import PretrainConfig
 from dataset.batch import materialise
 from dataset.samplers import SAMPLERS
 from models.context import PuzzleEmbedding
@@ -39,18 +40,19 @@ TRAINER = ("lr_warmup_steps=2", "train_steps=20")
 
 
 class Trainer:
-    """A tiny run in this process."""
+    """A tiny run in this process: of `config`, or of the usual one with `overrides`."""
 
-    def __init__(self, store, *overrides: str):
+    def __init__(self, store, *overrides: str, config: PretrainConfig | None = None, world: World = ALONE):
         self.store = store
-        self.config = load_config(store, *TRAINER, *overrides)
-        torch.manual_seed(self.config.seed)
-        model = build_model(self.config.arch, data_sizes(store, self.config), self.config.encoder)
-        self.state = TrainState(model, build_optimizers(model, self.config, CPU)[0], EMA(model, 0.9))
-        self.sampler = SAMPLERS[store.metadata.layout](store, self.config.data, self.config.seed, self.config.global_batch_size)
-        config = self.config
+        self.config = config = config or load_config(store, *TRAINER, *overrides)
+        torch.manual_seed(config.seed)
+        model = build_model(config.arch, data_sizes(store, config), config.encoder)
+        self.state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9))
+        sampler = SAMPLERS[store.metadata.layout]
+        self.sampler = sampler(store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
         self.settings = StepSettings(
-            config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE
+            *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world),
+            config.micro_batch_size,
         )
 
     def batch(self):

@@ -37,7 +37,7 @@ def watch_gradient(context: Context) -> Tensor:
 
 
 def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
-    """Norms of the present gradients: of the `core`, of the `encoder` if there is one to train, and of both, `total`."""
+    """Norms of the present gradients: of the `core` and of the `encoder`, unless frozen or absent, and of both, `total`."""
     encoder = list(model.context.parameters())
     known = {id(parameter) for parameter in encoder}
     parts = {"core": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
@@ -46,7 +46,8 @@ def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
         gradients = [p.grad for p in parameters if p.grad is not None]
         if gradients:
             norms[name] = torch.nn.utils.get_total_norm(gradients)
-    return norms | {"total": torch.linalg.vector_norm(torch.stack(list(norms.values())))}
+    nothing = torch.zeros((), device=model.lm_head.weight.device)
+    return norms | {"total": torch.linalg.vector_norm(torch.stack([nothing, *norms.values()]))}
 
 
 def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,13 @@ class Meter:
         self._clear()
 
     def add(self, result: StepResult, samples: int) -> None:
-        """Take a step's metric sums; `samples` is the global batch size."""
+        """Take the metric sums of a call of `train_step`; `samples` (the global batch size) take part in each of its updates."""
         if result.updated:  # a skipped step's sums are not numbers
             for name, value in result.metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
         self._grad_norms = result.grad_norms
-        self._steps += 1
-        self._samples += samples
+        self._steps += result.steps
+        self._samples += samples * result.steps
         self._skipped += not result.updated
 
     @contextmanager

@@ -1,15 +1,17 @@
-"""Optimisers: AdamATan2 for the network, sign-SGD for the rows of the puzzle table."""
+"""Optimisers: AdamATan2, AdamW or Muon for the network, sign-SGD for the rows of the puzzle table; and what is frozen when."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
-from torch import Tensor, nn
+from torch import Tensor
 
 from config.base import Config
 from models.context import PuzzleEmbedding
+from models.layers import Linear
 from models.trm import RecursiveModel
 from utils import distributed
+from utils.errors import UserError
 
 try:
     from adam_atan2 import AdamATan2 as FusedAdamATan2
@@ -21,17 +23,31 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class OptimConfig(Config):
-    """Learning rates, decay and schedule. lr_min_ratio 1 keeps the rate constant after the warm-up."""
+    """Optimiser, learning rates, decay, schedule and staging. lr_min_ratio 1 keeps the rate constant after the warm-up.
 
+    encoder_lr, encoder_weight_decay: null takes lr and weight_decay. The encoder is `model.context` (its puzzle rows have
+    their own rate and decay), the decoder everything else. freeze_*_steps: the part does not change before this step.
+    """
+
+    optimizer: Literal["adam_atan2", "adamw", "muon"]
     lr: NonNegative
     lr_min_ratio: Annotated[float, Field(ge=0, le=1)]
     lr_warmup_steps: NonNegativeInt
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     weight_decay: NonNegative
+    encoder_lr: NonNegative | None
+    encoder_weight_decay: NonNegative | None
     puzzle_emb_lr: NonNegative
     puzzle_emb_weight_decay: NonNegative
     grad_clip_norm: PositiveFloat | None
+    freeze_decoder_steps: NonNegativeInt | Literal["all"]
+    freeze_encoder_steps: NonNegativeInt | Literal["all"]
+
+    def trains(self, part: str, step: int) -> bool:
+        """Whether the `core` or the `encoder` learns in the update after `step` updates."""
+        steps = {"core": self.freeze_decoder_steps, "encoder": self.freeze_encoder_steps}[part]
+        return steps != "all" and step >= steps
 
 
 class AdamATan2(torch.optim.Optimizer):
@@ -110,21 +126,69 @@ class SparseSignSGD:
 
 
 def build_optimizers(model: RecursiveModel, config: OptimConfig, device: torch.device) -> tuple[list, str]:
-    """The optimisers, each group with its `base_lr`, and a word that names them for the log and the checkpoint."""
-    fused = FusedAdamATan2 is not None and device.type == "cuda"
-    network = (FusedAdamATan2 if fused else AdamATan2)(
-        _trainable(model), lr=config.lr, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
-    )
-    optimizers: list = [network]
-    name = "AdamATan2 (fused, adam_atan2 package)" if fused else "AdamATan2 (PyTorch foreach)"
+    """The optimisers, each group with its `base_lr`, and a word that names them for the log and the checkpoint.
+
+    A group of network parameters also names its `part` of the model, `core` or `encoder`.
+    Raises `UserError` for Muon when the installed PyTorch lacks it.
+    """
+    optimizers: list = []
+    names = []
+    matrices: set[int] = set()
+    betas = (config.beta1, config.beta2)
+    if config.optimizer == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise UserError(f"optimizer=muon needs torch.optim.Muon, which PyTorch {torch.__version__} lacks; 2.9 and later have it")
+        matrices = hidden_matrices(model)
+        # Scaled to the size of Adam's updates, so that one learning rate and one decay serve both.
+        optimizers.append(torch.optim.Muon(_groups(model, config, matrices, True), adjust_lr_fn="match_rms_adamw"))
+        names.append("Muon")
+    rest = _groups(model, config, matrices, False)
+    if config.optimizer == "adamw":
+        optimizers.append(torch.optim.AdamW(rest, betas=betas))
+        names.append("AdamW")
+    elif FusedAdamATan2 is not None and device.type == "cuda":
+        optimizers.append(FusedAdamATan2(rest, lr=config.lr, betas=betas, weight_decay=config.weight_decay))
+        names.append("AdamATan2 (fused, adam_atan2 package)")
+    else:
+        optimizers.append(AdamATan2(rest, lr=config.lr, betas=betas, weight_decay=config.weight_decay))
+        names.append("AdamATan2 (PyTorch foreach)")
     if isinstance(model.context, PuzzleEmbedding):
         optimizers.append(SparseSignSGD(model.context, config.puzzle_emb_lr, config.puzzle_emb_weight_decay))
-        name += " + SparseSignSGD"
+        names.append("SparseSignSGD")
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
-    return optimizers, name
+    return optimizers, " + ".join(names)
 
 
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def hidden_matrices(model: RecursiveModel) -> set[int]:
+    """The ids of the parameters that map hidden vectors to hidden vectors: no embeddings, heads, learned tokens or vectors."""
+    heads = (model.lm_head, model.q_head)
+    return {id(module.weight) for module in model.modules() if isinstance(module, Linear) and module not in heads}
+
+
+def set_trainable(optimizers: list, config: OptimConfig, step: int) -> None:
+    """Thaw what trains at `step` and freeze the rest, whose gradient is then not computed: neither weights nor moments change.
+
+    A pure function of the step, so that a resumed run is in the right stage.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group.get("params", ()):
+                parameter.requires_grad_(config.trains(group["part"], step))
+
+
+def _groups(model: RecursiveModel, config: OptimConfig, matrices: set[int], inside: bool) -> list[dict[str, Any]]:
+    """The trainable parameters in or outside `matrices` as one group per part of the model, with its rate and decay."""
+    encoder = {id(parameter) for parameter in model.context.parameters()}
+    groups = {
+        "core": {"lr": config.lr, "weight_decay": config.weight_decay},
+        "encoder": {
+            "lr": config.lr if config.encoder_lr is None else config.encoder_lr,
+            "weight_decay": config.weight_decay if config.encoder_weight_decay is None else config.encoder_weight_decay,
+        },
+    }
+    for part, group in groups.items():
+        chosen = [p for p in model.parameters() if p.requires_grad and (id(p) in matrices) == inside]
+        group |= {"part": part, "params": [p for p in chosen if (id(p) in encoder) == (part == "encoder")]}
+    return [group for group in groups.values() if group["params"]]

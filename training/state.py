@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from dataset.batch import Cell
+from dataset.samplers import local_rows
 from models.act import Carry
 from models.pretrained import load_strictly
 from models.trm import RecursiveModel
@@ -64,14 +65,7 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
     """The saved processes' carries as one global batch per cell, cut into this world's shares."""
     carries = {}
     for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
-
-        def share(values: list) -> Any:
-            if isinstance(values[0], dict):
-                return {name: share([value[name] for value in values]) for name in values[0]}
-            if isinstance(values[0], tuple):
-                return tuple(map(share, map(list, zip(*values, strict=True))))
-            return torch.cat(values).chunk(world.size)[world.rank].clone().to(device)
-
-        fields = {name: share([part[name] for part in parts]) for name in parts[0] if name != "cell"}
-        carries[Cell(*parts[0]["cell"])] = Carry(**fields)
+        whole = Carry.join([Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts])
+        share = whole[local_rows(len(whole.steps), world.rank, world.size)]
+        carries[Cell(*parts[0]["cell"])] = share.map(lambda value: value.to(device))
     return carries

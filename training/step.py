@@ -1,21 +1,30 @@
-"""One training step: forward, backward, update. A mode is one function here; the loop knows only `train_step`."""
+"""One training step: forward, backward, update. A mode is one function here; the loop knows only `train_step`.
 
-from dataclasses import dataclass
-from typing import Literal
+Every mode takes (state, batch, settings), leaves `state.step` at a multiple of `settings.mode.updates`, and returns a
+`StepResult`. `accumulate` is the forward and backward pass of one ACT step, `update` what follows it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from pydantic import PositiveInt
 from torch import Tensor
 
 from config.base import Config
 from dataset.batch import Batch
+from dataset.canvas import IGNORE_LABEL_ID
 from dataset.samplers import local_rows, step_rng
-from models.act import act_step, exploration, initial_carry
+from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
 from models.context import Noise
 from models.losses import ObjectiveConfig, act_loss
+from models.trm import RecursiveModel
 from training.diagnostics import gradient_norms, watch_gradient
 from training.objectives import auxiliary_losses
-from training.optim import OptimConfig, SparseSignSGD
+from training.optim import OptimConfig, SparseSignSGD, set_trainable
 from training.schedule import learning_rate
 from training.state import TrainState
 from utils import distributed
@@ -26,14 +35,39 @@ NOISE_STREAM = 2
 
 
 class ModeConfig(Config):
-    """act: dynamic halting; the carry persists across batches, one update per ACT step (truncated BPTT)."""
+    """How samples meet updates. updates: how many one sampled batch gets; `state.step` counts them in every mode."""
 
-    name: Literal["act"]
+    name: str
+    warning: ClassVar[str | None] = None
+
+    @property
+    def updates(self) -> int:
+        """Updates per sampled batch, and so per call of `train_step`."""
+        return 1
+
+
+class FixedStepsConfig(ModeConfig):
+    """num_act_steps: ACT steps, and updates, of each sampled batch."""
+
+    num_act_steps: PositiveInt
+
+    @property
+    def updates(self) -> int:
+        return self.num_act_steps
+
+
+class CachedConfig(ModeConfig):
+    """Without keys of its own."""
+
+    warning = "mode=cached starves the encoder of gradient and exists to reproduce just that (train/context_gradient); train with mode=act"
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step needs beside state and batch."""
+    """What a step needs beside state and batch.
+
+    micro_batch_size: at most so many samples of a process go through a forward and backward pass at once; None: all of them.
+    """
 
     mode: ModeConfig
     objective: ObjectiveConfig
@@ -42,43 +76,158 @@ class StepSettings:
     global_batch_size: int
     train_steps: int
     world: World
+    micro_batch_size: int | None = None
+
+    @property
+    def micro_batches(self) -> list[slice]:
+        """The rows of this process's batch, in the portions in which they are computed."""
+        size = self.global_batch_size // self.world.size
+        portion = self.micro_batch_size or size
+        return [slice(start, start + portion) for start in range(0, size, portion)]
 
 
 @dataclass
 class StepResult:
-    """Metric sums of this process, gradient norms over all processes before clipping (`total` and of each part of the model),
-    and whether the update was made."""
+    """Metric sums of this process, gradient norms of the last update over all processes before clipping (`total` and of each
+    part of the model), whether every update was made, and by how much `state.step` advanced."""
 
     metrics: dict[str, Tensor]
     grad_norms: dict[str, Tensor]
     updated: bool
+    steps: int = 1
 
 
 def train_step(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
-    """Advance `state` by one update in the configured mode."""
-    return MODES[settings.mode.name](state, batch, settings)
-
-
-def act_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
-    """One ACT step of the batch's cell, whose carry holds the samples that have not halted yet."""
+    """Train on one sampled batch in the configured mode."""
     state.model.train()
+    return MODES[settings.mode.name][1](state, batch, settings)
+
+
+def act_mode(state: TrainState, batch: Batch, settings: StepSettings, step: Callable[..., StepOutput] = act_step) -> StepResult:
+    """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted yet."""
     carry = state.carries.get(batch.cell) or initial_carry(state.model, batch.data)
-    noise = _noise(state, batch, settings)
-    output = act_step(state.model, carry, batch.data, _min_halt_steps(state, batch, settings), noise=noise)
-    output.losses.update(auxiliary_losses(state.model, output, settings.objective, noise, settings.world))
-    loss, metrics = act_loss(output, settings.objective)
-    reached = watch_gradient(output.context)
-    (loss / settings.global_batch_size).backward()
-    metrics["context_gradient"] = reached.sum()
+    carry, metrics = accumulate(state, carry, batch, settings, step=step)
     result = update(state, metrics, settings)
     if result.updated:
-        state.carries[batch.cell] = output.carry
+        state.carries[batch.cell] = carry
     else:  # a state that broke the arithmetic once would break it at every following step
         state.carries.pop(batch.cell, None)
     return result
 
 
-MODES = {"act": act_mode}
+def cached_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
+    """`act_mode` with each sample's first context kept for all its ACT steps, as in an ancestor of this framework: only
+    samples that start give the encoder a gradient, which is why its encoders hardly learned."""
+    return act_mode(state, batch, settings, step=_cached_act_step)
+
+
+def fct_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
+    """Fixed computation time: a fresh carry, `num_act_steps` ACT steps, an update after each, no halting.
+
+    Metrics other than losses are those of the last ACT step. A skipped update ends the batch.
+    """
+    count = settings.mode.updates
+    following = state.step + count
+    carry = initial_carry(state.model, batch.data)
+    sums: dict[str, Tensor] = {}
+    for _ in range(count):
+        carry, metrics = accumulate(state, carry, batch, settings, step=partial(act_step, num_act_steps=count))
+        _add(sums, metrics)
+        result = update(state, metrics, settings)
+        if not result.updated:
+            break
+    state.step = following
+    return replace(result, metrics=sums, steps=count)
+
+
+def supervised_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
+    """Deep supervision with one update: a fresh carry, ACT steps until every sample has halted, gradients summed up.
+
+    The loss is the mean over all (sample, ACT step) pairs up to each sample's halting. Each ACT step has its own backward
+    pass, so that memory does not grow with their number.
+    """
+    carry = initial_carry(state.model, batch.data)
+    done = torch.zeros_like(carry.halted)
+    sums: dict[str, Tensor] = {}
+    for _ in range(state.model.config.halt_max_steps):
+        carry, metrics = accumulate(state, carry, batch, settings, divisor=1)
+        _add(sums, metrics)
+        done = done | carry.halted
+        if not distributed.sum_tensor((~done).sum()).item():  # all processes take equally many steps
+            break
+        labels = carry.data["labels"].masked_fill(done[:, None], IGNORE_LABEL_ID)
+        carry = replace(carry, halted=torch.zeros_like(done), data={**carry.data, "labels": labels})
+    pairs = distributed.sum_tensor(sums["rows"].clone()).clamp_min(1)
+    for parameter in state.model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= pairs
+    return update(state, sums, settings)
+
+
+MODES: dict[str, tuple[type[ModeConfig], Callable[[TrainState, Batch, StepSettings], StepResult]]] = {
+    "act": (ModeConfig, act_mode),
+    "fct": (FixedStepsConfig, fct_mode),
+    "cached": (CachedConfig, cached_mode),
+    "supervised": (ModeConfig, supervised_mode),
+}
+
+
+def mode_config(values: dict[str, Any]) -> ModeConfig:
+    """The typed configuration of the mode that `values` names. Raises `ValueError` for an unknown one."""
+    if values.get("name") not in MODES:
+        raise ValueError(f"mode.name={values.get('name')!r} is unknown; there are {', '.join(MODES)}")
+    return MODES[values["name"]][0](**values)
+
+
+def accumulate(
+    state: TrainState,
+    carry: Carry,
+    batch: Batch,
+    settings: StepSettings,
+    step: Callable[..., StepOutput] = act_step,
+    divisor: int | None = None,
+) -> tuple[Carry, dict[str, Tensor]]:
+    """One ACT step of every row: the new carry and metric sums. Adds the gradients of the summed loss, divided by `divisor`
+    (None: the global batch size), to those that the parameters have."""
+    set_trainable(state.optimizers, settings.optim, state.step)
+    min_halt_steps = _min_halt_steps(state, batch, settings)
+    carries, sums = [], {}
+    for rows in settings.micro_batches:
+        data = {name: value[rows] for name, value in batch.data.items()}
+        noise = _noise(state, batch, settings, rows)
+        output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise)
+        output.losses.update(auxiliary_losses(state.model, output, settings.objective, noise, settings.world))
+        loss, metrics = act_loss(output, settings.objective)
+        reached = watch_gradient(output.context)
+        (loss / (divisor or settings.global_batch_size)).backward()
+        _add(sums, metrics | {"context_gradient": reached.sum()})
+        carries.append(output.carry)
+    return Carry.join(carries), sums
+
+
+def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise) -> StepOutput:
+    """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded now, whose
+    gradient is that of the rows that start."""
+    fresh, kept = carry.halted, carry.context_state
+    carry = replace(refresh(carry, data, model, noise), halted=torch.zeros_like(fresh))
+    encoded = model.context(carry.data, carry.context_state)
+    tokens = {"cached_prefix": encoded.prefix}
+    if encoded.memory is not None:
+        tokens["cached_memory"] = encoded.memory
+    tokens = {name: torch.where(fresh[:, None, None], new, kept.get(name, new)) for name, new in tokens.items()}
+    context = replace(
+        encoded,
+        prefix=tokens["cached_prefix"],
+        memory=tokens.get("cached_memory"),
+        state=encoded.state | tokens,
+        losses={name: torch.where(fresh, term, 0.0) for name, term in encoded.losses.items()},
+    )
+    return replace(act_step(model, carry, data, min_halt_steps, context=context, noise=noise), context=encoded)
+
+
+def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
+    for name, value in metrics.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def _min_halt_steps(state: TrainState, batch: Batch, settings: StepSettings) -> Tensor:
@@ -89,14 +238,15 @@ def _min_halt_steps(state: TrainState, batch: Batch, settings: StepSettings) -> 
     return torch.from_numpy(minimum[rows]).to(batch.data["inputs"].device, non_blocking=True)
 
 
-def _noise(state: TrainState, batch: Batch, settings: StepSettings) -> Noise:
-    """This process's rows of standard normal numbers for the global batch, a function of seed, step and the order of the draws."""
+def _noise(state: TrainState, batch: Batch, settings: StepSettings, portion: slice = slice(None)) -> Noise:
+    """A portion of this process's rows of standard normal numbers for the global batch, a function of seed, step and the order
+    of the draws."""
     rng = step_rng(settings.seed, state.step, NOISE_STREAM)
     rows = local_rows(settings.global_batch_size, settings.world.rank, settings.world.size)
 
     def draw(*shape: int) -> Tensor:
         values = rng.standard_normal((settings.global_batch_size, *shape), dtype=np.float32)
-        return torch.from_numpy(values[rows]).to(batch.data["inputs"].device, non_blocking=True)
+        return torch.from_numpy(values[rows][portion]).to(batch.data["inputs"].device, non_blocking=True)
 
     return draw
 

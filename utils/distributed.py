@@ -51,15 +51,19 @@ def barrier() -> None:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum the gradients of all processes in place, as one flat message. Which parameters have one is the same everywhere,
-    since every process runs the same model."""
+    """Sum the gradients of all processes in place, as one flat message per dtype. Which parameters have one is the same
+    everywhere, since every process runs the same model."""
     if not dist.is_initialized():
         return
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
-    dist.all_reduce(flat)
-    for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad.copy_(part.view_as(parameter))
+    alike: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            alike.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in alike.values():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
 
 def sum_tensor(value: Tensor) -> Tensor:

@@ -1,0 +1,152 @@
+"""Which parameters change when, and by what: staging, parameter groups, optimisers."""
+
+import copy
+
+import pytest
+import torch
+
+from models.layers import Embedding, Linear
+from tests.test_training import ALONE, CPU, NO_PAIRS, Trainer
+from training.optim import build_optimizers
+from training.step import train_step
+from utils.errors import UserError
+
+
+def snapshot(trainer: Trainer) -> dict[str, dict]:
+    """Copies of weights, averages and moments by parameter name."""
+    names = {id(parameter): name for name, parameter in trainer.state.model.named_parameters()}
+    moments = {}
+    for optimizer in trainer.state.optimizers:
+        for parameter, state in getattr(optimizer, "state", {}).items():
+            moments[names[id(parameter)]] = copy.deepcopy(state)
+    return {
+        "weights": copy.deepcopy(trainer.state.model.state_dict()),
+        "ema": copy.deepcopy(trainer.state.ema.shadow),
+        "moments": moments,
+    }
+
+
+def changed(trainer: Trainer, steps: int = 1) -> dict[str, set[str]]:
+    """What differs after some steps."""
+    before = snapshot(trainer)
+    trainer.steps(steps)
+    after = snapshot(trainer)
+
+    def differs(one, other) -> bool:
+        if isinstance(other, dict):
+            return one is None or any(differs(one[key], value) for key, value in other.items())
+        return not torch.equal(one, other) if isinstance(other, torch.Tensor) else one != other
+
+    return {what: {name for name, value in values.items() if differs(before[what].get(name), value)} for what, values in after.items()}
+
+
+def parts_of(trainer: Trainer) -> tuple[set[str], set[str]]:
+    """The names of the parameters of decoder and encoder."""
+    names = {name for name, _ in trainer.state.model.named_parameters()}
+    encoder = {name for name in names if name.startswith("context.")}
+    return names - encoder, encoder
+
+
+def alike(names: set[str]) -> dict[str, set[str]]:
+    return {"weights": names, "ema": names, "moments": names}
+
+
+@pytest.mark.parametrize("optimizer", ["adam_atan2", "adamw", "muon"])
+@pytest.mark.parametrize("frozen", ["decoder", "encoder"])
+def test_a_frozen_part_keeps_weights_averages_and_moments_until_its_step(frozen, optimizer, fewshot, tmp_path):
+    options = (f"freeze_{frozen}_steps=2", f"optimizer={optimizer}", "lr_warmup_steps=0")
+    trainer = Trainer(fewshot, *options)
+    decoder, encoder = parts_of(trainer)
+    moving = encoder if frozen == "decoder" else decoder
+    for _ in range(2):
+        assert changed(trainer) == alike(moving)
+        path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+        trainer = Trainer(fewshot, *options)  # the stage is the step's, whatever process comes there
+        trainer.state.load(path, ALONE, CPU)
+    assert changed(trainer) == alike(decoder | encoder)
+
+
+def test_a_frozen_part_has_no_norm_and_the_rest_its_own(fewshot):
+    trainer, free = Trainer(fewshot, "freeze_decoder_steps=all"), Trainer(fewshot)
+    ours, theirs = (train_step(t.state, t.batch(), t.settings) for t in (trainer, free))
+    assert ours.grad_norms.keys() == {"encoder", "total"} and ours.metrics["context_gradient"] == 8
+    assert torch.allclose(ours.grad_norms["total"], theirs.grad_norms["encoder"], rtol=1e-5)
+    frozen = Trainer(fewshot, "freeze_encoder_steps=all")
+    result = train_step(frozen.state, frozen.batch(), frozen.settings)
+    assert result.grad_norms.keys() == {"core", "total"} and result.metrics["context_gradient"] == 0
+
+
+@pytest.mark.parametrize("mode", ["act", "supervised"])
+def test_a_frozen_trunk_trains_the_rows_of_seen_puzzles_only(mode, puzzle):
+    trainer = Trainer(puzzle, "freeze_decoder_steps=all", f"mode={mode}", "lr_warmup_steps=0")
+    before = trainer.state.model.context.weights.clone()
+    identifiers = trainer.batch().data["puzzle_identifiers"].unique()
+    assert changed(trainer) == {"weights": {"context.weights"}, "ema": set(), "moments": set()}
+    moved = (trainer.state.model.context.weights != before).any(1).nonzero().flatten()
+    assert set(moved.tolist()) == set(identifiers.tolist())
+
+
+def test_a_start_that_is_not_learned_stays_so(fewshot):
+    trainer = Trainer(fewshot, "encoder=iterative", "encoder.learned_start=false", "encoder.num_layers=1", "freeze_encoder_steps=1")
+    starts = {name for name, _ in trainer.state.model.named_parameters() if ".start." in name}
+    trainer.steps(1)
+    assert starts and not changed(trainer)["weights"] & starts
+
+
+def test_the_encoder_has_its_own_rate_and_decay(fewshot):
+    trainer = Trainer(fewshot, "encoder_lr=0", "lr_warmup_steps=0")
+    decoder, _ = parts_of(trainer)
+    assert changed(trainer)["weights"] == decoder
+    plain, decayed = (
+        Trainer(fewshot, "lr=1e-2", "lr_warmup_steps=0"),
+        Trainer(fewshot, "lr=1e-2", "lr_warmup_steps=0", "encoder_weight_decay=0.6"),
+    )
+    start = copy.deepcopy(plain.state.model.state_dict())
+    for trainer in (plain, decayed):
+        trainer.steps(1)
+    for (name, ours), theirs in zip(plain.state.model.state_dict().items(), decayed.state.model.state_dict().values(), strict=True):
+        extra = 1e-2 * (0.6 - 0.1) * start[name] if name.startswith("context.") else torch.zeros(())
+        assert torch.allclose(ours - theirs, extra, atol=1e-7), name
+
+
+def test_muon_takes_hidden_matrices_and_the_adam_like_one_the_rest(fewshot, puzzle):
+    for store in (fewshot, puzzle):
+        model = Trainer(store).state.model
+        optimizers, name = build_optimizers(model, Trainer(store, "optimizer=muon").config, CPU)
+        assert name.startswith("Muon + AdamATan2")
+        owners = {id(p): type(o).__name__ for o in optimizers[:2] for group in o.param_groups for p in group["params"]}
+        assert len(owners) == len(list(model.parameters()))
+        for name, module in model.named_modules():
+            if isinstance(module, Linear):
+                assert owners[id(module.weight)] == ("AdamATan2" if name in ("lm_head", "q_head") else "Muon"), name
+                assert module.bias is None or owners[id(module.bias)] == "AdamATan2"
+            if isinstance(module, Embedding):
+                assert owners[id(module.weight)] == "AdamATan2"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_other_optimisers_train_everything_and_resume(optimizer, fewshot, tmp_path):
+    options = (f"optimizer={optimizer}", "lr_warmup_steps=0", "lr=3e-3")
+    trainer = Trainer(fewshot, *options)
+    decoder, encoder = parts_of(trainer)
+    assert changed(trainer)["weights"] == decoder | encoder
+    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+    resumed = Trainer(fewshot, *options)
+    resumed.state.load(path, ALONE, CPU)
+    assert resumed.steps(2) == trainer.steps(2)
+
+
+def test_adamw_follows_its_formula(fewshot):
+    trainer = Trainer(fewshot, "optimizer=adamw", "lr=1e-2", "lr_warmup_steps=0", "grad_clip_norm=null")
+    weight = trainer.state.model.lm_head.weight
+    before, gradients = weight.detach().clone(), []
+    weight.register_hook(lambda gradient: gradients.append(gradient.clone()))
+    trainer.steps(1)
+    expected = before * (1 - 1e-2 * 0.1) - 1e-2 * gradients[0] / (gradients[0].abs() + 1e-8)
+    assert torch.allclose(weight, expected, atol=1e-6)
+
+
+def test_muon_is_refused_where_pytorch_lacks_it(fewshot, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UserError, match="optimizer=muon needs torch.optim.Muon"):
+        Trainer(fewshot, "optimizer=muon")
