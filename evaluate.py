@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from config.compose import launch
-from config.schema import EvaluateConfig, layouts_of
+from config.schema import EvaluateConfig
 from dataset import store as datasets
 from dataset.batch import DataConfig
 from evaluation.evaluate import Evaluation, evaluate, write_files
@@ -32,7 +32,12 @@ def run(config: EvaluateConfig) -> None:
     path = checkpoint.resolve(config.checkpoint)
     model, info = load_checkpoint(path, config.weights)
     data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
-    store = datasets.load(data.path, *layouts_of(info["config"]["encoder"]))
+    store = datasets.load(data.path, info["data"]["layout"])
+    if store.metadata.game != info["data"]["game"]:
+        raise UserError(f"{path} was trained on {info['data']['game']} and cannot answer {store.path}, which holds {store.metadata.game}")
+    if store.metadata.layout == "pairs" and data.sides != (store.metadata.max_grid_size,):
+        sides = " and ".join(f"{side}x{side}" for side in (data.sides[-1], store.metadata.max_grid_size))
+        raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
     if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
         raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
 

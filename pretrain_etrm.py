@@ -17,8 +17,9 @@ from dataset.batch import materialise
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation.evaluate import Evaluation, evaluate
+from models.core import DataSizes
 from models.pretrained import load_decoder
-from models.trm import DataSizes, build_model, count_parameters
+from models.trm import build_model, count_parameters
 from training.diagnostics import context_diagnostics
 from training.ema import EMA
 from training.meter import Meter
@@ -68,6 +69,7 @@ def train(config: PretrainConfig) -> None:
         "data": {
             "path": config.data.path,
             "layout": store.metadata.layout,
+            "game": store.metadata.game,
             "protocol": store.metadata.protocol,
             "hash": store.metadata.content_hash,
         },

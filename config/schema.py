@@ -6,6 +6,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 
 from dataset.batch import DataConfig
 from dataset.store import Layout
+from dataset.task import MAX_SIDE
 from evaluation.evaluate import EvaluationConfig
 from models.context import EncoderConfig
 from models.core import ArchConfig
@@ -119,6 +120,8 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
         if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")
         if self.encoder:
+            if self.data.sides[-1] > MAX_SIDE:
+                raise ValueError(f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {self.data.sides[-1]}")
             if self.arch.hidden_size // self.arch.num_heads % 4:
                 raise ValueError("an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4")
             if self.arch.mlp_t and self.encoder.gives_memory:

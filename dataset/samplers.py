@@ -45,14 +45,16 @@ class _Choice:
 
 
 class Sampler:
-    """What both samplers share: which tasks train, on which canvas, and how a step draws cell, tasks and views."""
+    """What all samplers share: which tasks train, on which canvas, and how a step draws cell, tasks and views."""
 
     def __init__(self, store: Store, config: DataConfig, seed: int, global_batch_size: int, rank: int = 0, world: int = 1):
         self.store, self.config, self.seed = store, config, seed
         self.global_batch_size = global_batch_size
         self.rows = local_rows(global_batch_size, rank, world)
         if config.augmentation == "table" and not store.metadata.num_aug:
-            raise UserError(f"{store.path} stores no augmentations; build it with --num-aug N, or set data.augmentation to none or random")
+            raise UserError(
+                f"{store.path} stores no augmentations; build it with --num-aug N (mazes: --aug), or set data.augmentation to none or random"
+            )
         sides = task_sides(store, config)
         weights: dict[Cell, list[tuple[int, float]]] = {}
         self.skipped_tasks: list[str] = []

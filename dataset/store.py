@@ -371,7 +371,9 @@ def load(path: Path | str, *layouts: Layout) -> Store:
         raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
     if layouts and metadata.layout not in layouts:
         wanted = " or ".join(f"'{layout}'" for layout in layouts)
-        raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; build it with --layout {layouts[0]}")
+        game = f"a {metadata.game} has no demonstrations: use arch=trm, or another arch without an encoder"
+        advice = game if metadata.layout == "pairs" else f"build it with --layout {layouts[0]}"
+        raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; {advice}")
     for name, digest in metadata.sha256.items():
         if not (path / name).is_file():
             raise UserError(f"{path}: {name} is missing; build the dataset again")

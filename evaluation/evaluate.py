@@ -21,7 +21,7 @@ from evaluation.inference import copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.report import write_report
 from evaluation.voting import Candidate, VoteTable
-from models.trm import RecursiveModel
+from models.core import RecursiveModel
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import directory_written_whole, write_json

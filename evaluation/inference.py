@@ -10,7 +10,7 @@ from dataset.canvas import GridTable
 from dataset.views import EvaluationSet
 from evaluation.voting import VoteTable
 from models.act import solve
-from models.trm import RecursiveModel
+from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
 

@@ -34,7 +34,7 @@ _ROWS = "context.weights"
 # What changes the arithmetic of the recursion but the shape of no weight.
 _ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings")
 # Architectures with the recursion of another one.
-_SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm"}
+_SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm"}
 
 
 class PretrainedConfig(Config):

@@ -158,6 +158,7 @@ class Transformer(RecursiveModel):
 ARCHITECTURES: dict[str, tuple[type[ArchConfig], type[RecursiveModel]]] = {
     "trm": (TRMConfig, TRM),
     "etrm": (TRMConfig, ETRM),
+    "trm001": (TRMConfig, TRM),
     "trm_singlez": (TRMConfig, SingleStateTRM),
     "trm_hier6": (ManyLatentsConfig, ManyLatentsTRM),
     "hrm": (HRMConfig, HRM),

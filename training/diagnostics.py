@@ -15,7 +15,7 @@ from dataset.canvas import GridTable
 from dataset.samplers import step_rng
 from dataset.store import Store
 from models.context import Context
-from models.trm import RecursiveModel
+from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
 
@@ -68,7 +68,7 @@ def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 def context_diagnostics(
     model: RecursiveModel, samples: Samples, store: Store, table: GridTable, seed: int, step: int, world: World
 ) -> dict[str, float]:
-    """Of a training batch's first samples (16 over all processes) in four augmented views each, the model in evaluation mode:
+    """Of up to 16 samples of a training batch in four augmented views each, the model in evaluation mode:
 
     `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see `energy_shares`) by
     task, where a task's samples differ in their augmentation (and its episodes in their demonstrations).
@@ -77,19 +77,22 @@ def context_diagnostics(
     """
     if not samples.cell.demos:
         return {}
-    rows = np.arange(min(len(samples.query), max(1, PROBED_TASKS // world.size))).repeat(PROBED_VIEWS)
-    rng = step_rng(seed, step, PROBE_STREAM)
+    # Evenly spaced, so that the probed samples are the same for any number of processes that divides them.
+    count = min(len(samples.query), max(1, PROBED_TASKS // world.size))
+    rows = (np.arange(count) * len(samples.query) // count).repeat(PROBED_VIEWS)
+    rng, mine = step_rng(seed, step, PROBE_STREAM), slice(world.rank * len(rows), (world.rank + 1) * len(rows))
     probed = replace(
         samples[rows],
-        transform=rng.integers(0, 8, len(rows)),
-        colours=augment.random_colours(rng, len(rows)),
+        transform=rng.integers(0, 8, len(rows) * world.size)[mine],
+        colours=augment.random_colours(rng, len(rows) * world.size)[mine],
         offset=np.zeros((len(rows), 2), np.int64),
     )
     data = materialise(probed, store, table, with_labels=False).data
     model.eval()
     context = model.context(data)
     vectors = distributed.gather_rows(context.summary())
-    between, within = energy_shares(vectors, distributed.gather_rows(data["puzzle_identifiers"]))
+    tasks = torch.from_numpy(np.searchsorted(store.task_pairs, probed.query, side="right"))
+    between, within = energy_shares(vectors, distributed.gather_rows(tasks.to(vectors.device)))
     values = {
         "context/between_task_share": between,
         "context/within_task_share": within,

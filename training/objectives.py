@@ -7,8 +7,8 @@ from torch import Tensor
 from dataset import canvas
 from models.act import StepOutput, act_step, initial_carry
 from models.context import Noise
+from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
-from models.trm import RecursiveModel
 from utils import distributed
 from utils.distributed import World
 

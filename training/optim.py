@@ -8,8 +8,8 @@ from torch import Tensor
 
 from config.base import Config
 from models.context import PuzzleEmbedding
+from models.core import RecursiveModel
 from models.layers import Linear
-from models.trm import RecursiveModel
 from utils import distributed
 from utils.errors import UserError
 

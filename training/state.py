@@ -10,8 +10,8 @@ import torch
 from dataset.batch import Cell
 from dataset.samplers import local_rows
 from models.act import Carry
+from models.core import RecursiveModel
 from models.pretrained import load_strictly
-from models.trm import RecursiveModel
 from training.ema import EMA
 from utils import checkpoint
 from utils.distributed import World

@@ -20,8 +20,8 @@ from dataset.canvas import IGNORE_LABEL_ID
 from dataset.samplers import local_rows, step_rng
 from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
 from models.context import Noise
+from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, act_loss
-from models.trm import RecursiveModel
 from training.diagnostics import gradient_norms, watch_gradient
 from training.objectives import auxiliary_losses
 from training.optim import OptimConfig, SparseSignSGD, set_trainable

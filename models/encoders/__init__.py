@@ -12,7 +12,7 @@ from models.encoders.perceiver import PerceiverEncoder, PerceiverEncoderConfig
 from models.encoders.pooled import PooledEncoder, PooledEncoderConfig
 
 if TYPE_CHECKING:
-    from models.trm import ArchConfig
+    from models.core import ArchConfig
 
 ENCODERS: dict[str, tuple[type[EncoderConfig], type[ContextModule]]] = {
     "memory": (MemoryEncoderConfig, MemoryEncoder),

@@ -16,7 +16,7 @@ from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import rms_norm, truncated_normal
 
 if TYPE_CHECKING:
-    from models.trm import ArchConfig
+    from models.core import ArchConfig
 
 
 class IterativeEncoderConfig(PairConfig):

@@ -3,7 +3,7 @@
 Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
 
 if TYPE_CHECKING:
-    from models.trm import ArchConfig
+    from models.core import ArchConfig
 
 
 class MemoryEncoderConfig(PairConfig):
@@ -23,6 +23,8 @@ class MemoryEncoderConfig(PairConfig):
 
     name: Literal["memory"]
     placement: Literal["memory", "prefix"]
+
+    needs_layers: ClassVar[bool] = False
 
     @property
     def gives_memory(self) -> bool:

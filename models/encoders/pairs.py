@@ -6,7 +6,7 @@ Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, model_validator
@@ -18,7 +18,7 @@ from models.encoders.blocks import BlockConfig, SelfBlock
 from models.layers import CrossAttention, Embedding, Linear, Rotary, keys_mask, rms_norm, rotary_line, rotary_square, truncated_normal
 
 if TYPE_CHECKING:
-    from models.trm import ArchConfig
+    from models.core import ArchConfig
 
 
 class PairConfig(BlockConfig):
@@ -36,8 +36,15 @@ class PairConfig(BlockConfig):
     positions: Literal["rope2d", "rope", "embedded"]
     shared_colours: bool
 
+    # Whether what is read of a pair depends on places only through its layers; a memory's tokens keep their own.
+    needs_layers: ClassVar[bool] = True
+
     @model_validator(mode="after")
     def _check_colours(self) -> "PairConfig":
+        if self.needs_layers and self.num_layers == 0 and (self.positions != "embedded" or getattr(self, "pooling_method", "") == "cls"):
+            raise ValueError(
+                "encoder.num_layers=0 would not see where cells are; use at least 1, or encoder.positions=embedded without cls"
+            )
         if self.shared_colours and self.pair_tokens == "summed":
             raise ValueError("encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; use concatenated")
         return self

@@ -7,7 +7,7 @@ Source: "Perceiver: General Perception with Iterative Attention" (arXiv 2103.032
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from models.context import Context, ContextModule
@@ -16,7 +16,7 @@ from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import rms_norm, truncated_normal
 
 if TYPE_CHECKING:
-    from models.trm import ArchConfig
+    from models.core import ArchConfig
 
 
 class PerceiverEncoderConfig(PairConfig):
@@ -25,12 +25,6 @@ class PerceiverEncoderConfig(PairConfig):
     name: Literal["perceiver"]
     output_tokens: PositiveInt
     latent_layers: PositiveInt
-
-    @model_validator(mode="after")
-    def _check(self) -> "PerceiverEncoderConfig":
-        if self.positions != "embedded" and self.num_layers == 0:
-            raise ValueError(f"encoder.positions={self.positions} acts in layers over a pair: with encoder.num_layers=0 use embedded")
-        return self
 
 
 class PerceiverEncoder(ContextModule):

@@ -20,7 +20,7 @@ from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import Linear, rms_norm, truncated_normal
 
 if TYPE_CHECKING:
-    from models.trm import ArchConfig
+    from models.core import ArchConfig
 
 MAX_LOG_VARIANCE = 10.0
 
