@@ -53,7 +53,7 @@ class Sampler:
         self.rows = local_rows(global_batch_size, rank, world)
         if config.augmentation == "table" and not store.metadata.num_aug:
             raise UserError(
-                f"{store.path} stores no augmentations; build it with --num-aug N (mazes: --aug), or set data.augmentation to none or random"
+                f"{store.path} stores no augmentations; build it with --num-aug N (mazes: --aug), or say data.augmentation=none or random"
             )
         sides = task_sides(store, config)
         weights: dict[Cell, list[tuple[int, float]]] = {}

@@ -88,6 +88,54 @@ def test_the_second_test_set_of_the_ancestors_is_held_out_too(tmp_path):
     assert metadata.test_subsets == ["evaluation", "evaluation2"]
 
 
+def test_a_test_subset_may_be_named_twice_and_may_not_be_empty(tmp_path):
+    options = ("--recipe", "arc1-small", "--test-set-name", "evaluation", "--test-set-name2", "evaluation")
+    metadata = run_build(tmp_path / "d", *options)
+    assert metadata.subsets == {"training": 178, "evaluation": 77} and metadata.test_subsets == ["evaluation"]
+    with pytest.raises(UserError, match="no task is left to test on in large"):
+        folder = write_folder(tmp_path / "tasks", some_tasks("large"))
+        run_build(
+            tmp_path / "d", "--recipe", "arc1-small", "--max-grid-size", "3", "--input-dir", f"large={folder}", "--test-set-name", "large"
+        )
+
+
+def test_zero_is_not_taken_for_no_limit(tmp_path):
+    for option in ("--max-grid-size", "--max-tasks"):
+        with pytest.raises(UserError, match=option):
+            run_build(tmp_path / "d", "--recipe", "arc1-small", option, "0")
+
+
+def test_duplicates_are_dropped_before_leaks_are_looked_for(tmp_path):
+    shared, changed = some_tasks("x", 1)[0], some_tasks("x", 1)[0]
+    train = write_folder(tmp_path / "a", [shared, *some_tasks("t")])
+    test = write_folder(tmp_path / "b", [changed])
+    options = ("--input-dir", str(train), "--input-dir", str(test), "--test-set-name", "b", "--drop-duplicates")
+    for more in ((), ("--allow-leaks",)):
+        metadata = run_build(tmp_path / "d", *options, *more)
+        assert metadata.left_out == {"duplicate_id": ["x0"]} and metadata.protocol == "inductive"
+
+
+def test_an_import_is_checked_for_leaks(tmp_path):
+    shared = some_tasks("x", 1)[0]
+    copy = Task("y", shared.demonstrations, shared.queries)
+    datasets.write(tmp_path / "d", {"a": [shared], "b": [copy]}, ["b"], layout="fewshot", source="x", seed=0)
+    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    metadata = npy.import_(tmp_path / "npy", tmp_path / "back")
+    assert metadata.protocol == "transductive" and [leak.train_task for leak in metadata.leaks] == ["x0"]
+
+
+@pytest.mark.parametrize("num_demos, words", [(None, "one split has all__num_demos.npy"), (99, "needs a demonstration and a query")])
+def test_a_contradictory_number_of_demonstrations_is_refused(num_demos, words, tmp_path):
+    npy.export(write_store(tmp_path / "d"), tmp_path / "npy")
+    file = tmp_path / "npy" / "train" / "all__num_demos.npy"
+    if num_demos is None:
+        file.unlink()
+    else:
+        np.save(file, np.full_like(np.load(file), num_demos))
+    with pytest.raises(UserError, match=words):
+        npy.import_(tmp_path / "npy", tmp_path / "back")
+
+
 def test_arc2_training_contains_arc1_evaluation_and_the_build_says_so(tmp_path):
     arguments = ("--subsets", "training2", "evaluation")
     with pytest.raises(UserError, match=r"evaluation tasks share a pair with training.*, \.\.\.; Use --drop-leaks"):
@@ -135,13 +183,16 @@ def test_identifiers_start_where_asked_and_can_be_taken_from_a_file(tmp_path):
     store = datasets.load(tmp_path / "d")
     assert metadata.num_puzzle_identifiers == 100 + 4 * 6 == len(store.identifiers)
     assert set(store.identifiers[:100]) == {"<blank>"} and store.identifiers[store.identifiers_of(np.array([6]))[0]] == "t1"
-    same = run_build(tmp_path / "e", *arguments, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2")
+    named = ("--layout", "puzzle", "--input-dir", folder)
+    same = run_build(tmp_path / "e", *named, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2")
     again = datasets.load(tmp_path / "e")
-    assert again.identifiers[1:] == store.identifiers[100:] and np.array_equal(again.colours, store.colours)
-    assert same.num_aug == 5
+    assert again.identifiers == store.identifiers and np.array_equal(again.colours, store.colours)
+    assert same.num_aug == 5 and same.identifiers_start == 100
+    with pytest.raises(UserError, match="leave them out"):
+        run_build(tmp_path / "e", *arguments, "--identifiers", str(tmp_path / "d" / "identifiers.json"))
     reordered = ["<blank>", "t3", "t3|||t1|||0213456789", "t0", "t2", "t1"]
     (tmp_path / "ids.json").write_text(json.dumps(reordered))
-    run_build(tmp_path / "f", *arguments, "--identifiers", str(tmp_path / "ids.json"))
+    run_build(tmp_path / "f", *named, "--identifiers", str(tmp_path / "ids.json"))
     assert datasets.load(tmp_path / "f").identifiers == reordered
 
 
@@ -224,5 +275,5 @@ def test_files_that_are_no_such_export_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot read the dataset's arrays"):
         npy.import_(tmp_path / "npy", tmp_path / "back")
     (tmp_path / "npy" / "identifiers.json").write_text('["<blank>"]')
-    with pytest.raises(UserError, match="only ARC datasets can be imported"):
+    with pytest.raises(UserError, match="only ARC datasets have identifiers"):
         npy.import_(tmp_path / "npy", tmp_path / "back")

@@ -465,6 +465,10 @@ def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_pat
     assert set(found) == {(control, f"all.{name}") for control in ("none", "copy_input") for name in ("exact_accuracy", "accuracy")}
     assert found["copy_input", "all.accuracy"]["value"] == pytest.approx(0.5) and results["protocol"] == "inductive"
     assert results["counts"]["queries"] == 6 and "no demonstrations" in results["notes"][0]
+    mazes = ("-m", "dataset.build_maze_dataset", "--side", "5", "--train-puzzles", "9", "--test-puzzles", "3")
+    assert run(*mazes, "--output-dir", str(tmp_path / "m")).returncode == 0
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", f"data_path={tmp_path / 'm'}")
+    assert done.returncode == 2 and "was trained on sudoku and cannot answer" in done.stderr
 
 
 def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
