@@ -43,6 +43,7 @@ class Workplace:
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng = folder, np.random.default_rng(seed)
+        self.launched: list[subprocess.Popen] = []
         arguments = ["--max-grid-size", "5", "--max-tasks", "6", "--output-dir", str(folder / "data")]
         build_arc_dataset.build(build_arc_dataset.parse_arguments(arguments))
 
@@ -53,13 +54,17 @@ class Workplace:
     def distributed(self, output: Path, restarts: int, *overrides: str) -> subprocess.Popen:
         """Start a run of two processes under torchrun; its messages go to `<output>.log`."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+        command = [sys.executable, *launcher, str(ROOT / "pretrain_etrm.py"), *self.options(output, *overrides)]
         with open(f"{output}.log", "w") as log:
-            return subprocess.Popen(
-                [sys.executable, *launcher, str(ROOT / "pretrain_etrm.py"), *self.options(output, *overrides)],
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.launched.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+        return self.launched[-1]
+
+    def close(self) -> None:
+        """End what a failed check has left running."""
+        for process in self.launched:
+            process.terminate()
+            process.wait()
 
     def forked(self, output: Path, *overrides: str, prepare: Callable[[], None] = lambda: None) -> int:
         """Start a run in a copy of this process, which saves loading the libraries again; returns its process id."""
@@ -263,7 +268,11 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             started = time.monotonic()
             kills = options.kills or (20 if name == "rank_killed" else 50)
-            result = FAULTS[name](Workplace(Path(folder), options.seed), kills)
+            place = Workplace(Path(folder), options.seed)
+            try:
+                result = FAULTS[name](place, kills)
+            finally:
+                place.close()
         line = {
             "fault": name,
             **result,

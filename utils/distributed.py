@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import PeerLost
 
@@ -48,11 +49,17 @@ def start(world: World, device: torch.device, timeout_minutes: float = TIMEOUT_M
     A process that waits for another one for `timeout_minutes` gives up, so a dead or frozen peer never hangs the others.
     """
     if world.size > 1 and not dist.is_initialized():
-        on_gpu = device.type == "cuda"
+        on_gpu, timeout = device.type == "cuda", timedelta(minutes=timeout_minutes)
+        # torchrun on one machine keeps one store over its restarts, where the dead processes' addresses would be found. The
+        # machines of a larger run count restarts differently.
+        generation = str(world.restarts) if world.local_size == world.size else "all"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(generation, next(rendezvous("env://", timeout=timeout))[0]),
+            rank=world.rank,
+            world_size=world.size,
             device_id=device if on_gpu else None,
-            timeout=timedelta(minutes=timeout_minutes),
+            timeout=timeout,
         )
 
 
@@ -63,10 +70,10 @@ def reports_lost_peers() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error).strip().splitlines()
-        if not dist.is_initialized() or not text or not _LOST.search(text[0]):
+        if World.from_environment().size == 1 or not text or not _LOST.search(text[0]):
             raise
         raise PeerLost(
-            f"another process of this run failed or stopped answering ({text[0]}); its own message says why. The same command "
+            f"another process of this run failed or stopped answering ({text[0][:200]}); its own message says why. The same command "
             "continues from the last checkpoint, and torchrun --max-restarts N does so by itself"
         ) from None
 
