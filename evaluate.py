@@ -24,6 +24,7 @@ from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
 
 
+@distributed.reports_lost_peers()
 def run(config: EvaluateConfig) -> None:
     """One evaluation, from the checkpoint to its files and the table in the terminal."""
     world = World.from_environment()
@@ -40,8 +41,12 @@ def run(config: EvaluateConfig) -> None:
         raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
     if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
         raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
+    if store.metadata.content_hash == info["data"]["hash"]:
+        store = store.hold_out(info["config"].get("validation"))
+    if config.split == "validation" and not len(store.tasks_of("validation")):
+        raise UserError(f"{path} was trained without validation tasks of {store.path} (validation=N holds them out); choose another split")
 
-    trained_on = data.max_eval_groups if config.split == "test" else data.max_train_groups
+    trained_on = {"test": data.max_eval_groups, "train": data.max_train_groups, "validation": None}[config.split]
     limits = [limit for limit in (config.max_eval_groups, trained_on) if limit is not None]
     trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
     started = time.monotonic()

@@ -1,10 +1,11 @@
 """Train a TRM or an ETRM: python pretrain_etrm.py [key=value ...], or torchrun --nproc-per-node N pretrain_etrm.py ...
 
-Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, evaluate, save) -> close.
+Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, save, evaluate) -> close.
 `--cfg job` prints the resolved configuration.
 """
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,44 +14,51 @@ from omegaconf import OmegaConf
 from config.compose import launch
 from config.schema import PretrainConfig
 from dataset import store as datasets
-from dataset.batch import materialise
+from dataset.batch import Samples, materialise
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
-from evaluation.evaluate import Evaluation, evaluate
+from evaluation.evaluate import evaluate
 from models.core import DataSizes
 from models.pretrained import load_decoder
 from models.trm import build_model, count_parameters
 from training.diagnostics import context_diagnostics
 from training.ema import EMA
 from training.meter import Meter
+from training.nonfinite import dump_batch
 from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepSettings, train_step
 from utils import checkpoint, distributed
-from utils.device import choose_device, describe
+from utils.device import choose_device, describe, explains_out_of_memory
 from utils.distributed import World
-from utils.errors import UserError, reports_user_errors
+from utils.errors import Stopped, UserError, nearest, reports_user_errors
 from utils.files import write_atomically, write_json
 from utils.logging import RunLogger
+from utils.signals import StopRequest
 
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
 RESUMABLE_DIFFERENCES = {
-    *("train_steps", "max_seconds", "log_interval", "eval_interval", "checkpoint_interval", "keep_checkpoints", "max_nonfinite_steps"),
-    "micro_batch_size",
-    *("resume", "logging", "evaluation", "device", "output_dir", "run_name", "project_name"),
+    *("train_steps", "max_seconds", "log_interval", "eval_interval", "patience", "max_nonfinite_steps", "micro_batch_size"),
+    *("checkpoint_interval", "checkpoint_minutes", "keep_checkpoints", "keep_best_checkpoints"),
+    *("resume", "timeout_minutes", "logging", "evaluation", "device", "output_dir", "run_name", "project_name"),
 }
 
+LESS_MEMORY = (
+    "lower global_batch_size (python -m experiments.find_batch_size with the same options finds the largest that fits), or "
+    "data.buckets, data.max_demos or arch.hidden_size, or spread the batch over more processes"
+)
 SHOWN_SCORES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy")
 
 
+@distributed.reports_lost_peers()
 def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
     world = World.from_environment()
     device = choose_device(config.device, world)
-    distributed.start(world, device)
+    distributed.start(world, device, config.timeout_minutes)
     folder = Path(config.output_dir) / config.name
 
-    store = datasets.load(config.data.path, *config.layouts)
+    store = datasets.load(config.data.path, *config.layouts).hold_out(config.validation)
     sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
 
     torch.manual_seed(config.seed)
@@ -92,12 +100,19 @@ def train(config: PretrainConfig) -> None:
         logger.say(decoder_report)
 
     try:
-        loop(state, config, settings, store, sampler, logger, device, info)
+        stopped_by = loop(state, config, settings, store, sampler, logger, device, info)
     finally:
         logger.close()
-        distributed.close()
+    distributed.close()
+    where = f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}"
+    if stopped_by:
+        raise Stopped(f"stopped by {stopped_by} at {where}; the same command continues it")
     if world.is_main:
-        print(f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}")
+        print(where)
+        if state.scores:
+            best = state.best_step
+            why = " (no better one for longer than patience)" if state.step < config.train_steps else ""
+            print(f"best {config.best_metric} on the validation tasks: {state.scores[best]:.3f} at step {best}{why}")
 
 
 def loop(
@@ -109,39 +124,65 @@ def loop(
     logger: RunLogger,
     device: torch.device,
     info: dict,
-) -> None:
-    """Step, log, evaluate, save, until train_steps or max_seconds."""
-    table, folder, world = store.grid_table.to(device), Path(config.output_dir) / config.name / "checkpoints", settings.world
+) -> str | None:
+    """Step, log, save, evaluate, until train_steps, max_seconds or the end of patience, or until a signal asks to stop, whose
+    name is returned. An evaluation follows its checkpoint, which it therefore cannot lose."""
+    table, folder, world = store.grid_table.to(device), Path(config.output_dir) / config.name, settings.world
     meter, started, skipped_in_a_row, saved = Meter(), time.monotonic(), 0, state.step
     stride = config.mode.updates  # an interval ends within the last `stride` updates
+    saved_at = started
 
-    def save() -> int:
-        state.save(folder, world, info, sampler.trained_pairs, config.keep_checkpoints)
-        return state.step
+    def save() -> None:
+        nonlocal saved, saved_at
+        if saved != state.step:
+            state.save(folder / "checkpoints", world, info, sampler.trained_pairs, config.keep_checkpoints, config.keep_best_checkpoints)
+            saved, saved_at = state.step, time.monotonic()
 
-    while state.step < config.train_steps and not out_of_time(config, started):
-        samples = sampler.sample(state.step)
-        batch = materialise(samples, store, table)
-        result = train_step(state, batch, settings)
-        meter.add(result, config.global_batch_size)
-        skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
-        if skipped_in_a_row >= config.max_nonfinite_steps:
-            raise UserError(
-                f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}"
+    def evaluation_due() -> bool:
+        return bool(config.eval_interval) and (state.step % config.eval_interval < stride or state.step == config.train_steps)
+
+    def evaluate_checkpoint() -> None:
+        log_evaluation(logger, state, store, sampler, config, device, world, folder / "checkpoints" / f"step_{state.step}")
+
+    (unfinished,) = distributed.any_true(world.is_main and checkpoint.lacks_evaluation(folder / "checkpoints" / f"step_{state.step}"))
+    if unfinished and evaluation_due():
+        evaluate_checkpoint()  # a run that was killed during an evaluation makes up for it
+    with StopRequest() as stop:
+        while state.step < config.train_steps and not state.out_of_patience(config.patience):
+            samples = sampler.sample(state.step)
+            with explains_out_of_memory(f"training step {state.step + 1}, {batch_line(config, samples, world)}", LESS_MEMORY):
+                result = train_step(state, materialise(samples, store, table), settings)
+            meter.add(result, config.global_batch_size)
+            skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
+            if not result.updated:
+                dumped = dump_batch(folder, state.step - 1, samples, result, store, world)
+            if skipped_in_a_row >= config.max_nonfinite_steps:
+                raise UserError(
+                    f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}; "
+                    f"the batches are in {dumped.parent}"
+                )
+            now = time.monotonic()
+            stopping, out_of_time, overdue = distributed.any_true(
+                stop.signal is not None,
+                config.max_seconds is not None and now - started > config.max_seconds,
+                config.checkpoint_minutes is not None and now - saved_at > 60 * config.checkpoint_minutes,
             )
-        last = state.step == config.train_steps
-        if state.step % config.log_interval < stride or last:
-            values = meter.read()
+            last = stopping or out_of_time or state.step == config.train_steps
+            if state.step % config.log_interval < stride or last:
+                values = meter.read()
+                with meter.paused():
+                    values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
+                    log(logger, state.step, values, state.optimizers)
             with meter.paused():
-                values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
-                log(logger, state.step, values, state.optimizers)
-        with meter.paused():
-            if config.eval_interval and (state.step % config.eval_interval < stride or last):
-                log_evaluation(logger, state, store, sampler, config, device, world)
-            if state.step % config.checkpoint_interval < stride or last:
-                saved = save()
-    if saved != state.step:
-        save()
+                if state.step % config.checkpoint_interval < stride or overdue or last or evaluation_due():
+                    save()
+                if evaluation_due() and not stopping:
+                    evaluate_checkpoint()
+            if stopping:
+                return stop.signal or "a signal to another process"
+            if out_of_time:
+                break
+    return None
 
 
 def data_sizes(store: Store, config: PretrainConfig) -> DataSizes:
@@ -151,13 +192,17 @@ def data_sizes(store: Store, config: PretrainConfig) -> DataSizes:
 
 
 def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World, device: torch.device) -> None:
-    """Continue this run's newest checkpoint (auto), a named one, or refuse to overwrite an earlier run (never)."""
-    existing = checkpoint.latest(folder / "checkpoints")
-    if config.resume == "never":
+    """Continue this run's newest checkpoint (auto), a named one, or refuse to overwrite an earlier run (never).
+
+    Processes that torchrun restarts continue what they have saved, whatever the run began with.
+    """
+    existing = distributed.gather_objects(checkpoint.latest(folder / "checkpoints"))[0]  # all continue what the first process sees
+    how = "auto" if existing and world.restarts else config.resume
+    if how == "never":
         if existing:
             raise UserError(f"{folder} already holds checkpoints and resume=never would overwrite them; choose another run_name")
         return
-    path = existing if config.resume == "auto" else checkpoint.resolve(config.resume)
+    path = existing if how == "auto" else checkpoint.resolve(how)
     if path is None:
         return
     if existing and path.resolve() != existing.resolve():
@@ -194,11 +239,10 @@ def flatten(values: dict, prefix: str = "") -> dict:
     return flat
 
 
-def out_of_time(config: PretrainConfig, started: float) -> bool:
-    """Whether max_seconds is over, agreed on by all processes."""
-    if config.max_seconds is None:
-        return False
-    return bool(distributed.sum_tensor(torch.tensor(float(time.monotonic() - started > config.max_seconds))).item())
+def batch_line(config: PretrainConfig, samples: Samples, world: World) -> str:
+    """What a step had to hold in memory."""
+    demonstrations = f", {samples.cell.demos} demonstrations" if samples.cell.demos else ""
+    return f"global_batch_size={config.global_batch_size} over {world.size} process(es), canvas side {samples.cell.side}{demonstrations}"
 
 
 def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
@@ -210,25 +254,51 @@ def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
 
 
 def log_evaluation(
-    logger: RunLogger, state: TrainState, store: Store, sampler: Sampler, config: PretrainConfig, device: torch.device, world: World
+    logger: RunLogger,
+    state: TrainState,
+    store: Store,
+    sampler: Sampler,
+    config: PretrainConfig,
+    device: torch.device,
+    world: World,
+    saved: Path,
 ) -> None:
-    """Score the evaluation tasks with the averaged weights."""
+    """Score the validation tasks, or the evaluation tasks where none are held out, with the averaged weights.
 
-    def run() -> Evaluation:
-        limit, trained = config.data.max_eval_groups, sampler.trained_pairs
-        return evaluate(
-            state.model, store, config.data, config.evaluation, device, world, seed=config.seed, trained_pairs=trained, max_tasks=limit
+    What is found is logged and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
+    """
+    split, limit = ("validation", None) if config.validation else ("test", config.data.max_eval_groups)
+    with (
+        state.ema.swapped_in() if state.ema else nullcontext(),
+        explains_out_of_memory(f"the evaluation at step {state.step}", f"lower evaluation.batch_size={config.evaluation.batch_size}"),
+    ):
+        result = evaluate(
+            state.model,
+            store,
+            config.data,
+            config.evaluation,
+            device,
+            world,
+            seed=config.seed,
+            trained_pairs=sampler.trained_pairs,
+            split=split,
+            max_tasks=limit,
         )
-
-    if state.ema:
-        with state.ema.swapped_in():
-            result = run()
-    else:
-        result = run()
-    logger.log(state.step, {**result.metrics(), "protocol": result.protocol, **{f"eval/{name}": n for name, n in result.counts.items()}})
+    metrics, prefix = result.metrics(), "validation/" if config.validation else ""
+    if config.validation and config.best_metric not in metrics:
+        raise UserError(
+            f"best_metric={config.best_metric}{nearest(config.best_metric, metrics)} is not evaluated; there are {', '.join(metrics)}"
+        )
+    score = metrics[config.best_metric] if config.validation else None
+    if score is not None:
+        state.scores[state.step] = score
+    counts = {f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}
+    logger.log(state.step, {**{prefix + name: value for name, value in metrics.items()}, "protocol": result.protocol, **counts})
+    if world.is_main:
+        checkpoint.record_evaluation(saved, {"split": split, "protocol": result.protocol, **metrics}, score)
     shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
     values = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
-    logger.say(f"step {state.step}: {result.protocol}, {result.counts['tasks']} tasks: {values}")
+    logger.say(f"step {state.step}: {split}, {result.protocol}, {result.counts['tasks']} tasks: {values}")
 
 
 def model_line(info: dict) -> str:

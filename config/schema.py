@@ -40,9 +40,15 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     ema_rate: Annotated[float, Field(ge=0, lt=1)]
     log_interval: PositiveInt
     eval_interval: PositiveInt | None
+    validation: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None
+    best_metric: str
+    patience: PositiveInt | None
     checkpoint_interval: PositiveInt
+    checkpoint_minutes: PositiveFloat | None
     keep_checkpoints: PositiveInt
+    keep_best_checkpoints: NonNegativeInt
     resume: str
+    timeout_minutes: PositiveFloat
     max_nonfinite_steps: PositiveInt
     arch: SerializeAsAny[ArchConfig]
     encoder: SerializeAsAny[EncoderConfig] | None
@@ -109,6 +115,9 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     def _check(self) -> "PretrainConfig":
         if self.arch.name == "etrm" and self.encoder is None:
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
+        for name in ("patience", "keep_best_checkpoints"):
+            if getattr(self, name) and not (self.validation and self.eval_interval):
+                raise ValueError(f"{name} needs validation and eval_interval: what chooses by the test tasks' scores has seen them")
         if self.encoder is None and not self.arch.puzzle_emb_ndim:
             raise ValueError("arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row")
         for name in ("reconstruct", "contrastive"):
@@ -148,7 +157,7 @@ class EvaluateConfig(EvaluationConfig):
     checkpoint: str
     weights: Literal["ema", "raw"]
     data_path: str | None
-    split: Literal["test", "train"]
+    split: Literal["test", "train", "validation"]
     subsets: list[str] | None
     max_eval_groups: PositiveInt | None
     seed: NonNegativeInt

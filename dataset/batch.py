@@ -14,7 +14,7 @@ from torch import Tensor
 from config.base import Config
 from dataset import canvas
 from dataset.canvas import GridTable
-from dataset.store import TEST, Store
+from dataset.store import TRAIN, Store
 from dataset.task import MAX_SIDE
 
 MAX_CANVAS = 255  # shapes are stored as bytes
@@ -153,4 +153,4 @@ def task_sides(store: Store, config: DataConfig) -> np.ndarray:
     side = np.maximum.reduceat(np.maximum(inputs, shown), store.task_pairs[:-1])
     side = np.maximum(side, np.minimum(side + config.canvas_margin, config.sides[-1]))
     longest = np.maximum.reduceat(np.maximum(inputs, outputs), store.task_pairs[:-1])
-    return np.where(store.task_split == TEST, side, np.maximum(side, longest))
+    return np.where(store.task_split == TRAIN, np.maximum(side, longest), side)

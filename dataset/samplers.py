@@ -89,11 +89,12 @@ class Sampler:
         pairs = np.concatenate([self._shown_pairs(int(task)) for task in tasks])
         return np.unique(self.store.pair_fingerprint[pairs])
 
-    def sample(self, step: int) -> Samples:
-        """This rank's part of the batch of `step`."""
+    def sample(self, step: int, cell: Cell | None = None) -> Samples:
+        """This rank's part of the batch of `step`, in the cell that the step draws or in the named one."""
         rng = step_rng(self.seed, step)
         last = len(self.cells) - 1
-        cell = self.cells[min(int(np.searchsorted(self.cell_cumulative, rng.random(), side="right")), last)]
+        drawn = self.cells[min(int(np.searchsorted(self.cell_cumulative, rng.random(), side="right")), last)]
+        cell = cell or drawn
         return self._draw(rng, cell, self.choices[cell].draw(rng, self.global_batch_size))[self.rows]
 
     def _training_tasks(self) -> np.ndarray:

@@ -13,9 +13,10 @@ Three layouts: `puzzle` (a learned row per augmented puzzle; the evaluation task
 of its own without demonstrations, and all share the blank identifier).
 """
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ FORMAT = 2
 BLANK_IDENTIFIER = "<blank>"
 TRAIN, TEST = 0, 1
 SPLITS = {"train": TRAIN, "test": TEST}
+VALIDATION = 2  # not on disk: `Store.hold_out` makes it of training tasks
 _ARRAY_FILES = ("tasks.npz", "augmentations.npz")
 
 Layout = Literal["puzzle", "fewshot", "pairs"]
@@ -117,13 +119,34 @@ class Store:
 
     def tasks_of(self, split: str, limit: int | None = None, subsets: list[str] | None = None) -> np.ndarray:
         """Indices of a split's tasks, of all subsets or the named ones, at most the first `limit`."""
-        chosen = self.task_split == SPLITS[split]
+        chosen = self.task_split == {**SPLITS, "validation": VALIDATION}[split]
         if subsets is not None:
             for name in subsets:
                 if name not in self.subset_names:
                     raise UserError(f"{self.path}: no subset '{name}'; it has {', '.join(self.subset_names)}")
             chosen &= np.isin(self.task_subset, [self.subset_names.index(name) for name in subsets])
         return np.flatnonzero(chosen)[:limit]
+
+    def hold_out(self, amount: int | float | None) -> "Store":
+        """The same dataset with `amount` training tasks, a number or a share below 1, as the split `validation`.
+
+        Which ones depends on the tasks' ids alone. Raises `UserError` where that leaves no task for either purpose, and for
+        the layout `puzzle`, whose model knows a task only by a row that it learns in training.
+        """
+        if amount is None:
+            return self
+        if self.metadata.layout == "puzzle":
+            raise UserError(f"validation={amount}: a model with puzzle rows cannot answer tasks held out of training; use an encoder")
+        train = np.flatnonzero(self.task_split == TRAIN)
+        count = amount if isinstance(amount, int) else round(amount * len(train))
+        if not 0 < count < len(train):
+            raise UserError(
+                f"validation={amount} takes {count} of the {len(train)} training tasks of {self.path}; some must remain on both sides"
+            )
+        order = sorted(train.tolist(), key=lambda task: hashlib.sha256(self.task_ids[task].encode()).digest())
+        split = self.task_split.copy()
+        split[order[:count]] = VALIDATION
+        return replace(self, task_split=split)
 
     def task(self, index: int) -> Task:
         """Task `index` as grids."""

@@ -42,7 +42,8 @@ class ViewBatch:
 class EvaluationSet:
     """The views of a split's queries.
 
-    `split: test` asks the evaluation tasks' queries; `split: train` asks every labelled pair of the training tasks, with
+    `split: test` asks the evaluation tasks' queries, `split: validation` those of the tasks held out of training
+    (`Store.hold_out`); `split: train` asks every labelled pair of the training tasks, with
     the task's other pairs as demonstrations. `control: query_only` hides the demonstrations (the blank identifier for a
     puzzle dataset), `shuffled_demonstrations` replaces them by those of another task (as many of them
     as fit the canvas); a query for which no other task fits is not asked.
@@ -98,7 +99,7 @@ class EvaluationSet:
     def _queries(self, task: int, split: str) -> list[Query]:
         first, end = int(self.store.task_pairs[task]), int(self.store.task_pairs[task + 1])
         border = first + int(self.store.task_demonstrations[task])
-        if split == "test":
+        if split != "train":
             return [Query(task, i, pair, self._limit(task, range(first, border))) for i, pair in enumerate(range(border, end))]
         labelled = [pair for pair in range(first, end) if self.store.pair_output[pair] >= 0]
         others = {pair: [other for other in labelled if other != pair] for pair in labelled}

@@ -19,15 +19,27 @@ from utils.distributed import World
 
 @dataclass
 class TrainState:
-    """Model, optimisers, averages, one carry per cell, and the number of updates made. Samplers have no state."""
+    """Model, optimisers, averages, one carry per cell, the number of updates made, and the validation score by step.
+
+    Samplers have no state."""
 
     model: RecursiveModel
     optimizers: list
     ema: EMA | None
     step: int = 0
     carries: dict[Cell, Carry] = field(default_factory=dict)
+    scores: dict[int, float] = field(default_factory=dict)
 
-    def save(self, folder: Path, world: World, info: dict[str, Any], trained_pairs: np.ndarray, keep: int) -> Path:
+    @property
+    def best_step(self) -> int | None:
+        """The first step with the highest validation score."""
+        return max(sorted(self.scores), key=self.scores.get, default=None)
+
+    def out_of_patience(self, patience: int | None) -> bool:
+        """Whether the last `patience` validation scores brought nothing better."""
+        return patience is not None and sum(step > self.best_step for step in self.scores) >= patience
+
+    def save(self, folder: Path, world: World, info: dict[str, Any], trained_pairs: np.ndarray, keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         weights = {"raw": self.model.state_dict()}
@@ -41,8 +53,9 @@ class TrainState:
             weights=weights,
             shared={"training": {"optimizers": optimizers}, "trained_pairs": torch.from_numpy(trained_pairs.view(np.int64))},
             rank_state={"carries": carries, "rng": torch.get_rng_state()},
-            info=info,
+            info={**info, "scores": self.scores},
             keep=keep,
+            keep_best=keep_best,
         )
 
     def load(self, path: Path, world: World, device: torch.device) -> None:
@@ -59,6 +72,10 @@ class TrainState:
         self.carries = _merge_carries(ranks, world, device)
         torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])
         self.step = info["step"]
+        self.scores = {int(step): score for step, score in info.get("scores", {}).items()}
+        score = checkpoint.load_score(path)
+        if score is not None:
+            self.scores[self.step] = score
 
 
 def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Cell, Carry]:

@@ -4,14 +4,17 @@
     training.pt         optimisers             rank_<r>.pt       carry and random state of each process
     trained_pairs.pt    fingerprints of the pairs that were trained on
     info.json           step, configuration, data, versions, git commit
+    evaluation.json     metrics of the evaluation at this step, added when it is done, and `score`: what the best are chosen by
 
 Nothing here knows what a model is. Tensors are loaded with `weights_only`; a directory without info.json is no checkpoint.
 """
 
+import os
 import pickle
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from utils.errors import UserError
 from utils.files import read_json, replace_directory, write_json
 
 FORMAT = 1
+EVALUATION = "evaluation.json"
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 _NAME = re.compile(r"step_(\d+)$")
 
@@ -40,44 +44,116 @@ def save(
     rank_state: dict[str, Any],
     info: dict[str, Any],
     keep: int,
+    keep_best: int = 0,
 ) -> Path:
-    """Write `folder/step_<step>` from all processes together and delete all but the `keep` newest.
+    """Write `folder/step_<step>` from all processes together and delete all but the `keep` newest and the `keep_best` best.
 
     `shared` values are written by the first process, each as `<name>.pt`; `rank_state` by every process.
 
-    Raises `UserError` when it cannot be written (disk full, read-only); older checkpoints stay untouched.
+    Raises `UserError` when it cannot be written (disk full, read-only); older checkpoints stay untouched. Nothing is
+    deleted to make room for it.
     """
     target = folder / f"step_{step}"
     temporary = folder / f".step_{step}.tmp"
     problem = ""
     if world.is_main:
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for remains in folder.glob(".step_*"):  # of a process that was killed while it wrote or deleted
+                shutil.rmtree(remains, ignore_errors=True)
             temporary.mkdir(parents=True)
         except OSError as error:
             problem = str(error)
-    distributed.barrier()
+    values = {"weights": weights, "shared": shared} if world.is_main else {}
+    needed = sum(distributed.gather_objects(_bytes({**values, "rank_state": rank_state})))
+    if world.is_main and not problem and needed > (free := shutil.disk_usage(temporary).free):
+        problem = f"it needs {_size(needed)}, and the disk has {_size(free)} left"
+    problem = distributed.gather_objects(problem)[0]
     try:
-        torch.save(rank_state, temporary / f"rank_{world.rank}.pt")
+        if problem:
+            raise UserError(problem)
+        _save_torch(rank_state, temporary / f"rank_{world.rank}.pt")
         if world.is_main:
             for name, tensors in weights.items():
                 save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / WEIGHTS[name])
             for name, value in shared.items():
-                torch.save(value, temporary / f"{name}.pt")
+                _save_torch(value, temporary / f"{name}.pt")
             write_json(temporary / "info.json", {"format": FORMAT, "step": step, "world_size": world.size, **info}, indent=1)
+        _reach_the_disk(temporary)
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
-        problem = problem or str(error).splitlines()[0]
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch's own words hide the reason
+        problem = str(cause).splitlines()[0]
     problems = [text for text in distributed.gather_objects(problem) if text]
     if not problems and world.is_main:
         replace_directory(temporary, target)
-        for old in [path for path in _steps(folder) if path != target][: -(keep - 1) or None]:
-            shutil.rmtree(old, ignore_errors=True)
+        kept = {target, *_steps(folder)[-keep:], *by_score(folder)[:keep_best]}
+        for old in (path for path in _steps(folder) if path not in kept):
+            _delete(old)
     elif world.is_main:
         shutil.rmtree(temporary, ignore_errors=True)
     distributed.barrier()
     if problems:
         raise UserError(f"cannot write checkpoint {target}: {problems[0]}; earlier checkpoints are intact")
     return target
+
+
+def _save_torch(value: Any, path: Path) -> None:
+    with path.open("wb") as file:  # PyTorch's own writer would not say why it fails
+        torch.save(value, file)
+
+
+def _bytes(value: Any) -> int:
+    """The size of all tensors inside."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(value))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
+
+
+def _reach_the_disk(folder: Path) -> None:
+    """Make sure that the files outlive a loss of power before the folder gets its name."""
+    for path in (*folder.iterdir(), folder):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _delete(path: Path) -> None:
+    """Rename, then delete: a half deleted folder must not look like a checkpoint."""
+    doomed = path.with_name(f".{path.name}.old")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def record_evaluation(path: Path, metrics: dict[str, Any], score: float | None) -> None:
+    """Note in the checkpoint `path` what its evaluation found, and the `score` to be chosen by, if it may be chosen by it."""
+    write_json(path / EVALUATION, {"score": score, "metrics": metrics}, indent=1)
+
+
+def load_score(path: Path) -> float | None:
+    """The score of the checkpoint's evaluation; None without one."""
+    return read_json(path / EVALUATION)["score"] if (path / EVALUATION).is_file() else None
+
+
+def lacks_evaluation(path: Path) -> bool:
+    """Whether `path` is a checkpoint whose evaluation was not finished."""
+    return (path / "info.json").is_file() and not (path / EVALUATION).is_file()
+
+
+def by_score(folder: Path) -> list[Path]:
+    """The checkpoints in `folder` that have a score, the best first; of equal ones the earliest."""
+    scored = [(path, load_score(path)) for path in _steps(folder)]
+    return [path for path, score in sorted((s for s in scored if s[1] is not None), key=lambda s: -s[1])]
 
 
 def latest(folder: Path) -> Path | None:
@@ -94,10 +170,16 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def resolve(path: Path | str) -> Path:
-    """A checkpoint directory from its own path, or the newest one of a run folder. Raises `UserError` otherwise."""
+    """A checkpoint directory from its own path, the newest one of a run folder, or `<run folder>/best`, the one with the
+    best score. Raises `UserError` otherwise."""
     path = Path(path)
     if (path / "info.json").is_file():
         return path
+    if path.name == "best" and not path.exists():
+        best = by_score(path.parent / "checkpoints")
+        if not best:
+            raise UserError(f"{path.parent} has no checkpoint with a score; a run with validation=N and eval_interval=N makes them")
+        return best[0]
     found = latest(path) or latest(path / "checkpoints")
     if found is None:
         what = "is not a checkpoint directory of this framework" if path.exists() else "does not exist"

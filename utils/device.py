@@ -2,11 +2,13 @@
 
 import ctypes
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import ProcessError, UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
@@ -32,6 +34,22 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+@contextmanager
+def explains_out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn the device's or the machine's lack of memory into one message: what did not fit, and what to change."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ProcessError(f"out of memory in {what}; {remedy}") from None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` is how PyTorch or numpy report that memory is exhausted, on the GPU or on the host."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def describe(device: torch.device) -> str:

@@ -1,28 +1,40 @@
 """The one place for collectives. Every function is a no-op, or the identity, in a single process."""
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from utils.errors import PeerLost
+
+TIMEOUT_MINUTES = 30.0
+# What gloo and NCCL say when a peer is gone or silent.
+_LOST = re.compile(r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|nccl|gloo", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers: global rank, number of processes, and the rank on this machine."""
+    """This process among its peers: global rank, number of processes, the same on this machine, and how often torchrun has
+    restarted them."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    restarts: int = 0
 
     @classmethod
     def from_environment(cls) -> "World":
         """What torchrun's variables say; a single process without them."""
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
         return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
     @property
@@ -31,11 +43,39 @@ class World:
         return self.rank == 0
 
 
-def start(world: World, device: torch.device) -> None:
-    """Join the process group, if there are several processes. On CUDA, tensors on the host travel by gloo."""
+def start(world: World, device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> None:
+    """Join the process group, if there are several processes. On CUDA, tensors on the host travel by gloo.
+
+    A process that waits for another one for `timeout_minutes` gives up, so a dead or frozen peer never hangs the others.
+    """
     if world.size > 1 and not dist.is_initialized():
-        on_gpu = device.type == "cuda"
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        on_gpu, timeout = device.type == "cuda", timedelta(minutes=timeout_minutes)
+        # torchrun on one machine keeps one store over its restarts, where the dead processes' addresses would be found. The
+        # machines of a larger run count restarts differently.
+        generation = str(world.restarts) if world.local_size == world.size else "all"
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=dist.PrefixStore(generation, next(rendezvous("env://", timeout=timeout))[0]),
+            rank=world.rank,
+            world_size=world.size,
+            device_id=device if on_gpu else None,
+            timeout=timeout,
+        )
+
+
+@contextmanager
+def reports_lost_peers() -> Iterator[None]:
+    """Turn what a collective raises when a peer is gone or silent into one message (`PeerLost`)."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).strip().splitlines()
+        if World.from_environment().size == 1 or not text or not _LOST.search(text[0]):
+            raise
+        raise PeerLost(
+            f"another process of this run failed or stopped answering ({text[0][:200]}); its own message says why. The same command "
+            "continues from the last checkpoint, and torchrun --max-restarts N does so by itself"
+        ) from None
 
 
 def close() -> None:
@@ -71,6 +111,11 @@ def sum_tensor(value: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(value)
     return value
+
+
+def any_true(*flags: bool) -> list[bool]:
+    """Of each flag, whether it is set in any process: one message, so that all of them take the same turn."""
+    return [bool(count) for count in sum_tensor(torch.tensor(flags, dtype=torch.float32)).tolist()]
 
 
 def gather_rows(value: Tensor) -> Tensor:

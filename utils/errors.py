@@ -1,14 +1,34 @@
-"""Errors that a user can cause and mend: one clear message, exit code 2, no traceback."""
+"""How a command ends when it does not simply finish: one clear message, a documented exit status, no traceback.
 
+0 finished, 1 a failure of the program or of another process, 2 an error that the user can mend (`UserError`), 75 stopped
+on request with everything saved (`Stopped`), 130 interrupted at once.
+"""
+
+import errno
 import functools
 import os
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+EXIT_FAILURE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
 
 class UserError(Exception):
     """Bad input from outside (a task file, a path, a key, a checkpoint). The message says what and where."""
+
+
+class ProcessError(UserError):
+    """An error that one of several processes meets alone, so that it has to be printed wherever it happens."""
+
+
+class PeerLost(ProcessError):
+    """Another process of the run failed or stopped answering."""
+
+
+class Stopped(Exception):
+    """The run ended on request before it was finished; its state is saved."""
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
@@ -22,25 +42,32 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def reports_user_errors(main: Callable) -> Callable:
-    """Decorator for entry points: print a `UserError` once per machine as `error: ...` and exit with code 2."""
+    """Decorator for entry points: print what ended the command, once per machine where all processes met it, and exit."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
         try:
             return main(*args, **kwargs)
+        except ProcessError as error:
+            rank = os.environ.get("RANK")
+            print(f"error{f' (rank {rank})' if rank else ''}: {error}", file=sys.stderr)
+            sys.exit(EXIT_FAILURE if isinstance(error, PeerLost) else EXIT_USER_ERROR)
         except UserError as error:
-            message = f"error: {error}"
+            message, status = f"error: {error}", EXIT_USER_ERROR
+        except Stopped as stopped:
+            message, status = str(stopped), EXIT_STOPPED
         except KeyboardInterrupt:
-            message = "interrupted"
+            message, status = "interrupted", EXIT_INTERRUPTED
         except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
         except OSError as error:
-            if error.errno is None or error.filename is None:
+            if error.filename is None and error.errno not in _DISK_ERRORS:
                 raise
-            message = f"error: {error.strerror}: {error.filename}"
+            where = f": {error.filename}" if error.filename else ""  # a write to an open file does not say which
+            message, status = f"error: {error.strerror}{where}", EXIT_USER_ERROR
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(message, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status)
 
     return wrapped
