@@ -5,6 +5,7 @@ Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, ev
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -14,9 +15,11 @@ from config.compose import launch
 from config.schema import PretrainConfig
 from dataset import store as datasets
 from dataset.batch import materialise
+from dataset.canvas import GridTable
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
-from evaluation.evaluate import Evaluation, evaluate
+from evaluation import pictures
+from evaluation.evaluate import evaluate
 from models.pretrained import load_decoder
 from models.trm import DataSizes, build_model, count_parameters
 from training.diagnostics import context_diagnostics
@@ -28,6 +31,7 @@ from training.step import StepSettings, train_step
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe
 from utils.distributed import World
+from utils.environment import append_start, environment, peak_memory_gb
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically, write_json
 from utils.logging import RunLogger
@@ -76,7 +80,9 @@ def train(config: PretrainConfig) -> None:
     }
     if world.is_main:
         write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config.model_dump(), path))
-    logger = RunLogger(config.logging, folder, config.project_name, config.name, config.model_dump(), world, config.train_steps, state.step)
+        about = {name: value for name, value in info.items() if name != "config"}
+        append_start(folder / "environment.json", {"step": state.step, **about, **environment(device, world)})
+    logger = RunLogger(config.logging, folder, config.project_name, config.name, info, world, config.train_steps, state.step)
     logger.say(f"{folder}: {model_line(info)}; {optimizer_name}; {describe(device)}, {world.size} process(es)")
     logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
     if state.step:
@@ -125,11 +131,14 @@ def loop(
         if state.step % config.log_interval == 0 or last:
             values = meter.read()
             with meter.paused():
+                values["timing/peak_memory_gb"] = peak_memory_gb(device)
                 values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
                 log(logger, state.step, values, state.optimizers)
         with meter.paused():
             if config.eval_interval and (state.step % config.eval_interval == 0 or last):
-                log_evaluation(logger, state, store, sampler, config, device, world)
+                log_evaluation(logger, meter, state, store, sampler, config, device, world)
+            if config.logging.images_interval and (state.step % config.logging.images_interval == 0 or last):
+                log_pictures(logger, state, store, config, table, world)
             if state.step % config.checkpoint_interval == 0 or last:
                 saved = save()
     if saved != state.step:
@@ -202,25 +211,60 @@ def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
 
 
 def log_evaluation(
-    logger: RunLogger, state: TrainState, store: Store, sampler: Sampler, config: PretrainConfig, device: torch.device, world: World
+    logger: RunLogger,
+    meter: Meter,
+    state: TrainState,
+    store: Store,
+    sampler: Sampler,
+    config: PretrainConfig,
+    device: torch.device,
+    world: World,
 ) -> None:
     """Score the evaluation tasks with the averaged weights."""
-
-    def run() -> Evaluation:
-        limit, trained = config.data.max_eval_groups, sampler.trained_pairs
-        return evaluate(
-            state.model, store, config.data, config.evaluation, device, world, seed=config.seed, trained_pairs=trained, max_tasks=limit
+    limit, trained, views, started = config.data.max_eval_groups, sampler.trained_pairs, [], time.perf_counter()
+    with averaged_weights(state):
+        result = evaluate(
+            state.model,
+            store,
+            config.data,
+            config.evaluation,
+            config.objective,
+            device,
+            world,
+            seed=config.seed,
+            trained_pairs=trained,
+            max_tasks=limit,
+            report=views.append,
         )
-
-    if state.ema:
-        with state.ema.swapped_in():
-            result = run()
-    else:
-        result = run()
-    logger.log(state.step, {**result.metrics(), "protocol": result.protocol, **{f"eval/{name}": n for name, n in result.counts.items()}})
+    seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
+    values = {"protocol": result.protocol, **{f"eval/{name}": n for name, n in result.counts.items()}}
+    logger.log(state.step, {**result.metrics(), **values, **meter.evaluated(asked, seconds)})
     shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
     values = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
     logger.say(f"step {state.step}: {result.protocol}, {result.counts['tasks']} tasks: {values}")
+
+
+def log_pictures(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, table: GridTable, world: World) -> None:
+    """Draw what the averaged weights answer to a few training and evaluation tasks, under the ancestors' names."""
+    for name, split in (("train_predictions", "train"), ("eval_predictions", "test")):
+        with averaged_weights(state):
+            shown = pictures.predictions(
+                state.model,
+                store,
+                config.data,
+                table,
+                world,
+                split=split,
+                tasks=config.logging.images_samples,
+                batch_size=config.evaluation.batch_size,
+            )
+        if shown:
+            logger.image(state.step, name, pictures.draw(shown))
+
+
+def averaged_weights(state: TrainState) -> AbstractContextManager:
+    """Inside the context the model has the averaged weights, if the run keeps any."""
+    return state.ema.swapped_in() if state.ema else nullcontext()
 
 
 def model_line(info: dict) -> str:

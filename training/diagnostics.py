@@ -37,10 +37,10 @@ def watch_gradient(context: Context) -> Tensor:
 
 
 def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
-    """Norms of the present gradients: of the `core`, of the `encoder` if there is one to train, and of both, `total`."""
+    """Norms of the present gradients: of the recursion, `inner`, of the `encoder` if there is one to train, of both, `total`."""
     encoder = list(model.context.parameters())
     known = {id(parameter) for parameter in encoder}
-    parts = {"core": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
+    parts = {"inner": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
     norms = {}
     for name, parameters in parts.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -72,6 +72,7 @@ def context_diagnostics(
     `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see `energy_shares`) by
     task, where a task's samples differ in their augmentation (and its episodes in their demonstrations).
     `context/prefix_rms_ratio`: RMS of valid prefix tokens over that of the core's token embeddings; `context/memory_rms`.
+    `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts' summaries; unlike the shares they grow with the scale.
     Nothing for a model without demonstrations. Leaves the model in evaluation mode.
     """
     if not samples.cell.demos:
@@ -89,7 +90,14 @@ def context_diagnostics(
     context = model.context(data)
     vectors = distributed.gather_rows(context.summary())
     between, within = energy_shares(vectors, distributed.gather_rows(data["puzzle_identifiers"]))
+    energy = vectors.square().mean()
     values = {
+        "train/encoder_output_mean": vectors.mean(),
+        "train/encoder_output_std": vectors.std(),
+        "train/encoder_output_norm": vectors.unflatten(1, (-1, context.prefix.shape[-1])).norm(dim=-1).mean(),
+        "train/encoder_token_std": vectors.std(0).mean(),
+        "train/encoder_cross_sample_var": (between + within) * energy,
+        "train/encoder_within_group_var": within * energy,
         "context/between_task_share": between,
         "context/within_task_share": within,
         "context/prefix_rms_ratio": _rms(context.prefix, context.prefix_mask) / _rms(model.embed_tokens(data["inputs"])),
