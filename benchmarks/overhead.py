@@ -152,10 +152,8 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device, ALONE)
     torch.set_num_threads(1)  # the processor time of several threads is not the time that a step takes
-    print(
-        f"{describe(device)}; {git_commit()}; median [lowest, highest] of {options.rounds} rounds: samples/s, share of the bare loop's",
-        flush=True,
-    )
+    print(f"{describe(device)}; {git_commit()}; samples/s, share of the bare loop's", flush=True)
+    print(f"median [lowest, highest] of {options.rounds} rounds", flush=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as work:
         for name, config in configurations(Path(work)).items():
             overhead = compare(config, options.rounds, Path(work) / name, device)

@@ -7,7 +7,8 @@ import pytest
 
 from dataset.store import Store
 from experiments import doctor
-from tests.conftest import TINY, run
+from pretrain_etrm import train
+from tests.conftest import TINY, load_config, run
 
 CHECKS = ["config", "device", "folder", "data", "model", "start", "train", "evaluate", "logging", "save", "load"]
 
@@ -38,10 +39,10 @@ def failure(capsys: pytest.CaptureFixture, arguments: list[str]) -> tuple[str, s
     return name, what
 
 
-def test_a_good_run_passes_every_check_and_nothing_is_left_behind(puzzle, tmp_path):
-    done = run("-m", "utils.doctor", *options(puzzle, tmp_path / "runs", "logging.images_interval=5"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert checklist(done.stdout) == [("ok", name) for name in CHECKS] and "all is well" in done.stdout
+def test_a_good_run_passes_every_check_and_nothing_is_left_behind(puzzle, tmp_path, capsys):
+    doctor.examine(options(puzzle, tmp_path / "runs", "logging.images_interval=5"))
+    said = capsys.readouterr().out
+    assert checklist(said) == [("ok", name) for name in CHECKS] and "all is well" in said
     assert not list((tmp_path / "runs").iterdir())
 
 
@@ -60,7 +61,7 @@ def test_a_failure_under_torchrun_ends_all_processes(fewshot, tmp_path):
 
 def test_an_existing_run_is_continued_in_mind_only(fewshot, tmp_path, capsys):
     arguments = options(fewshot, tmp_path, "train_steps=2")
-    assert run("pretrain_etrm.py", *arguments).returncode == 0
+    train(load_config(fewshot, f"output_dir={tmp_path}", "run_name=r", "train_steps=2"))
     before = snapshot(tmp_path)
     doctor.examine([*arguments, "train_steps=9"])
     assert "continues at step 2" in capsys.readouterr().out
