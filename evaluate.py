@@ -17,6 +17,7 @@ from config.schema import EvaluateConfig
 from dataset import store as datasets
 from dataset.batch import DataConfig
 from evaluation.evaluate import Evaluation, evaluate, write_files
+from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe
@@ -56,6 +57,7 @@ def run(config: EvaluateConfig) -> None:
             store,
             data,
             config,
+            ObjectiveConfig(**info["config"]["objective"]),
             device,
             world,
             seed=config.seed,

@@ -5,7 +5,7 @@ Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, sa
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -15,8 +15,10 @@ from config.compose import launch
 from config.schema import PretrainConfig
 from dataset import store as datasets
 from dataset.batch import Samples, materialise
+from dataset.canvas import GridTable
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
+from evaluation import pictures
 from evaluation.evaluate import evaluate
 from models.core import DataSizes
 from models.pretrained import load_decoder
@@ -31,6 +33,7 @@ from training.step import StepSettings, train_step
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe, explains_out_of_memory
 from utils.distributed import World
+from utils.environment import append_start, environment, peak_memory_gb
 from utils.errors import Stopped, UserError, nearest, reports_user_errors
 from utils.files import write_atomically, write_json
 from utils.logging import RunLogger
@@ -89,7 +92,9 @@ def train(config: PretrainConfig) -> None:
     }
     if world.is_main:
         write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config.model_dump(), path))
-    logger = RunLogger(config.logging, folder, config.project_name, config.name, config.model_dump(), world, config.train_steps, state.step)
+        about = {name: value for name, value in info.items() if name != "config"}
+        append_start(folder / "environment.json", {"step": state.step, **about, **environment(device, world)})
+    logger = RunLogger(config.logging, folder, config.project_name, config.name, info, world, config.train_steps, state.step)
     logger.say(f"{folder}: {model_line(info)}; {optimizer_name}; {describe(device)}, {world.size} process(es)")
     logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
     if config.mode.warning:
@@ -142,7 +147,7 @@ def loop(
         return bool(config.eval_interval) and (state.step % config.eval_interval < stride or state.step == config.train_steps)
 
     def evaluate_checkpoint() -> None:
-        log_evaluation(logger, state, store, sampler, config, device, world, folder / "checkpoints" / f"step_{state.step}")
+        log_evaluation(logger, meter, state, store, sampler, config, device, world, folder / "checkpoints" / f"step_{state.step}")
 
     (unfinished,) = distributed.any_true(world.is_main and checkpoint.lacks_evaluation(folder / "checkpoints" / f"step_{state.step}"))
     if unfinished and evaluation_due():
@@ -171,6 +176,7 @@ def loop(
             if state.step % config.log_interval < stride or last:
                 values = meter.read()
                 with meter.paused():
+                    values["timing/peak_memory_gb"] = peak_memory_gb(device)
                     values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
                     log(logger, state.step, values, state.optimizers)
             with meter.paused():
@@ -178,6 +184,8 @@ def loop(
                     save()
                 if evaluation_due() and not stopping:
                     evaluate_checkpoint()
+                if config.logging.images_interval and (state.step % config.logging.images_interval < stride or last) and not stopping:
+                    log_pictures(logger, state, store, config, table, world)
             if stopping:
                 return stop.signal or "a signal to another process"
             if out_of_time:
@@ -255,6 +263,7 @@ def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
 
 def log_evaluation(
     logger: RunLogger,
+    meter: Meter,
     state: TrainState,
     store: Store,
     sampler: Sampler,
@@ -268,8 +277,9 @@ def log_evaluation(
     What is found is logged and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
     """
     split, limit = ("validation", None) if config.validation else ("test", config.data.max_eval_groups)
+    views, started = [], time.perf_counter()
     with (
-        state.ema.swapped_in() if state.ema else nullcontext(),
+        averaged_weights(state),
         explains_out_of_memory(f"the evaluation at step {state.step}", f"lower evaluation.batch_size={config.evaluation.batch_size}"),
     ):
         result = evaluate(
@@ -277,13 +287,16 @@ def log_evaluation(
             store,
             config.data,
             config.evaluation,
+            config.objective,
             device,
             world,
             seed=config.seed,
             trained_pairs=sampler.trained_pairs,
             split=split,
             max_tasks=limit,
+            report=views.append,
         )
+    seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
     metrics, prefix = result.metrics(), "validation/" if config.validation else ""
     if config.validation and config.best_metric not in metrics:
         raise UserError(
@@ -292,13 +305,37 @@ def log_evaluation(
     score = metrics[config.best_metric] if config.validation else None
     if score is not None:
         state.scores[state.step] = score
-    counts = {f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}
-    logger.log(state.step, {**{prefix + name: value for name, value in metrics.items()}, "protocol": result.protocol, **counts})
+    values = {"protocol": result.protocol, **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}}
+    named = {prefix + name: value for name, value in metrics.items()}
+    logger.log(state.step, {**named, **values, **meter.evaluated(asked, seconds)})
     if world.is_main:
         checkpoint.record_evaluation(saved, {"split": split, "protocol": result.protocol, **metrics}, score)
     shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
     values = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
     logger.say(f"step {state.step}: {split}, {result.protocol}, {result.counts['tasks']} tasks: {values}")
+
+
+def log_pictures(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, table: GridTable, world: World) -> None:
+    """Draw what the averaged weights answer to a few training and evaluation tasks, under the ancestors' names."""
+    for name, split in (("train_predictions", "train"), ("eval_predictions", "test")):
+        with averaged_weights(state):
+            shown = pictures.predictions(
+                state.model,
+                store,
+                config.data,
+                table,
+                world,
+                split=split,
+                tasks=config.logging.images_samples,
+                batch_size=config.evaluation.batch_size,
+            )
+        if shown:
+            logger.image(state.step, name, pictures.draw(shown))
+
+
+def averaged_weights(state: TrainState) -> AbstractContextManager:
+    """Inside the context the model has the averaged weights, if the run keeps any."""
+    return state.ema.swapped_in() if state.ema else nullcontext()
 
 
 def model_line(info: dict) -> str:

@@ -17,11 +17,13 @@ from dataset.leaks import tasks_seen
 from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet, Query
+from evaluation.canvas_scores import CanvasScores
 from evaluation.inference import copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.report import write_report
 from evaluation.voting import Candidate, VoteTable
 from models.core import RecursiveModel
+from models.losses import ObjectiveConfig
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import directory_written_whole, write_json
@@ -46,13 +48,14 @@ class EvaluationConfig(Config):
 class Evaluation:
     """What an evaluation found.
 
-    num_views: at most so many views per query. counts: queries by status. records: one per query. puzzles: the tasks in
-    the ARC format.
+    num_views: at most so many views per query. means: of single views (`CanvasScores`). counts: queries by status.
+    records: one per query. puzzles: the tasks in the ARC format.
     """
 
     protocol: str
     num_views: int
     scores: list[Score]
+    means: dict[str, float]
     counts: dict[str, int]
     records: list[dict[str, Any]]
     submission: dict[str, list[dict]]
@@ -61,7 +64,7 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Name -> value, controls as `name/control`."""
-        return {s.metric if s.control == "none" else f"{s.metric}/{s.control}": s.value for s in self.scores}
+        return self.means | {s.metric if s.control == "none" else f"{s.metric}/{s.control}": s.value for s in self.scores}
 
 
 def evaluate(
@@ -69,6 +72,7 @@ def evaluate(
     store: Store,
     data: DataConfig,
     config: EvaluationConfig,
+    objective: ObjectiveConfig,
     device: torch.device,
     world: World,
     *,
@@ -98,7 +102,8 @@ def evaluate(
         return score_pairs(answered, control) if pairs else score(answered, config.pass_ks, control)
 
     table = store.grid_table.to(device)
-    votes = predict(model, questions, table, config.batch_size, world, report)
+    canvas_scores = CanvasScores(store, table, objective)
+    votes = predict(model, questions, table, config.batch_size, world, report, canvas_scores.add)
     scores = scored(questions, votes)
     for control in config.controls:
         if control == "copy_input":
@@ -129,6 +134,7 @@ def evaluate(
         protocol=protocol,
         num_views=questions.num_views,
         scores=scores,
+        means=canvas_scores.means(),
         counts=counts,
         records=records,
         submission=_submission(questions, votes),
@@ -141,6 +147,7 @@ def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], wit
     """results.json, per_example.jsonl, submission.json and report.html in `folder`: all of them or none."""
     scores = [s.to_json() for s in evaluation.scores]
     results = {"protocol": evaluation.protocol, **about, "counts": evaluation.counts, "notes": evaluation.notes, "scores": scores}
+    results["means"] = evaluation.means
     with directory_written_whole(folder, marker="results.json") as temporary:
         write_json(temporary / "results.json", results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)

@@ -7,9 +7,9 @@ import torch
 from dataset import augment, canvas
 from dataset.batch import materialise
 from dataset.canvas import GridTable
-from dataset.views import EvaluationSet
+from dataset.views import EvaluationSet, ViewBatch
 from evaluation.voting import VoteTable
-from models.act import solve
+from models.act import Answer, solve
 from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
@@ -23,10 +23,11 @@ def predict(
     batch_size: int,
     world: World,
     report: Callable[[int], None] = lambda views: None,
+    observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
 ) -> VoteTable:
     """Votes of all processes over every view of every query, indexed by the query's position in `questions.queries`.
 
-    Each batch runs until every row has halted. `report` hears of finished views.
+    Each batch runs until every row has halted. `report` hears of finished views, `observe` sees each batch's answer.
     """
     model.eval()
     votes = VoteTable()
@@ -39,6 +40,7 @@ def predict(
         for grid, number, view, q in zip(grids, batch.query[: batch.valid], batch.view[: batch.valid], q_logits, strict=True):
             transform, colours = questions.view(questions.queries[number], view)
             votes.add(int(number), int(view), augment.invert(grid, transform, colours) if grid.size else grid, q)
+        observe(batch, answer)
         report(batch.valid)
     merged = VoteTable()
     merged.merge(distributed.gather_objects(votes))

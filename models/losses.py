@@ -98,11 +98,14 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
     loss = lm_loss + objective.halt_loss_weight * q_loss
     for name, terms in output.losses.items():
         term = torch.where(labelled, terms, 0.0).sum()
-        metrics[name] = term.detach()
+        metrics[f"{name}_loss"] = term.detach()
         if objective.weight(name):
             loss = loss + objective.weight(name) * term
+            metrics[f"{name}_loss_weighted"] = objective.weight(name) * term.detach()
+    metrics["loss"] = loss.detach()
     return loss, metrics
 
 
-# What is divided by `rows`; every other metric sum is divided by `count`.
-PER_ROW_METRICS = frozenset({"lm_loss", "q_halt_loss", "q_continue_loss", "kl", "reconstruct", "contrastive", "context_gradient"})
+def is_per_row(name: str) -> bool:
+    """Whether a metric sum is divided by `rows`, as all losses are; every other one is divided by `count`."""
+    return name.removesuffix("_weighted").endswith("loss") or name == "context_gradient"

@@ -234,7 +234,7 @@ def test_kl_is_weighed_once_and_logged_per_sample(fewshot):
     plain, metrics = act_loss(output, OBJECTIVE)
     weighed, _ = act_loss(output, OBJECTIVE.model_copy(update={"kl_weight": 0.5}))
     assert torch.allclose(weighed - plain, 0.5 * output.losses["kl"].sum(), rtol=1e-3)
-    assert torch.equal(metrics["kl"], output.losses["kl"].sum().detach()) and metrics["rows"] == 4
+    assert torch.equal(metrics["kl_loss"], output.losses["kl"].sum().detach()) and metrics["rows"] == 4
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -334,9 +334,9 @@ def test_two_processes_share_noise_negatives_and_gradients(fewshot, tmp_path):
     trainer = Trainer(fewshot, *options, "lr_warmup_steps=200")
     for line in lines:
         result = train_step(trainer.state, trainer.batch(), trainer.settings)
-        for name in ("lm_loss", "kl", "reconstruct", "contrastive"):
+        for name in ("lm_loss", "kl_loss", "reconstruct_loss", "contrastive_loss"):
             assert line[f"train/{name}"] == pytest.approx((result.metrics[name] / result.metrics["rows"]).item(), rel=1e-5), name
-        for part in ("encoder", "core", "total"):
+        for part in ("encoder", "inner", "total"):
             assert line[f"grad/{part}_norm"] == pytest.approx(result.grad_norms[part].item(), rel=1e-4)
         assert line["train/context_gradient"] == 1 and 0 < line["context/between_task_share"] < 1
     weights = load_file(tmp_path / "r" / "checkpoints" / "step_3" / "model.safetensors")
@@ -347,7 +347,7 @@ def test_gradient_norms_are_those_before_clipping_and_add_up(fewshot):
     loose, tight = (Trainer(fewshot, f"grad_clip_norm={limit}") for limit in ("null", "0.001"))
     norms, clipped = (train_step(t.state, t.batch(), t.settings).grad_norms for t in (loose, tight))
     assert norms == clipped and norms["encoder"] > 0.001
-    assert torch.allclose(norms["total"].square(), norms["core"].square() + norms["encoder"].square())
+    assert torch.allclose(norms["total"].square(), norms["inner"].square() + norms["encoder"].square())
 
 
 def test_a_context_without_gradient_is_reported(fewshot):

@@ -235,7 +235,9 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
     settings = config.evaluation.model_copy(update={"num_views": 5, "controls": ["copy_input"]})
     trained_pairs = trainer.sampler.trained_pairs
     for split, protocol in (("test", "inductive"), ("train", "transductive")):
-        result = evaluate(model, fewshot, config.data, settings, CPU, ALONE, seed=0, trained_pairs=trained_pairs, split=split)
+        result = evaluate(
+            model, fewshot, config.data, settings, config.objective, CPU, ALONE, seed=0, trained_pairs=trained_pairs, split=split
+        )
         assert result.metrics()["tasks_solved@1"] == result.metrics()["ARC/single_view"] == 1.0
         assert result.metrics()["ARC/pass@1/copy_input"] == 0.0 and result.protocol == protocol
         assert all(record["top1_correct"] and record["num_votes"] == 5 for record in result.records)

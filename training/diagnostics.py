@@ -37,10 +37,10 @@ def watch_gradient(context: Context) -> Tensor:
 
 
 def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
-    """Norms of the present gradients: of the `core` and of the `encoder`, unless frozen or absent, and of both, `total`."""
+    """Norms of the present gradients: of the recursion, `inner`, and of the `encoder`, unless frozen or absent, and of both, `total`."""
     encoder = list(model.context.parameters())
     known = {id(parameter) for parameter in encoder}
-    parts = {"core": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
+    parts = {"inner": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
     norms = {}
     for name, parameters in parts.items():
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -73,6 +73,7 @@ def context_diagnostics(
     `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see `energy_shares`) by
     task, where a task's samples differ in their augmentation (and its episodes in their demonstrations).
     `context/prefix_rms_ratio`: RMS of valid prefix tokens over that of the core's token embeddings; `context/memory_rms`.
+    `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts' summaries; unlike the shares they grow with the scale.
     Nothing for a model without demonstrations. Leaves the model in evaluation mode.
     """
     if not samples.cell.demos:
@@ -93,7 +94,14 @@ def context_diagnostics(
     vectors = distributed.gather_rows(context.summary())
     tasks = torch.from_numpy(np.searchsorted(store.task_pairs, probed.query, side="right"))
     between, within = energy_shares(vectors, distributed.gather_rows(tasks.to(vectors.device)))
+    energy = vectors.square().mean()
     values = {
+        "train/encoder_output_mean": vectors.mean(),
+        "train/encoder_output_std": vectors.std(),
+        "train/encoder_output_norm": vectors.unflatten(1, (-1, context.prefix.shape[-1])).norm(dim=-1).mean(),
+        "train/encoder_token_std": vectors.std(0).mean(),
+        "train/encoder_cross_sample_var": (between + within) * energy,
+        "train/encoder_within_group_var": within * energy,
         "context/between_task_share": between,
         "context/within_task_share": within,
         "context/prefix_rms_ratio": _rms(context.prefix, context.prefix_mask) / _rms(model.embed_tokens(data["inputs"])),

@@ -1,4 +1,4 @@
-"""Metric sums between two log lines, turned into means with their own denominators."""
+"""Metric sums between two log lines, turned into means with their own denominators. Every name is explained in docs/metrics.md."""
 
 import time
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from models.losses import PER_ROW_METRICS
+from models.losses import is_per_row
 from training.step import StepResult
 from utils import distributed
 
@@ -16,6 +16,7 @@ class Meter:
     """Accumulates on the device; only `read` waits for it."""
 
     def __init__(self) -> None:
+        self._rate = 0.0  # samples per second of the last interval
         self._clear()
 
     def add(self, result: StepResult, samples: int) -> None:
@@ -35,7 +36,7 @@ class Meter:
         yield
         self._start += time.perf_counter() - before
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, float | None]:
         """Means over all processes since the last call, which start anew."""
         names = sorted(self._sums)
         sums = {"count": 0.0}
@@ -43,15 +44,32 @@ class Meter:
             totals = torch.stack([self._sums[name].double() for name in names])
             sums = dict(zip(names, distributed.sum_tensor(totals).tolist(), strict=True))
         seconds = time.perf_counter() - self._start
+        self._rate = self._samples / seconds
         values = {f"train/{name}": _mean(sums, name) for name in names if name not in ("rows", "count")}
         values |= {
             "train/count": sums["count"],
             **{f"grad/{name}_norm": float(norm) for name, norm in self._grad_norms.items()},
             "train/skipped_steps": float(self._skipped),
-            "timing/train_samples_per_second": self._samples / seconds,
+            "timing/train_samples_per_second": self._rate,
+            "timing/train_ms_per_sample": 1000 * seconds / self._samples,
             "timing/train_ms_per_step": 1000 * seconds / self._steps,
+            "timing/train_time_per_interval_seconds": seconds,
+            "timing/train_samples_this_interval": float(self._samples),
         }
         self._clear()
+        return values
+
+    def evaluated(self, samples: int, seconds: float) -> dict[str, float]:
+        """The speed of an evaluation of `samples` views over all processes, against that of training since the last log line."""
+        rate = samples / seconds
+        values = {
+            "timing/eval_samples_per_second": rate,
+            "timing/eval_ms_per_sample": 1000 / rate,
+            "timing/eval_time_per_interval_seconds": seconds,
+            "timing/eval_samples_this_interval": float(samples),
+        }
+        if self._rate:
+            values |= {"timing/train_vs_eval_throughput_ratio": self._rate / rate, "timing/eval_vs_train_time_ratio": self._rate / rate}
         return values
 
     def _clear(self) -> None:
@@ -63,5 +81,5 @@ class Meter:
 
 def _mean(sums: dict[str, float], name: str) -> float | None:
     """None (no such sample) rather than a number when nothing halted since the last log line."""
-    denominator = sums["rows"] if name in PER_ROW_METRICS else sums["count"]
+    denominator = sums["rows"] if is_per_row(name) else sums["count"]
     return sums[name] / denominator if denominator else None

@@ -1,49 +1,76 @@
-"""Where a run's numbers go: metrics.jsonl always, the console's progress bar, wandb when asked for."""
+"""Where a run's numbers and pictures go: metrics.jsonl and the console always, wandb and TensorBoard when asked for."""
 
 import json
 import math
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, Protocol, TextIO
 
+import numpy as np
+from pydantic import PositiveInt
 from tqdm import tqdm
 
 from config.base import Config
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.png import write_png
 
 
 class LoggingConfig(Config):
-    """wandb: disabled, offline (files only, no account) or online. progress: draw a progress bar."""
+    """wandb: disabled, offline (files only, no account) or online. tensorboard: write event files. progress: draw a bar.
+
+    images_interval: steps between pictures of predictions, null for none. images_samples: tasks in each picture.
+    """
 
     wandb: Literal["disabled", "offline", "online"]
+    tensorboard: bool
     progress: bool
+    images_interval: PositiveInt | None
+    images_samples: PositiveInt
+
+
+class Sink(Protocol):
+    """One place that numbers and pictures go to. What it cannot show (a word, a None) it leaves out."""
+
+    def log(self, step: int, values: dict[str, Any]) -> None: ...
+
+    def image(self, step: int, name: str, file: Path, pixels: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class RunLogger:
     """Rank 0 writes; the other ranks get an object whose methods do nothing."""
 
     def __init__(self, config: LoggingConfig, folder: Path, project: str, name: str, settings: dict, world: World, total: int, start: int):
-        self.active = world.is_main
-        self.wandb = None
+        require_extras(config)
+        self.active, self.folder = world.is_main, folder
+        self.sinks: list[Sink] = []
         if not self.active:
             return
-        self.file = _open_from(folder / "metrics.jsonl", start)
+        self.sinks.append(JsonLines(folder / "metrics.jsonl", start))
+        if config.wandb != "disabled":
+            self.sinks.append(Wandb(config.wandb, folder, project, name, settings))
+        if config.tensorboard:
+            self.sinks.append(TensorBoard(folder / "tensorboard", start))
         self.bar = tqdm(
             total=total, initial=start, unit="step", dynamic_ncols=True, disable=not config.progress, file=sys.stderr, mininterval=0.5
         )
-        if config.wandb != "disabled":
-            self.wandb = _start_wandb(config.wandb, folder, project, name, settings)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Record `values` under `step`."""
-        if not self.active:
-            return
-        self.file.write(json.dumps({"step": step, **{name: _finite(value) for name, value in values.items()}}, allow_nan=False) + "\n")
-        self.file.flush()
-        if self.wandb:
-            self.wandb.log(values, step=step)
+        for sink in self.sinks:
+            sink.log(step, values)
+
+    def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Write (H, W, 3) uint8 as images/<name>_<step>.png and record it under `name`."""
+        if self.active:
+            file = self.folder / "images" / f"{name}_{step}.png"
+            write_png(file, pixels)
+            for sink in self.sinks:
+                sink.image(step, name, file, pixels)
 
     def progress(self, step: int, values: dict[str, str]) -> None:
         """Move the progress bar to `step`, with `values` beside it."""
@@ -61,9 +88,77 @@ class RunLogger:
         """Flush and close everything."""
         if self.active:
             self.bar.close()
-            self.file.close()
-            if self.wandb:
-                self.wandb.finish()
+        for sink in self.sinks:
+            sink.close()
+
+
+class JsonLines:
+    """metrics.jsonl: one object per line. A picture is a file of its own already."""
+
+    def __init__(self, path: Path, start: int):
+        self.file = _open_from(path, start)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        self.file.write(json.dumps({"step": step, **{name: _finite(value) for name, value in values.items()}}, allow_nan=False) + "\n")
+        self.file.flush()
+
+    def image(self, step: int, name: str, file: Path, pixels: np.ndarray) -> None:
+        pass
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Wandb:
+    """A run of Weights & Biases with the folder's name as its id, so that a resumed run continues it."""
+
+    def __init__(self, mode: str, folder: Path, project: str, name: str, settings: dict):
+        import wandb
+
+        self.wandb = wandb
+        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=name, resume="allow")
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        self.run.log(values, step=step)
+
+    def image(self, step: int, name: str, file: Path, pixels: np.ndarray) -> None:
+        self.run.log({name: self.wandb.Image(str(file))}, step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+class TensorBoard:
+    """Event files; what a killed run wrote beyond `start` is hidden from view."""
+
+    def __init__(self, folder: Path, start: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=start + 1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, file: Path, pixels: np.ndarray) -> None:
+        self.writer.add_image(name, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def require_extras(config: LoggingConfig) -> None:
+    """Raise `UserError` where the configuration asks for a package that is not installed."""
+    wandb, images = config.wandb != "disabled", config.images_interval is not None
+    needs = {
+        "wandb": ("wandb", "logging.wandb=disabled", wandb),
+        "tensorboard": ("tensorboard", "logging.tensorboard=false", config.tensorboard),
+        "PIL": ("pillow", "logging.images_interval=null", images and (wandb or config.tensorboard)),
+    }
+    for module, (package, without, needed) in needs.items():
+        if needed and find_spec(module) is None:
+            raise UserError(f"the logging options ask for {package}, which is not installed: pip install {package}, or {without}")
 
 
 def _open_from(path: Path, step: int) -> TextIO:
@@ -78,11 +173,3 @@ def _open_from(path: Path, step: int) -> TextIO:
 def _finite(value: Any) -> Any:
     """JSON has no NaN or infinity: None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _start_wandb(mode: str, folder: Path, project: str, name: str, settings: dict):
-    try:
-        import wandb
-    except ImportError:
-        raise UserError("logging.wandb asks for wandb, which is not installed: pip install wandb, or logging.wandb=disabled") from None
-    return wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=name, resume="allow")
