@@ -20,7 +20,7 @@ from evaluation.evaluate import Evaluation, evaluate, write_files
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
 from utils import checkpoint, distributed
-from utils.device import choose_device, describe
+from utils.device import choose_device, describe, explains_out_of_memory
 from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
 
@@ -51,7 +51,10 @@ def run(config: EvaluateConfig) -> None:
     limits = [limit for limit in (config.max_eval_groups, trained_on) if limit is not None]
     trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
     started = time.monotonic()
-    with tqdm(unit="view", disable=not world.is_main, desc="views", leave=False, file=sys.stderr) as bar:
+    with (
+        tqdm(unit="view", disable=not world.is_main, desc="views", leave=False, file=sys.stderr) as bar,
+        explains_out_of_memory("the evaluation", f"lower batch_size={config.batch_size}"),
+    ):
         evaluation = evaluate(
             model.to(device),
             store,

@@ -351,7 +351,9 @@ def data_line(sampler: Sampler) -> str:
     tasks = len({task for choice in sampler.choices.values() for task in choice.tasks.tolist()})
     sides = sorted({cell.side for cell in sampler.cells})
     skipped = f"; {len(sampler.skipped_tasks)} tasks do not fit the canvas or the demonstration limits" if sampler.skipped_tasks else ""
-    return f"{tasks} training tasks on canvases {sides}{skipped}"
+    held_out = len(sampler.store.tasks_of("validation"))
+    validation = f", {held_out} held out for validation" if held_out else ""
+    return f"{tasks} training tasks on canvases {sides}{validation}{skipped}"
 
 
 @reports_user_errors

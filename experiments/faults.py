@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,30 @@ TINY = [
 PATIENCE = 300.0  # seconds without progress after which a run counts as hung
 
 
+@dataclass
+class Launched:
+    """torchrun, and the file of its messages."""
+
+    process: subprocess.Popen
+    log: Path
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait(self) -> int:
+        """The exit status. Raises `UserError` when the run hangs."""
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            raise UserError(f"a run did not end within {PATIENCE:.0f} s: {self.text()[-2000:]}") from None
+
+
 class Workplace:
     """A temporary folder with a dataset, and runs on it."""
 
     def __init__(self, folder: Path, seed: int):
         self.folder, self.rng = folder, np.random.default_rng(seed)
-        self.launched: list[subprocess.Popen] = []
+        self.launched: list[Launched] = []
         arguments = ["--max-grid-size", "5", "--max-tasks", "6", "--output-dir", str(folder / "data")]
         build_arc_dataset.build(build_arc_dataset.parse_arguments(arguments))
 
@@ -51,20 +70,21 @@ class Workplace:
         """The overrides of a tiny run below `output`."""
         return [*TINY, f"data.path={self.folder / 'data'}", f"output_dir={output}", *overrides]
 
-    def distributed(self, output: Path, restarts: int, *overrides: str) -> subprocess.Popen:
+    def distributed(self, output: Path, restarts: int, *overrides: str) -> Launched:
         """Start a run of two processes under torchrun; its messages go to `<output>.log`."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
         command = [sys.executable, *launcher, str(ROOT / "pretrain_etrm.py"), *self.options(output, *overrides)]
         with open(f"{output}.log", "w") as log:
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self.launched.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        self.launched.append(Launched(process, Path(f"{output}.log")))
         return self.launched[-1]
 
     def close(self) -> None:
         """End what a failed check has left running."""
-        for process in self.launched:
-            process.terminate()
-            process.wait()
+        for run in self.launched:
+            run.process.terminate()
+            run.process.wait()
 
     def forked(self, output: Path, *overrides: str, prepare: Callable[[], None] = lambda: None) -> int:
         """Start a run in a copy of this process, which saves loading the libraries again; returns its process id."""
@@ -89,23 +109,35 @@ class Workplace:
 
 def rank_killed(place: Workplace, kills: int) -> dict[str, Any]:
     """kill -9 of a random one of two processes at a random step, again and again, under torchrun with restarts."""
-    every = 10
+    every, spare = 10, 5  # restarts beyond the kills, to see in the result whether any was needed
     options = (f"train_steps={every * (kills + 1)}", "checkpoint_interval=4", "lr=1e-3")
     whole, killed = place.folder / "whole", place.folder / "killed"
     undisturbed = place.distributed(whole, 0, *options)
-    run = place.distributed(killed, kills, *options)
-    steps = []
+    if undisturbed.wait() != 0:
+        raise UserError(f"the undisturbed run failed: {undisturbed.text()[-2000:]}")
+    run = place.distributed(killed, kills + spare, *options)
+    steps: list[int] = []
+
+    def ready() -> bool:
+        return run.text().count("resumed at step") >= len(steps) - 1 and logged_step(killed / "r") >= steps[-1]
+
     for number in range(kills):
-        steps.append(int(number * every + place.rng.integers(2, every + 2)))
-        wait_for(lambda: logged_step(killed / "r") >= steps[-1], run)
+        steps.append(int(number * every + place.rng.integers(5, every + 3)))
+        wait_for(ready, run)
         time.sleep(place.rng.random() * 0.05)
-        os.kill(worker(run.pid, int(place.rng.integers(2))), signal.SIGKILL)
-    statuses = [process.wait(PATIENCE) for process in (undisturbed, run)]
-    resumed = Path(f"{killed}.log").read_text().count("resumed at step")
+        os.kill(worker(run.process.pid, int(place.rng.integers(2))), signal.SIGKILL)
+    status = run.wait()
+    starts = run.text().count(" process(es)")
     last = [folder / "r" / "checkpoints" / f"step_{every * (kills + 1)}" for folder in (whole, killed)]
     equal = all(same_tensors(*(checkpoint.load_weights(path, which) for path in last)) for which in ("raw", "ema"))
-    ok = statuses == [0, 0] and equal
-    return {"ok": ok, "kills": kills, "at_steps": steps, "resumed": resumed, "exit_status": statuses[1], "bitwise_equal": equal}
+    return {
+        "ok": status == 0 and equal,
+        "kills": kills,
+        "at_steps": steps,
+        "starts": starts,
+        "exit_status": status,
+        "bitwise_equal": equal,
+    }
 
 
 def killed_while_saving(place: Workplace, kills: int) -> dict[str, Any]:
@@ -115,12 +147,15 @@ def killed_while_saving(place: Workplace, kills: int) -> dict[str, Any]:
     half_written = lost = 0
     for _ in range(kills):
         before = newest_step(folder)
-        pid = place.forked(output, "train_steps=100000", "checkpoint_interval=1", "arch.hidden_size=128")
+        options = ("train_steps=100000", "checkpoint_interval=1", "arch.hidden_size=128", "global_batch_size=1")
+        pid = place.forked(output, *options)
         wait_for(lambda before=before: newest_step(folder) > before, pid)
-        time.sleep(place.rng.random() * 0.2)
+        started = time.monotonic()
+        wait_for(lambda before=before: newest_step(folder) > before + 1, pid)
+        time.sleep(place.rng.random() * (time.monotonic() - started))  # any moment of the next step
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        half_written += any(folder.glob(".step_*"))
+        half_written += any(folder.glob(".step_*.tmp"))
         load_all(checkpoint.latest(folder))
         lost = max(lost, logged_step(output / "r") - newest_step(folder))
     return {"ok": lost <= 1, "kills": kills, "killed_during_a_write": half_written, "most_steps_lost": lost, "checkpoint_interval": 1}
@@ -129,14 +164,14 @@ def killed_while_saving(place: Workplace, kills: int) -> dict[str, Any]:
 def rank_frozen(place: Workplace, kills: int) -> dict[str, Any]:
     """One of two processes stops answering (SIGSTOP): the other gives up after timeout_minutes, torchrun restarts both."""
     output = place.folder / "frozen"
-    run = place.distributed(output, 1, "train_steps=60", "checkpoint_interval=5", "timeout_minutes=0.1")
+    run = place.distributed(output, 1, "train_steps=60", "checkpoint_interval=5", "timeout_minutes=0.5")
     wait_for(lambda: logged_step(output / "r") >= 7, run)
     started = time.monotonic()
-    os.kill(worker(run.pid, 1), signal.SIGSTOP)
-    wait_for(lambda: "resumed at step" in Path(f"{output}.log").read_text(), run)
+    os.kill(worker(run.process.pid, 1), signal.SIGSTOP)
+    wait_for(lambda: "resumed at step" in run.text(), run)
     seconds = time.monotonic() - started
-    status = run.wait(PATIENCE)
-    message = "stopped answering" in Path(f"{output}.log").read_text()
+    status = run.wait()
+    message = "stopped answering" in run.text()
     return {"ok": status == 0 and message, "exit_status": status, "message": message, "seconds_until_resumed": round(seconds, 1)}
 
 
@@ -235,13 +270,14 @@ def worker(parent: int, local_rank: int) -> int:
     raise UserError(f"torchrun has no process with local rank {local_rank}")
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen | int) -> None:
+def wait_for(condition: Callable[[], bool], run: Launched | int) -> None:
     """Until the condition holds. Raises `UserError` when the process ends first, or after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        ended = process.poll() is not None if isinstance(process, subprocess.Popen) else os.waitpid(process, os.WNOHANG)[0] != 0
+        ended = run.process.poll() is not None if isinstance(run, Launched) else os.waitpid(run, os.WNOHANG)[0] != 0
         if ended or time.monotonic() > deadline:
-            raise UserError("the run ended before the fault could happen" if ended else f"no progress for {PATIENCE:.0f} s")
+            words = f": {run.text()[-2000:]}" if isinstance(run, Launched) else ""
+            raise UserError(("the run ended before the fault could happen" if ended else f"no progress for {PATIENCE:.0f} s") + words)
         time.sleep(0.005)
 
 

@@ -15,6 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def _reach_the_disk(folder: Path) -> None:
 def _delete(path: Path) -> None:
     """Rename, then delete: a half deleted folder must not look like a checkpoint."""
     doomed = path.with_name(f".{path.name}.old")
-    os.replace(path, doomed)
+    with suppress(OSError):  # it may stay for another time
+        os.replace(path, doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
