@@ -65,7 +65,7 @@ def train(config: PretrainConfig) -> None:
     sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
 
     torch.manual_seed(config.seed)
-    model = build_model(config.arch, data_sizes(store, config), config.encoder).to(device)
+    model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
     optimizers, optimizer_name = build_optimizers(model, config, device)
     state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None)
     resume(state, config, store, folder, world, device)
@@ -76,7 +76,7 @@ def train(config: PretrainConfig) -> None:
     )
     info = {
         "config": config.model_dump(),
-        "sizes": vars(data_sizes(store, config)),
+        "sizes": vars(DataSizes.of(store, config.data)),
         "data": {
             "path": config.data.path,
             "layout": store.metadata.layout,
@@ -191,12 +191,6 @@ def loop(
             if out_of_time:
                 break
     return None
-
-
-def data_sizes(store: Store, config: PretrainConfig) -> DataSizes:
-    """What the dataset and the canvas decide about the model."""
-    sides = config.data.sides
-    return DataSizes(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, sides[0] ** 2 if len(sides) == 1 else None)
 
 
 def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World, device: torch.device) -> None:

@@ -22,9 +22,10 @@ from dataset import store as datasets
 from dataset.batch import materialise
 from dataset.samplers import SAMPLERS
 from models.act import act_step, initial_carry
+from models.core import DataSizes
 from models.losses import act_loss
 from models.trm import build_model
-from pretrain_etrm import data_sizes, log
+from pretrain_etrm import log
 from training.diagnostics import context_diagnostics
 from training.ema import EMA
 from training.meter import Meter
@@ -54,7 +55,7 @@ class Loop:
         self.table = self.store.grid_table.to(device)
         self.sampler = SAMPLERS[self.store.metadata.layout](self.store, config.data, config.seed, config.global_batch_size)
         torch.manual_seed(config.seed)
-        model = build_model(config.arch, data_sizes(self.store, config), config.encoder).to(device)
+        model = build_model(config.arch, DataSizes.of(self.store, config.data), config.encoder).to(device)
         ema = EMA(model, config.ema_rate) if kind != BARE else None
         self.state = TrainState(model, build_optimizers(model, config, device)[0], ema)
         self.settings = StepSettings(

@@ -21,8 +21,9 @@ from dataset import store as datasets
 from dataset.batch import Samples, materialise
 from dataset.samplers import SAMPLERS, Sampler
 from evaluation.evaluate import evaluate
+from models.core import DataSizes
 from models.trm import build_model, count_parameters
-from pretrain_etrm import averaged_weights, data_line, data_sizes, log_pictures, model_line, resume, start_from_pretrained
+from pretrain_etrm import averaged_weights, data_line, log_pictures, model_line, resume, start_from_pretrained
 from training.ema import EMA
 from training.meter import Meter
 from training.optim import build_optimizers
@@ -99,7 +100,7 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
 
     with checks.check("model") as tell:
         torch.manual_seed(config.seed)
-        model = build_model(config.arch, data_sizes(store, config), config.encoder).to(device)
+        model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
         optimizers, optimizer_name = build_optimizers(model, config, device)
         state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None)
         info = {"config": config.model_dump(), "parameters": count_parameters(model)}

@@ -18,8 +18,8 @@ from config.schema import PretrainConfig
 from dataset import store as datasets
 from dataset.batch import Cell, materialise
 from dataset.samplers import SAMPLERS
+from models.core import DataSizes
 from models.trm import build_model
-from pretrain_etrm import data_sizes
 from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
@@ -41,7 +41,7 @@ def trial(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
     if memory_limit is not None:
         allow_host_memory(memory_limit)
     try:
-        model = build_model(config.arch, data_sizes(store, config), config.encoder).to(device)
+        model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
         state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate) if config.ema else None)
         settings = StepSettings(config.mode, config.objective, config, config.seed, batch, config.train_steps, World())
         table = store.grid_table.to(device)

@@ -15,7 +15,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 
 from config.base import Config
+from dataset.batch import DataConfig
 from dataset.canvas import PAD
+from dataset.store import Store
 from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
@@ -88,6 +90,12 @@ class DataSizes:
     vocab_size: int
     num_puzzle_identifiers: int
     seq_len: int | None
+
+    @classmethod
+    def of(cls, store: Store, data: DataConfig) -> "DataSizes":
+        """The sizes of a dataset on the canvases that `data` configures."""
+        cells = data.sides[0] ** 2 if len(data.sides) == 1 else None
+        return cls(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, cells)
 
 
 @dataclass

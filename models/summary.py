@@ -27,7 +27,6 @@ from models.context import Context
 from models.core import DataSizes, RecursiveModel
 from models.losses import act_loss
 from models.trm import build_model, count_parameters
-from pretrain_etrm import data_sizes
 from utils.errors import reports_user_errors
 
 SHOWN_CELLS = 6
@@ -137,7 +136,11 @@ def training_cells(config: PretrainConfig) -> tuple[DataSizes, dict[Cell, float]
         store = datasets.load(config.data.path, *config.layouts)
         sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
         shares = np.diff(sampler.cell_cumulative, prepend=0.0).tolist()
-        return data_sizes(store, config), dict(zip(sampler.cells, shares, strict=True)), f"the training samples of {config.data.path}"
+        return (
+            DataSizes.of(store, config.data),
+            dict(zip(sampler.cells, shares, strict=True)),
+            f"the training samples of {config.data.path}",
+        )
     side = config.data.sides[-1]
     cell = Cell(side, config.data.max_demos if config.encoder else 0)
     one_canvas = side**2 if len(config.data.sides) == 1 else None

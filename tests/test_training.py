@@ -20,8 +20,8 @@ from config.schema import PretrainConfig
 from dataset.batch import materialise
 from dataset.samplers import SAMPLERS
 from models.context import PuzzleEmbedding
+from models.core import DataSizes
 from models.trm import build_model
-from pretrain_etrm import data_sizes
 from tests.conftest import ROOT, TINY, load_config, run
 from training import optim
 from training.ema import EMA
@@ -46,7 +46,7 @@ class Trainer:
         self.store = store
         self.config = config = config or load_config(store, *TRAINER, *overrides)
         torch.manual_seed(config.seed)
-        model = build_model(config.arch, data_sizes(store, config), config.encoder)
+        model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
         self.state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9))
         sampler = SAMPLERS[store.metadata.layout]
         self.sampler = sampler(store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
