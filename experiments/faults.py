@@ -47,14 +47,19 @@ class Launched:
     log: Path
 
     def text(self) -> str:
+        """All of its messages so far."""
         return self.log.read_text()
+
+    def errors(self) -> str:
+        """The messages of this program, without torchrun's."""
+        return "; ".join(line for line in self.text().splitlines() if line.startswith("error"))
 
     def wait(self) -> int:
         """The exit status. Raises `UserError` when the run hangs."""
         try:
             return self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
-            raise UserError(f"a run did not end within {PATIENCE:.0f} s: {self.text()[-2000:]}") from None
+            raise UserError(f"a run did not end within {PATIENCE:.0f} s: {self.errors()}") from None
 
 
 class Workplace:
@@ -114,7 +119,7 @@ def rank_killed(place: Workplace, kills: int) -> dict[str, Any]:
     whole, killed = place.folder / "whole", place.folder / "killed"
     undisturbed = place.distributed(whole, 0, *options)
     if undisturbed.wait() != 0:
-        raise UserError(f"the undisturbed run failed: {undisturbed.text()[-2000:]}")
+        raise UserError(f"the undisturbed run failed: {undisturbed.errors()}")
     run = place.distributed(killed, kills + spare, *options)
     steps: list[int] = []
 
@@ -276,7 +281,7 @@ def wait_for(condition: Callable[[], bool], run: Launched | int) -> None:
     while not condition():
         ended = run.process.poll() is not None if isinstance(run, Launched) else os.waitpid(run, os.WNOHANG)[0] != 0
         if ended or time.monotonic() > deadline:
-            words = f": {run.text()[-2000:]}" if isinstance(run, Launched) else ""
+            words = f": {run.errors()}" if isinstance(run, Launched) else ""
             raise UserError(("the run ended before the fault could happen" if ended else f"no progress for {PATIENCE:.0f} s") + words)
         time.sleep(0.005)
 

@@ -79,12 +79,12 @@ def save(
             for name, value in shared.items():
                 _save_torch(value, temporary / f"{name}.pt")
             write_json(temporary / "info.json", {"format": FORMAT, "step": step, "world_size": world.size, **info}, indent=1)
-        _reach_the_disk(temporary)
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch's own words hide the reason
         problem = str(cause).splitlines()[0]
     problems = [text for text in distributed.gather_objects(problem) if text]
     if not problems and world.is_main:
+        _reach_the_disk(temporary)
         replace_directory(temporary, target)
         kept = {target, *_steps(folder)[-keep:], *by_score(folder)[:keep_best]}
         for old in (path for path in _steps(folder) if path not in kept):
@@ -100,6 +100,8 @@ def save(
 def _save_torch(value: Any, path: Path) -> None:
     with path.open("wb") as file:  # PyTorch's own writer would not say why it fails
         torch.save(value, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _bytes(value: Any) -> int:
