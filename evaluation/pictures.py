@@ -55,8 +55,9 @@ def _row(shown: Shown) -> np.ndarray:
     known = shown.truth is not None
     right = known and shown.prediction is not None and np.array_equal(shown.prediction, shown.truth)
     columns = [_stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in shown.demonstrations]
-    columns += [_grid(shown.query), _grid(shown.prediction, LINE if not known else RIGHT if right else WRONG), _grid(shown.truth)]
-    return _stack(columns, axis=1)
+    frame = LINE if not known else RIGHT if right else WRONG
+    answers = (_grid(shown.query), _grid(shown.prediction, frame), _grid(shown.truth))
+    return _stack([*columns, *(_stack([grid], axis=0) for grid in answers)], axis=1)
 
 
 def _grid(grid: np.ndarray | None, frame: np.ndarray = PAPER) -> np.ndarray:
