@@ -147,7 +147,7 @@ def loop(
         return bool(config.eval_interval) and (state.step % config.eval_interval < stride or state.step == config.train_steps)
 
     def evaluate_checkpoint() -> None:
-        log_evaluation(logger, meter, state, store, sampler, config, device, world, folder / "checkpoints" / f"step_{state.step}")
+        log_evaluation(logger, state, store, sampler, config, device, world, folder / "checkpoints" / f"step_{state.step}", meter)
 
     (unfinished,) = distributed.any_true(world.is_main and checkpoint.lacks_evaluation(folder / "checkpoints" / f"step_{state.step}"))
     if unfinished and evaluation_due():
@@ -257,7 +257,6 @@ def log(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
 
 def log_evaluation(
     logger: RunLogger,
-    meter: Meter,
     state: TrainState,
     store: Store,
     sampler: Sampler,
@@ -265,6 +264,7 @@ def log_evaluation(
     device: torch.device,
     world: World,
     saved: Path,
+    meter: Meter,
 ) -> None:
     """Score the validation tasks, or the evaluation tasks where none are held out, with the averaged weights.
 

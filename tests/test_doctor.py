@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_fails(fewshot, tmp_path, capsys):
 
 
 def test_too_little_disk_for_the_checkpoints_fails(fewshot, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2_100_000}))
     name, what = failure(capsys, options(fewshot, tmp_path))
     assert name == "save" and "3 checkpoints of" in what and "keep_checkpoints" in what
     assert not list(tmp_path.iterdir())

@@ -393,7 +393,7 @@ def test_diagnostics_see_a_context_that_ignores_its_task(fewshot):
         ("standard", {"variational": True}, "needs a latent"),
         ("lpn", {"num_heads": None}, "belong together"),
         ("lpn", {"num_heads": 64}, "divisible by 4 * encoder.num_heads=64"),
-        ("perceiver", {"num_layers": 0, "positions": "rope2d"}, "use embedded"),
+        ("perceiver", {"num_layers": 0, "positions": "rope2d"}, "would not see where cells are"),
         ("iterative", {"smoothing": 1.0}, "less than 1"),
         ("lpn", {"latent_dims": 8}, "Extra inputs are not permitted"),
     ],

@@ -190,7 +190,7 @@ def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot
     done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", "num_views=4", f"output_dir={tmp_path / 'e'}")
     assert done.returncode == 0 and results_of(tmp_path / "e")[0]["protocol"] == "transductive", done.stderr
     done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", f"data_path={fewshot.path}")
-    assert done.returncode == 2 and "layout 'fewshot' but this model needs 'puzzle' or 'pairs'" in done.stderr
+    assert done.returncode == 2 and "layout 'fewshot' but this model needs 'puzzle'" in done.stderr
 
 
 def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path):

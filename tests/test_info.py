@@ -186,7 +186,7 @@ def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, ca
         ([tmp_path / "nowhere"], "no dataset at"),
         ([store.path], "tasks.npz is damaged"),
         ([game.path, "--buckets", 6], "a game's grids fill their canvas"),
-        ([game.path, "--data", "arc3"], "did you mean 'arc1'?"),
+        ([game.path, "--data", "arc3"], "did you mean 'arc2'?"),
         ([game.path, "--samples", 0], "--samples must be >= 1"),
     ):
         with pytest.raises(SystemExit) as exit:

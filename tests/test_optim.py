@@ -73,7 +73,7 @@ def test_a_frozen_part_has_no_norm_and_the_rest_its_own(fewshot):
     assert torch.allclose(ours.grad_norms["total"], theirs.grad_norms["encoder"], rtol=1e-5)
     frozen = Trainer(fewshot, "freeze_encoder_steps=all")
     result = train_step(frozen.state, frozen.batch(), frozen.settings)
-    assert result.grad_norms.keys() == {"core", "total"} and result.metrics["context_gradient"] == 0
+    assert result.grad_norms.keys() == {"inner", "total"} and result.metrics["context_gradient"] == 0
 
 
 @pytest.mark.parametrize("mode", ["act", "supervised"])
