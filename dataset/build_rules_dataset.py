@@ -2,8 +2,8 @@
 
 A rule is one stage or two, each of a family of `dataset.rules`. The demonstrations of every task determine its answer: no
 rule of one or two stages of the families that take part fits them and answers the query otherwise. No rule of fewer stages
-fits a task of two, no other family one of a single stage; nothing held out explains a training task, and nothing trained a
-task of the last two splits. All grids are new, no pair occurs in both training and evaluation:
+fits a task of two, no other family one of a single stage; no held-out rule of as many stages explains a training task, and
+no trained one a task of the last two splits. All grids are new, no pair occurs in both training and evaluation:
 
   train               rules of the training families
   test_instances      rules that occur in training
