@@ -152,7 +152,11 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
 
 
 class EvaluateConfig(EvaluationConfig):
-    """One evaluation of a checkpoint (config/evaluate.yaml)."""
+    """One evaluation of a checkpoint (config/evaluate.yaml).
+
+    halt_max_steps, halt_threshold: as trained, or others for this evaluation. save_predictions, record_steps: keep every
+    view's answer, and those after every ACT step.
+    """
 
     checkpoint: str
     weights: Literal["ema", "raw"]
@@ -164,3 +168,15 @@ class EvaluateConfig(EvaluationConfig):
     device: Literal["auto", "cpu", "cuda"]
     output_dir: str | None
     report: bool
+    halt_max_steps: PositiveInt | Literal["checkpoint"]
+    halt_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["checkpoint"] | None
+    save_predictions: bool
+    record_steps: bool
+
+    @model_validator(mode="after")
+    def _check_predictions(self) -> "EvaluateConfig":
+        if self.record_steps and not self.save_predictions:
+            raise ValueError("record_steps=true needs save_predictions=true, which keeps what it records")
+        if self.save_predictions and self.vote_stop:
+            raise ValueError("save_predictions=true keeps every view's answer, and vote_stop=true would leave views out")
+        return self

@@ -11,7 +11,7 @@ from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet
 from evaluation.inference import predict
-from models.trm import RecursiveModel
+from models.core import RecursiveModel
 from utils.distributed import World
 
 _HEX = ("000000", "0074D9", "FF4136", "2ECC40", "FFDC00", "AAAAAA", "F012BE", "FF851B", "7FDBFF", "870C25")
