@@ -1,5 +1,6 @@
 """Commands in processes of their own: the ancestors' code, and ours as a user runs it; what they cost."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -89,10 +90,8 @@ class Contestant:
     def __call__(self, steps: int) -> dict[str, float]:
         """What `steps` steps took. Raises `UserError` when the process has failed."""
         assert self.process.stdin and self.process.stdout
-        try:
+        with contextlib.suppress(BrokenPipeError):  # its log says why
             print(steps, file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            pass  # it says why below
         answer = self.process.stdout.readline()
         if not answer:
             self.process.wait()
