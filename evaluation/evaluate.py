@@ -224,6 +224,12 @@ def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
     return "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
 
 
+def records_of(questions: EvaluationSet, votes: VoteTable, protocol: str) -> list[dict[str, Any]]:
+    """One record per query, as per_example.jsonl has them."""
+    answered = zip(questions.queries, _answered(questions, votes), strict=True)
+    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in answered]
+
+
 def _record(questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str) -> dict[str, Any]:
     candidates, truth, rank = answered.candidates, answered.truth, answered.rank
     return {
