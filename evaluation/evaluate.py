@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ from evaluation.canvas_scores import CanvasScores
 from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.predictions import Predictions
+from evaluation.refinement import refinements
 from evaluation.report import write_report
 from evaluation.voting import Candidate, Ranking, VoteTable, key_of
 from models.core import RecursiveModel
@@ -163,6 +164,10 @@ def evaluate(
             + (", the second attempt in the submission may differ from the full vote's" if stop.k < SUBMISSION_ATTEMPTS else "")
         )
     with_files = world.is_main
+    records = [_record(questions, *of, protocol) for of in zip(questions.queries, answered, statuses, strict=True)] if with_files else []
+    if record_steps and with_files:
+        for number, steps in refinements(predictions).items():
+            records[number]["steps"] = steps
     return Evaluation(
         protocol=protocol,
         num_views=questions.num_views,
@@ -172,15 +177,27 @@ def evaluate(
         scores=scores,
         means=canvas_scores.means(),
         counts=counts,
-        records=[_record(questions, *of, protocol) for of in zip(questions.queries, answered, statuses, strict=True)] if with_files else [],
+        records=records,
         submission=_submission(questions, answered) if with_files else {},
         puzzles={store.task_ids[task]: _puzzle(questions, int(task)) for task in questions.tasks} if with_files else {},
         notes=notes,
     )
 
 
-def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], with_report: bool, with_predictions: bool) -> None:
-    """results.json, per_example.jsonl, submission.json, report.html and predictions.npz in `folder`: all of them or none."""
+def write_files(
+    folder: Path,
+    evaluation: Evaluation,
+    about: dict[str, Any],
+    *,
+    with_report: bool,
+    with_predictions: bool,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    contexts: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """results.json, per_example.jsonl, submission.json, report.html and predictions.npz in `folder`: all of them or none.
+
+    metrics and contexts are what the report draws beside the answers (`render_report`).
+    """
     scores = [s.to_json() for s in evaluation.scores]
     results = {"protocol": evaluation.protocol, **about, "prediction_seconds": round(evaluation.prediction_seconds, 3)}
     results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "means": evaluation.means}
@@ -192,7 +209,7 @@ def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], wit
         if with_predictions:
             save_predictions(temporary / stored.FILE, evaluation)
         if with_report:
-            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles)
+            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles, metrics, contexts)
 
 
 def pair_known(store: Store, query: Query) -> bool:
@@ -228,6 +245,12 @@ def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
     if not answered.candidates:
         return "no_prediction"
     return "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
+
+
+def records_of(questions: EvaluationSet, votes: VoteTable, protocol: str) -> list[dict[str, Any]]:
+    """One record per query, as per_example.jsonl has them."""
+    answered = zip(questions.queries, _answered(questions, votes), strict=True)
+    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in answered]
 
 
 def _record(questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str) -> dict[str, Any]:

@@ -109,6 +109,20 @@ def _answer(
     return answer
 
 
+@torch.no_grad()
+def task_contexts(model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch_size: int) -> dict[str, list[float]]:
+    """Task id -> the summary (`Context.summary`) of what the model is told of the task, in the unaugmented view of its first query."""
+    model.eval()
+    first = np.array([query.number == 0 for query in questions.queries], bool)
+    found = {}
+    for batch in questions.batches(batch_size, views=slice(0, 1), queries=first):
+        data = materialise(batch.samples, questions.store, table, with_labels=False).data
+        summaries = model.context(data).summary()[: batch.valid].tolist()
+        for number, summary in zip(batch.query[: batch.valid], summaries, strict=True):
+            found[questions.store.task_ids[questions.queries[number].task]] = summary
+    return found
+
+
 def copy_input(questions: EvaluationSet) -> VoteTable:
     """The control that answers every query with its own input."""
     votes = VoteTable()

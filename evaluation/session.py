@@ -15,7 +15,9 @@ from dataset import store as datasets
 from dataset.batch import DataConfig
 from dataset.store import Store
 from dataset.views import EvaluationSet
-from evaluation.evaluate import Evaluation, evaluate
+from evaluation.evaluate import Evaluation, evaluate, write_files
+from evaluation.inference import task_contexts
+from evaluation.report import read_metrics
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
@@ -94,6 +96,20 @@ class Session:
             max_tasks=self.max_tasks,
             record_steps=self.config.record_steps,
             report=report,
+        )
+
+    def write(self, folder: Path, evaluation: Evaluation, seconds: float) -> None:
+        """All files of an evaluation, the report with the run's curves and a map of what the model is told of the tasks."""
+        config, questions = self.config, evaluation.questions
+        with_map = config.report and self.store.metadata.layout != "pairs"
+        write_files(
+            folder,
+            evaluation,
+            {**self.about(), "seconds": round(seconds, 2)},
+            with_report=config.report,
+            with_predictions=config.save_predictions,
+            metrics=read_metrics(self.path.parent.parent / "metrics.jsonl") if config.report else (),
+            contexts=task_contexts(self.model, questions, self.store.grid_table.to(self.device), config.batch_size) if with_map else None,
         )
 
     def about(self) -> dict[str, Any]:

@@ -146,8 +146,9 @@ def test_answers_are_ranked_once_and_records_are_made_by_the_first_process_alone
     config = trainer.config.evaluation.model_copy(update={"num_views": 2, "controls": []})
     for rank in (0, 1):
         calls.clear()
-        pairs = trainer.sampler.trained_pairs
-        found = evaluate(trainer.state.model, fewshot, trainer.config.data, config, CPU, World(rank, 2), seed=0, trained_pairs=pairs)
+        pairs, objective = trainer.sampler.trained_pairs, trainer.config.objective
+        world = World(rank, 2)
+        found = evaluate(trainer.state.model, fewshot, trainer.config.data, config, objective, CPU, world, seed=0, trained_pairs=pairs)
         queries = found.counts["queries"]
         assert sorted(calls) == list(range(queries))
         assert len(found.records) == (queries if rank == 0 else 0) and bool(found.submission) == (rank == 0)
@@ -448,7 +449,8 @@ def opened(puzzle):
     torch.manual_seed(1)
     model.context.weights.normal_(std=1.0)
     config = compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", "num_views=2", "controls=[]", "batch_size=16", "device=cpu"])
-    session = Session(config, ALONE, CPU, puzzle.path, model, {}, trainer.config.data, puzzle, trainer.sampler.trained_pairs, 3)
+    info = {"config": trainer.config.model_dump()}
+    session = Session(config, ALONE, CPU, puzzle.path, model, info, trainer.config.data, puzzle, trainer.sampler.trained_pairs, 3)
     session.about = dict
     return session
 
