@@ -1,9 +1,10 @@
-"""Types and cross-field rules of a training run and of an evaluation. The values stand in the YAML files beside this."""
+"""Types and cross-field rules of a training run, of an evaluation and of questions. The YAML files hold the values."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
+from config.base import Config
 from dataset.batch import DataConfig
 from dataset.store import Layout
 from dataset.task import MAX_SIDE
@@ -152,7 +153,11 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
 
 
 class EvaluateConfig(EvaluationConfig):
-    """One evaluation of a checkpoint (config/evaluate.yaml)."""
+    """One evaluation of a checkpoint (config/evaluate.yaml).
+
+    halt_max_steps, halt_threshold: as trained, or others for this evaluation. save_predictions, record_steps: keep every
+    view's answer, and those after every ACT step.
+    """
 
     checkpoint: str
     weights: Literal["ema", "raw"]
@@ -164,3 +169,52 @@ class EvaluateConfig(EvaluationConfig):
     device: Literal["auto", "cpu", "cuda"]
     output_dir: str | None
     report: bool
+    halt_max_steps: PositiveInt | Literal["checkpoint"]
+    halt_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["checkpoint"] | None
+    save_predictions: bool
+    record_steps: bool
+
+    @model_validator(mode="after")
+    def _check_predictions(self) -> "EvaluateConfig":
+        if self.record_steps and not self.save_predictions:
+            raise ValueError("record_steps=true needs save_predictions=true, which keeps what it records")
+        if self.save_predictions and self.vote_stop:
+            raise ValueError("save_predictions=true keeps every view's answer, and vote_stop=true would leave views out")
+        return self
+
+
+class AskConfig(Config):
+    """Which checkpoint is asked which task."""
+
+    checkpoint: str
+    task: str
+    task_id: str | None
+    weights: Literal["ema", "raw"]
+    num_views: PositiveInt
+    seed: NonNegativeInt
+    device: Literal["auto", "cpu", "cuda"]
+
+    @field_validator("task_id", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class PredictConfig(AskConfig):
+    """Answers to one task (config/predict.yaml)."""
+
+    batch_size: PositiveInt
+    format: Literal["text", "json"]
+    page: str | None
+
+
+class TimelineConfig(AskConfig):
+    """Pictures of one answer's refinement (config/timeline.yaml)."""
+
+    pair_index: NonNegativeInt
+    view: NonNegativeInt
+    target: bool
+    diff: bool
+    dpi: Annotated[int, Field(ge=20, le=600)]
+    columns: PositiveInt
+    output: str

@@ -71,16 +71,21 @@ class EvaluationSet:
         self.too_large = [q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None]
         self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
         self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
-        self.asked = [control != "shuffled_demonstrations" or query.task in self._donors for query in self.queries]
+        self.asked = np.array([control != "shuffled_demonstrations" or query.task in self._donors for query in self.queries], bool)
 
     def answer_fits(self, query: Query) -> bool:
         """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""
         side = smallest_bucket(self.sides[query.task], self.config.sides)
         return side is not None and int(self.store.pair_side[query.pair, 1]) <= side
 
-    def batches(self, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[ViewBatch]:
-        """This rank's share, cell by cell in a fixed order. No collective happens inside, so shares may differ in length."""
-        rows = self._rows()
+    def batches(
+        self, batch_size: int, rank: int = 0, world: int = 1, views: slice = slice(None), queries: np.ndarray | None = None
+    ) -> Iterator[ViewBatch]:
+        """This rank's share, cell by cell in a fixed order. No collective happens inside, so shares may differ in length.
+
+        `views` restricts every query to a range of its views, `queries` (Q,) bool the set to some queries.
+        """
+        rows = self._rows(views, self.asked if queries is None else queries & self.asked)
         number = 0
         for cell in sorted(rows):
             samples, query, view = rows[cell]
@@ -95,6 +100,10 @@ class EvaluationSet:
         """(dihedral, colours) of a query's view, to undo it in a prediction."""
         transform, colours, _ = self._views[query.task]
         return int(transform[number]), colours[number]
+
+    def views_of(self, query: Query) -> int:
+        """How many views `query` has: num_views, or fewer where a puzzle dataset stores fewer augmentations."""
+        return len(self._views[query.task][0])
 
     def _queries(self, task: int, split: str) -> list[Query]:
         first, end = int(self.store.task_pairs[task]), int(self.store.task_pairs[task + 1])
@@ -138,12 +147,12 @@ class EvaluationSet:
                     break
         return donors
 
-    def _rows(self) -> dict[Cell, tuple[Samples, np.ndarray, np.ndarray]]:
-        """All views by cell, each cell's arrays in the order of queries, then views."""
+    def _rows(self, chosen: slice, asked: np.ndarray) -> dict[Cell, tuple[Samples, np.ndarray, np.ndarray]]:
+        """The chosen views of the asked queries by cell, each cell's arrays in the order of queries, then views."""
         blocks: dict[Cell, list[tuple]] = {}
         for number, query in enumerate(self.queries):
             side = smallest_bucket(self.sides[query.task], self.config.sides)
-            if side is None or not self.asked[number]:
+            if side is None or not asked[number]:
                 continue
             transform, colours, identifier = self._views[query.task]
             demos = query.demos
@@ -153,18 +162,19 @@ class EvaluationSet:
                 identifier = donor_rows[np.arange(len(identifier)) % len(donor_rows)]
             if self.control == "query_only":
                 identifier = np.full_like(identifier, BLANK_ID)
-            views = len(transform)
+            numbers = np.arange(len(transform))[chosen]
+            views = len(numbers)
             blocks.setdefault(Cell(side, len(demos)), []).append(
                 (
                     np.full(views, query.pair),
                     np.tile(np.array(demos, np.int64), (views, 1)),
                     np.full((views, len(demos)), self.control != "query_only"),
-                    transform,
-                    colours,
+                    transform[numbers],
+                    colours[numbers],
                     np.zeros((views, 2), np.int64),
-                    identifier,
+                    identifier[numbers],
                     np.full(views, number),
-                    np.arange(views),
+                    numbers,
                 )
             )
         merged = {}

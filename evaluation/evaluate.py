@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from config.base import Config
 from dataset.batch import DataConfig
@@ -17,11 +18,14 @@ from dataset.leaks import tasks_seen
 from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet, Query
+from evaluation import predictions as stored
 from evaluation.canvas_scores import CanvasScores
-from evaluation.inference import copy_input, predict
+from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
+from evaluation.predictions import Predictions
+from evaluation.refinement import refinements
 from evaluation.report import write_report
-from evaluation.voting import Candidate, VoteTable
+from evaluation.voting import Candidate, Ranking, VoteTable, key_of
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from utils.distributed import World
@@ -36,24 +40,39 @@ CONTROLS = Literal["query_only", "shuffled_demonstrations", "copy_input"]
 
 
 class EvaluationConfig(Config):
-    """num_views: augmented views per query that vote. controls: what the score is compared with, on the same queries."""
+    """num_views: augmented views per query that vote. controls: what the score is compared with, on the same queries.
+    ranking: how votes order the answers (`VoteTable`). vote_stop: leave out the views of a query whose first max(pass_ks)
+    answers are certain.
+    """
 
     num_views: PositiveInt
     batch_size: PositiveInt
     pass_ks: Annotated[list[PositiveInt], Field(min_length=1)]
+    ranking: Ranking
+    vote_stop: bool
     controls: list[CONTROLS]
+
+    @model_validator(mode="after")
+    def _check_voting(self) -> "EvaluationConfig":
+        if self.vote_stop and self.ranking == "confidence":
+            raise ValueError("vote_stop=true saves nothing with ranking=confidence: any further view could change the first answer")
+        return self
 
 
 @dataclass
 class Evaluation:
     """What an evaluation found.
 
-    num_views: at most so many views per query. means: of single views (`CanvasScores`). counts: queries by status.
-    records: one per query. puzzles: the tasks in the ARC format.
+    num_views: at most so many views per query. predictions: the model's own, and the seconds that they took. means: of single
+    views (`CanvasScores`). counts: queries by status, and views asked. On the first process alone: records, one per query;
+    puzzles, the tasks in the ARC format; submission.
     """
 
     protocol: str
     num_views: int
+    questions: EvaluationSet
+    predictions: Predictions
+    prediction_seconds: float
     scores: list[Score]
     means: dict[str, float]
     counts: dict[str, int]
@@ -81,12 +100,14 @@ def evaluate(
     split: str = "test",
     subsets: list[str] | None = None,
     max_tasks: int | None = None,
+    record_steps: bool = False,
     report: Callable[[int], None] = lambda views: None,
 ) -> Evaluation:
     """Predict, vote and score a split, with every configured control on the same queries (all processes together).
 
     `trained_pairs` are the fingerprints of what the model was trained on: if an evaluated task shares a pair with them,
     or the model has learned rows of the tasks, the scores are transductive, whatever the dataset says of itself.
+    `record_steps` keeps the model's answers after every ACT step in the predictions; votes count the last ones.
     """
 
     def question_set(control: str) -> EvaluationSet:
@@ -96,27 +117,33 @@ def evaluate(
     if not any(pair_known(store, query) for query in questions.queries):
         raise UserError(f"{store.path}: none of the {len(questions.tasks)} chosen tasks of split {split} has a query with a known answer")
     pairs = store.metadata.layout == "pairs"
-
-    def scored(asked: EvaluationSet, votes: VoteTable, control: str = "none") -> list[Score]:
-        answered = _answered(asked, votes)
-        return score_pairs(answered, control) if pairs else score(answered, config.pass_ks, control)
-
+    stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
+
+    def scored(asked: EvaluationSet, answered: list[Answered], control: str = "none") -> list[Score]:
+        labelled = [query for query, was_asked in zip(answered, asked.asked, strict=True) if was_asked and query.truth is not None]
+        return score_pairs(labelled, control) if pairs else score(labelled, config.pass_ks, control)
+
     canvas_scores = CanvasScores(store, table, objective)
-    votes = predict(model, questions, table, config.batch_size, world, report, canvas_scores.add)
-    scores = scored(questions, votes)
+    started = time.monotonic()
+    predictions = collect(model, questions, table, config.batch_size, world, report, canvas_scores.add, stop=stop, every_step=record_steps)
+    prediction_seconds = time.monotonic() - started
+    answered = _answered(questions, predictions.vote(config.ranking))
+    scores = scored(questions, answered)
     for control in config.controls:
         if control == "copy_input":
-            scores += scored(questions, copy_input(questions), control)
+            scores += scored(questions, _answered(questions, copy_input(questions)), control)
         elif not pairs:
             asked = question_set(control)
-            scores += scored(asked, predict(model, asked, table, config.batch_size, world, report), control)
+            votes = predict(model, asked, table, config.batch_size, world, report, stop=stop, ranking=config.ranking)
+            scores += scored(asked, _answered(asked, votes), control)
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     protocol = "transductive" if len(seen) or store.metadata.layout == "puzzle" else "inductive"
-    records = [_record(questions, votes, i, query, protocol) for i, query in enumerate(questions.queries)]
-    statuses = [record["status"] for record in records]
-    counts = {"tasks": len(questions.tasks), "queries": len(records)}
+    statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
+    counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
+    views = len(predictions.rows()["query"])
+    counts["views"] = views
     notes = []
     if len(seen):
         notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
@@ -130,31 +157,59 @@ def evaluate(
         )
     if questions.too_large:
         notes.append(f"{len(questions.too_large)} queries are larger than the largest canvas ({data.sides[-1]}) and count as wrong")
+    if stop:
+        asked_in_full = sum(questions.views_of(query) for query in questions.queries if query not in questions.too_large)
+        notes.append(
+            f"{views} of {asked_in_full} views were asked: a query's votes stopped once its first {stop.k} answers were certain"
+            + (", the second attempt in the submission may differ from the full vote's" if stop.k < SUBMISSION_ATTEMPTS else "")
+        )
+    with_files = world.is_main
+    records = [_record(questions, *of, protocol) for of in zip(questions.queries, answered, statuses, strict=True)] if with_files else []
+    if record_steps and with_files:
+        for number, steps in refinements(predictions).items():
+            records[number]["steps"] = steps
     return Evaluation(
         protocol=protocol,
         num_views=questions.num_views,
+        questions=questions,
+        predictions=predictions,
+        prediction_seconds=prediction_seconds,
         scores=scores,
         means=canvas_scores.means(),
         counts=counts,
         records=records,
-        submission=_submission(questions, votes),
-        puzzles={store.task_ids[task]: _puzzle(questions, int(task)) for task in questions.tasks},
+        submission=_submission(questions, answered) if with_files else {},
+        puzzles={store.task_ids[task]: _puzzle(questions, int(task)) for task in questions.tasks} if with_files else {},
         notes=notes,
     )
 
 
-def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], with_report: bool) -> None:
-    """results.json, per_example.jsonl, submission.json and report.html in `folder`: all of them or none."""
+def write_files(
+    folder: Path,
+    evaluation: Evaluation,
+    about: dict[str, Any],
+    *,
+    with_report: bool,
+    with_predictions: bool,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    contexts: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """results.json, per_example.jsonl, submission.json, report.html and predictions.npz in `folder`: all of them or none.
+
+    metrics and contexts are what the report draws beside the answers (`render_report`).
+    """
     scores = [s.to_json() for s in evaluation.scores]
-    results = {"protocol": evaluation.protocol, **about, "counts": evaluation.counts, "notes": evaluation.notes, "scores": scores}
-    results["means"] = evaluation.means
+    results = {"protocol": evaluation.protocol, **about, "prediction_seconds": round(evaluation.prediction_seconds, 3)}
+    results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "means": evaluation.means}
     with directory_written_whole(folder, marker="results.json") as temporary:
         write_json(temporary / "results.json", results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)
         lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
         (temporary / "per_example.jsonl").write_text(lines, encoding="utf-8")
+        if with_predictions:
+            save_predictions(temporary / stored.FILE, evaluation)
         if with_report:
-            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles)
+            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles, metrics, contexts)
 
 
 def pair_known(store: Store, query: Query) -> bool:
@@ -162,25 +217,44 @@ def pair_known(store: Store, query: Query) -> bool:
     return bool(store.pair_output[query.pair] >= 0)
 
 
+def save_predictions(path: Path, evaluation: Evaluation) -> None:
+    """The model's predictions with the queries and their known answers (evaluation/predictions.py)."""
+    questions = evaluation.questions
+    truths = [_truth(questions, query) for query in questions.queries]
+    stored.save(
+        path,
+        evaluation.predictions,
+        [questions.store.task_ids[query.task] for query in questions.queries],
+        [query.number for query in questions.queries],
+        [None if truth is None else key_of(truth) for truth in truths],
+    )
+
+
 def _truth(questions: EvaluationSet, query: Query) -> np.ndarray | None:
     return questions.store.pair(query.pair).output
 
 
 def _answered(questions: EvaluationSet, votes: VoteTable) -> list[Answered]:
-    labelled = ((i, query, _truth(questions, query)) for i, query in enumerate(questions.queries) if questions.asked[i])
-    return [Answered(query.task, votes.ranked(i), truth) for i, query, truth in labelled if truth is not None]
+    """Every query with its answers, ranked here and nowhere else."""
+    return [Answered(query.task, votes.ranked(i), _truth(questions, query)) for i, query in enumerate(questions.queries)]
 
 
-def _record(questions: EvaluationSet, votes: VoteTable, number: int, query: Query, protocol: str) -> dict[str, Any]:
-    candidates, truth = votes.ranked(number), _truth(questions, query)
-    answered = None if truth is None else Answered(query.task, candidates, truth)
-    if answered is None:
-        status = "unlabelled"
-    elif not candidates:
-        status = "no_prediction"
-    else:
-        status = "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
-    rank = answered.rank if answered else None
+def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
+    if answered.truth is None:
+        return "unlabelled"
+    if not answered.candidates:
+        return "no_prediction"
+    return "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
+
+
+def records_of(questions: EvaluationSet, votes: VoteTable, protocol: str) -> list[dict[str, Any]]:
+    """One record per query, as per_example.jsonl has them."""
+    answered = zip(questions.queries, _answered(questions, votes), strict=True)
+    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in answered]
+
+
+def _record(questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str) -> dict[str, Any]:
+    candidates, truth, rank = answered.candidates, answered.truth, answered.rank
     return {
         "task": questions.store.task_ids[query.task],
         "query": query.number,
@@ -209,11 +283,11 @@ def grid_hash(grid: np.ndarray) -> str:
     return hashlib.sha256(bytes(grid.shape) + np.ascontiguousarray(grid, np.uint8).tobytes()).hexdigest()
 
 
-def _submission(questions: EvaluationSet, votes: VoteTable) -> dict[str, list[dict]]:
+def _submission(questions: EvaluationSet, answered: list[Answered]) -> dict[str, list[dict]]:
     """The ARC Prize format: two attempts for every query of every task; the second repeats the first if there is one answer."""
     submission: dict[str, list[dict]] = {questions.store.task_ids[task]: [] for task in questions.tasks}
-    for number, query in enumerate(questions.queries):
-        submission[questions.store.task_ids[query.task]].append(attempts(votes.ranked(number)))
+    for query, found in zip(questions.queries, answered, strict=True):
+        submission[questions.store.task_ids[query.task]].append(attempts(found.candidates))
     return submission
 
 

@@ -1,22 +1,36 @@
-"""From a model and an evaluation set to votes. Answers are never read here."""
+"""From a model and an evaluation set to predictions. Answers are never read here."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dataset import augment, canvas
 from dataset.batch import materialise
 from dataset.canvas import GridTable
 from dataset.views import EvaluationSet, ViewBatch
-from evaluation.voting import VoteTable
-from models.act import Answer, solve
+from evaluation.predictions import Predictions
+from evaluation.voting import Ranking, VoteTable
+from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
 
+VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
+
+
+@dataclass(frozen=True)
+class VoteStop:
+    """Ask no further view of a query whose first k answers are certain under `ranking` (`VoteTable.settled`)."""
+
+    k: int
+    ranking: Ranking
+
 
 @torch.no_grad()
-def predict(
+def collect(
     model: RecursiveModel,
     questions: EvaluationSet,
     table: GridTable,
@@ -24,27 +38,89 @@ def predict(
     world: World,
     report: Callable[[int], None] = lambda views: None,
     observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
-) -> VoteTable:
-    """Votes of all processes over every view of every query, indexed by the query's position in `questions.queries`.
+    *,
+    stop: VoteStop | None = None,
+    every_step: bool = False,
+) -> Predictions:
+    """The answers of all processes to every view of every query, numbered by its position in `questions.queries`.
 
-    Each batch runs until every row has halted. `report` hears of finished views, `observe` sees each batch's answer.
+    `stop` leaves out views that cannot matter any more, the same ones for any batch and world size. `every_step` keeps the
+    answer after each ACT step instead of the last one's alone. `report` hears of finished views, `observe` sees each batch's
+    last answer.
     """
     model.eval()
-    votes = VoteTable()
-    for batch in questions.batches(batch_size, world.rank, world.size):
-        data = materialise(batch.samples, questions.store, table, with_labels=False).data
-        answer = solve(model, data)
-        tokens = answer.logits[: batch.valid].argmax(-1).to(torch.uint8).cpu().numpy()
-        q_logits = answer.q_halt_logits[: batch.valid].tolist()
+    predictions, votes = Predictions(), VoteTable(stop.ranking if stop else "votes")
+    rounds = range(0, questions.num_views, VIEWS_PER_ROUND if stop else questions.num_views)
+    unsettled = questions.asked.copy()
+    for first in rounds:
+        end = first + rounds.step
+        mine = Predictions()
+        for batch in questions.batches(batch_size, world.rank, world.size, slice(first, end), unsettled):
+            observe(batch, _answer(model, questions, table, batch, mine, every_step))
+            report(batch.valid)
+        new = Predictions()
+        new.merge(distributed.gather_objects(mine))
+        predictions.merge([new])
+        if stop:
+            new.vote_into(votes)
+            for number in np.flatnonzero(unsettled).tolist():
+                remaining = questions.views_of(questions.queries[number]) - end
+                unsettled[number] = not votes.settled(number, stop.k, remaining)
+    return predictions
+
+
+def predict(
+    model: RecursiveModel,
+    questions: EvaluationSet,
+    table: GridTable,
+    batch_size: int,
+    world: World,
+    report: Callable[[int], None] = lambda views: None,
+    *,
+    stop: VoteStop | None = None,
+    ranking: Ranking = "votes",
+) -> VoteTable:
+    """The votes of `collect`'s predictions."""
+    return collect(model, questions, table, batch_size, world, report, stop=stop).vote(ranking)
+
+
+def _answer(
+    model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch: ViewBatch, predictions: Predictions, every_step: bool
+) -> Answer:
+    """Add the model's answers to one batch of views, mapped back to the query's own frame."""
+
+    def keep(rows: Tensor, answer: Answer) -> None:
+        tokens = answer.logits.argmax(-1).to(torch.uint8).cpu().numpy()
         grids = canvas.decode(tokens, questions.store.game.vocabulary)
-        for grid, number, view, q in zip(grids, batch.query[: batch.valid], batch.view[: batch.valid], q_logits, strict=True):
-            transform, colours = questions.view(questions.queries[number], view)
-            votes.add(int(number), int(view), augment.invert(grid, transform, colours) if grid.size else grid, q)
-        observe(batch, answer)
-        report(batch.valid)
-    merged = VoteTable()
-    merged.merge(distributed.gather_objects(votes))
-    return merged
+        columns = (rows.tolist(), grids, answer.steps.tolist(), answer.q_halt_logits.tolist())
+        for row, grid, step, q in zip(*columns, strict=True):
+            if row < batch.valid:
+                number, view = int(batch.query[row]), int(batch.view[row])
+                transform, colours = questions.view(questions.queries[number], view)
+                predictions.add(number, view, int(step), augment.invert(grid, transform, colours) if grid.size else grid, q)
+
+    def watch(rows: Tensor, output: StepOutput) -> None:
+        if every_step:
+            keep(rows, Answer(output.logits, output.q_halt_logits, output.carry.steps))
+
+    answer = solve(model, materialise(batch.samples, questions.store, table, with_labels=False).data, watch)
+    if not every_step:
+        keep(torch.arange(len(answer.steps)), answer)
+    return answer
+
+
+@torch.no_grad()
+def task_contexts(model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch_size: int) -> dict[str, list[float]]:
+    """Task id -> the summary (`Context.summary`) of what the model is told of the task, in the unaugmented view of its first query."""
+    model.eval()
+    first = np.array([query.number == 0 for query in questions.queries], bool)
+    found = {}
+    for batch in questions.batches(batch_size, views=slice(0, 1), queries=first):
+        data = materialise(batch.samples, questions.store, table, with_labels=False).data
+        summaries = model.context(data).summary()[: batch.valid].tolist()
+        for number, summary in zip(batch.query[: batch.valid], summaries, strict=True):
+            found[questions.store.task_ids[questions.queries[number].task]] = summary
+    return found
 
 
 def copy_input(questions: EvaluationSet) -> VoteTable:

@@ -1,8 +1,9 @@
 """Scores over a declared task set. A task or query without a prediction counts as wrong, never as absent."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,13 +28,13 @@ class Score:
 
 @dataclass(frozen=True)
 class Answered:
-    """A labelled query: its task, the ranked answers, the truth."""
+    """A query: its task, the ranked answers, the truth, or None where it is unknown."""
 
     task: int
     candidates: list[Candidate]
-    truth: np.ndarray
+    truth: np.ndarray | None
 
-    @property
+    @cached_property
     def rank(self) -> int | None:
         """1-based rank of the truth among the answers."""
         return next((i for i, c in enumerate(self.candidates, 1) if np.array_equal(c.grid, self.truth)), None)
@@ -41,7 +42,7 @@ class Answered:
     @property
     def first_view_right(self) -> bool:
         """Whether the unaugmented view alone, without votes, gave the truth."""
-        return any(c.first_view == 0 and np.array_equal(c.grid, self.truth) for c in self.candidates)
+        return self.rank is not None and self.candidates[self.rank - 1].first_view == 0
 
 
 def score(answered: list[Answered], pass_ks: Sequence[int], control: str = "none") -> list[Score]:
@@ -49,16 +50,29 @@ def score(answered: list[Answered], pass_ks: Sequence[int], control: str = "none
     number), and `tasks_solved@k`, the share of tasks with every query solved (ARC scoring). `ARC/single_view` is pass@1
     without votes. The denominator n is the number of tasks that have a labelled query.
     """
-    queries: dict[int, list[Answered]] = {}
-    for query in answered:
-        queries.setdefault(query.task, []).append(query)
-    tasks = list(queries.values())
-    ranks = [[query.rank or math.inf for query in task] for task in tasks]
-    scores = [_score(control, "ARC/single_view", [np.mean([query.first_view_right for query in task]) for task in tasks])]
+    tasks = [query.task for query in answered]
+    scores = [_score(control, "ARC/single_view", task_means(tasks, [query.first_view_right for query in answered]))]
     for k in pass_ks:
-        scores.append(_score(control, f"ARC/pass@{k}", [np.mean([rank <= k for rank in task]) for task in ranks]))
-        scores.append(_score(control, f"tasks_solved@{k}", [float(all(rank <= k for rank in task)) for task in ranks]))
+        shares = task_means(tasks, solved_within([query.rank for query in answered], k))
+        scores.append(_score(control, f"ARC/pass@{k}", shares))
+        scores.append(_score(control, f"tasks_solved@{k}", shares == 1))
     return scores
+
+
+def solved_within(ranks: Sequence[int | None], k: int) -> np.ndarray:
+    """(Q,) bool: whether the truth of each query is among the first k answers."""
+    return np.array([rank is not None and rank <= k for rank in ranks], bool)
+
+
+def task_means(tasks: Sequence[Hashable], values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """(T,) or (T, M) the mean of `values` (Q,) or (Q, M) over the queries of each task, tasks in the order of their first query."""
+    position = {task: i for i, task in enumerate(dict.fromkeys(tasks))}
+    index = np.array([position[task] for task in tasks], np.int64)
+    values = np.asarray(values, np.float64)
+    sums = np.zeros((len(position), *values.shape[1:]))
+    np.add.at(sums, index, values)
+    counts = np.bincount(index, minlength=len(position))
+    return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def score_pairs(answered: list[Answered], control: str = "none") -> list[Score]:
@@ -73,8 +87,8 @@ def score_pairs(answered: list[Answered], control: str = "none") -> list[Score]:
     return [_score(control, "all.exact_accuracy", [float(share == 1) for share in right]), _score(control, "all.accuracy", right)]
 
 
-def _score(control: str, metric: str, shares: Sequence[float]) -> Score:
-    value = float(np.mean(shares)) if shares else 0.0
+def _score(control: str, metric: str, shares: Sequence[float] | np.ndarray) -> Score:
+    value = float(np.mean(shares)) if len(shares) else 0.0
     return Score(control, metric, value, *wilson(value, len(shares)), len(shares))
 
 

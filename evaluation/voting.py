@@ -1,12 +1,24 @@
-"""Votes over augmented views. Memory grows with distinct answers, not with views."""
+"""Votes over augmented views, and the rules that rank the answers. Memory grows with distinct answers, not with views."""
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
-_FIXED_POINT = 1 << 53  # probabilities are summed as integers, so that the order of views and processes cannot matter
+_ONE = 1 << 53  # probabilities are summed as integers, so that the order of views and processes cannot matter
+
+Ranking = Literal["votes", "confidence", "product"]
+AnswerKey = tuple[tuple[int, int], bytes]  # what makes answers the same: shape and cells
+
+# Sort keys, best first, of (votes, summed halting probability, earliest view). No two answers share an earliest view, so that
+# every order is total.
+_ORDERS = {
+    "votes": lambda votes, total, view: (-votes, -total, view),  # the original's: with equal votes the larger sum has the larger mean
+    "confidence": lambda votes, total, view: (-total / votes, -votes, view),
+    "product": lambda votes, total, view: (-total, -votes, view),
+}
 
 
 @dataclass(frozen=True)
@@ -19,43 +31,77 @@ class Candidate:
     first_view: int
 
 
-class VoteTable:
-    """Counts answers per question; a new table is made for every evaluation."""
+def key_of(grid: np.ndarray) -> AnswerKey:
+    """The key of an answer (rows, columns)."""
+    return grid.shape, grid.astype(np.uint8).tobytes()
 
-    def __init__(self) -> None:
-        self._votes: dict[Hashable, dict[tuple, list[int]]] = {}
+
+def grid_of(key: AnswerKey) -> np.ndarray:
+    """The answer of a key, read-only."""
+    shape, cells = key
+    return np.frombuffer(cells, np.uint8).reshape(shape)
+
+
+class VoteTable:
+    """Counts answers per question; a new table is made for every evaluation.
+
+    ranking: `votes` orders the answers by count, then mean halting probability (the original's rule); `confidence` by mean
+    halting probability, then count; `product` by the sum of the halting probabilities, which is count times mean, then
+    count. What is still equal is ordered by the earliest view that gave the answer.
+    """
+
+    def __init__(self, ranking: Ranking = "votes") -> None:
+        self.ranking = ranking
+        self._votes: dict[Hashable, dict[AnswerKey, list[int]]] = {}
 
     def add(self, question: Hashable, view: int, grid: np.ndarray, q_halt_logit: float) -> None:
         """Count one view's answer, already mapped back. An empty grid is no answer and never counts."""
-        if grid.size == 0:
+        self.count(question, view, key_of(grid), q_halt_logit)
+
+    def count(self, question: Hashable, view: int, answer: AnswerKey, q_halt_logit: float) -> None:
+        """`add` for an answer given by its key."""
+        if not answer[1]:
             return
-        key = (grid.shape, grid.astype(np.uint8).tobytes())
-        probability = round(_sigmoid(q_halt_logit) * _FIXED_POINT)
-        self._add(question, key, 1, probability, view)
-
-    def merge(self, others: Iterable["VoteTable"]) -> None:
-        """Add the votes of other processes' tables."""
-        for other in others:
-            for question, answers in other._votes.items():
-                for key, (votes, probability, view) in answers.items():
-                    self._add(question, key, votes, probability, view)
-
-    def ranked(self, question: Hashable) -> list[Candidate]:
-        """The answers, best first: by votes, then mean halting probability, then the earliest view (the original's rule)."""
-        candidates = [
-            Candidate(np.frombuffer(data, np.uint8).reshape(shape), votes, probability / _FIXED_POINT / votes, view)
-            for (shape, data), (votes, probability, view) in self._votes.get(question, {}).items()
-        ]
-        return sorted(candidates, key=lambda c: (-c.votes, -c.q, c.first_view))
-
-    def _add(self, question: Hashable, key: tuple, votes: int, probability: int, view: int) -> None:
-        entry = self._votes.setdefault(question, {}).setdefault(key, [0, 0, view])
-        entry[0] += votes
-        entry[1] += probability
+        entry = self._votes.setdefault(question, {}).setdefault(answer, [0, 0, view])
+        entry[0] += 1
+        entry[1] += round(sigmoid(q_halt_logit) * _ONE)
         entry[2] = min(entry[2], view)
 
+    def ranked(self, question: Hashable) -> list[Candidate]:
+        """The answers, best first."""
+        order = _ORDERS[self.ranking]
+        entries = sorted(self._votes.get(question, {}).items(), key=lambda entry: order(*entry[1]))
+        return [Candidate(grid_of(answer), votes, total / _ONE / votes, view) for answer, (votes, total, view) in entries]
 
-def _sigmoid(x: float) -> float:
+    def rank_of(self, question: Hashable, answer: AnswerKey) -> int | None:
+        """1-based rank of `answer` in `ranked`, None if no view gave it."""
+        entries, order = self._votes.get(question, {}), _ORDERS[self.ranking]
+        if answer not in entries:
+            return None
+        mine = order(*entries[answer])
+        return 1 + sum(order(*entry) < mine for entry in entries.values())
+
+    def num_votes(self, question: Hashable) -> int:
+        """Views that gave an answer."""
+        return sum(votes for votes, _, _ in self._votes.get(question, {}).values())
+
+    def settled(self, question: Hashable, k: int, remaining: int) -> bool:
+        """Whether the first k answers and their order are certain, whatever the `remaining` views will answer.
+
+        A view adds at most 1 to an answer's votes, and to its summed probability. So for the rankings `votes` and `product`
+        the first k are certain as soon as each of them leads the next one by more than `remaining`; the next one may be an
+        answer that nobody has given yet, which stands at 0. By mean probability nothing is certain before the last view.
+        """
+        if remaining <= 0 or self.ranking == "confidence":
+            return remaining <= 0
+        column, one = (0, 1) if self.ranking == "votes" else (1, _ONE)
+        scores = sorted((entry[column] for entry in self._votes.get(question, {}).values()), reverse=True)
+        scores = (scores + [0] * (k + 1))[: k + 1]
+        return all(first - second > remaining * one for first, second in zip(scores, scores[1:], strict=False))
+
+
+def sigmoid(x: float) -> float:
+    """The halting probability of a logit; 0 for a diverged model's, whose answer still counts."""
     if math.isnan(x):
-        return 0.0  # a diverged model's answer still counts, without confidence
+        return 0.0
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))

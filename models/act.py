@@ -1,6 +1,6 @@
 """Adaptive computation time: the carry between ACT steps, and who halts when. The halting rule lives here alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,7 +26,7 @@ class Carry:
     data: dict[str, Tensor]
     context_state: dict[str, Tensor] = field(default_factory=dict)
 
-    def __getitem__(self, rows: slice) -> "Carry":
+    def __getitem__(self, rows: slice | Tensor) -> "Carry":
         return self.map(lambda value: value[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Carry":
@@ -114,7 +114,7 @@ def act_step(
 
     In training mode a row halts when its halting logit says so, but not before `min_halt_steps` (B,) (see
     `exploration`); in evaluation mode when its confidence reaches `halt_threshold`, if there is one. After
-    `halt_max_steps` it halts in any case. `solve` is the loop over evaluation steps.
+    `halt_max_steps` it halts in any case. `act_steps` is the loop over evaluation steps.
     With `num_act_steps` every row halts after exactly that many instead.
     The context is encoded anew, with gradient, unless a precomputed one is given (evaluation). `noise` is what a sample
     that starts now may draw from.
@@ -158,29 +158,42 @@ class Answer:
 
 
 @torch.no_grad()
-def solve(model: RecursiveModel, data: dict[str, Tensor]) -> Answer:
-    """Each row's answer, in evaluation mode; the context is encoded once, or at every step if it is refined.
+def act_steps(model: RecursiveModel, data: dict[str, Tensor]) -> Iterator[tuple[Tensor, StepOutput]]:
+    """The ACT steps of a batch in evaluation mode: at each step the rows (n,) still at work, and its output for them alone.
 
-    A row that has halted keeps its answer whatever the others of its batch do, so that no answer depends on the batch;
-    the loop ends when every row has halted.
+    A row that halts leaves the batch, so that it costs nothing more and no answer depends on the others. The context is
+    encoded once, or at every step if it is refined. Without `halt_threshold` all rows stay for `halt_max_steps`.
     """
     context = None if model.context.refines else model.context(data)
     carry = initial_carry(model, data)
-    answer, done = None, torch.zeros_like(carry.halted)
+    rows = torch.arange(len(carry.halted), device=carry.halted.device)
     for _ in range(model.config.halt_max_steps):
         output = act_step(model, carry, data, context=context)
-        if answer is None:
+        yield rows, output
+        carry = output.carry
+        if model.config.halt_threshold is not None and carry.halted.any():
+            at_work = (~carry.halted).nonzero().squeeze(1)
+            if not len(at_work):
+                return
+            rows, carry, context = rows[at_work], carry[at_work], context and context.select(at_work)
+        data = carry.data
+        carry = replace(carry, halted=torch.zeros_like(carry.halted))
+
+
+@torch.no_grad()
+def solve(
+    model: RecursiveModel, data: dict[str, Tensor], watch: Callable[[Tensor, StepOutput], None] = lambda rows, output: None
+) -> Answer:
+    """Each row's answer, in evaluation mode: the one of its last ACT step. `watch` sees every step of `act_steps`."""
+    answer = None
+    for rows, output in act_steps(model, data):
+        watch(rows, output)
+        if answer is None or len(rows) == len(answer.steps):
             answer = Answer(output.logits, output.q_halt_logits, output.carry.steps)
         else:
-            answer = Answer(
-                torch.where(done[:, None, None], answer.logits, output.logits),
-                torch.where(done, answer.q_halt_logits, output.q_halt_logits),
-                torch.where(done, answer.steps, output.carry.steps),
-            )
-        done = done | output.carry.halted
-        if model.config.halt_threshold is not None and done.all():
-            break
-        carry = replace(output.carry, halted=torch.zeros_like(done))
+            answer.logits[rows] = output.logits
+            answer.q_halt_logits[rows] = output.q_halt_logits
+            answer.steps[rows] = output.carry.steps
     return answer
 
 

@@ -7,7 +7,7 @@ Shapes: B batch, P prefix tokens, M memory tokens, K demonstrations, L cells, D 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,22 @@ class Context:
     def told(self) -> Tensor:
         """The tokens that depend on the demonstrations: the memory, or the prefix where there is none."""
         return self.prefix if self.memory is None else self.memory
+
+    def select(self, rows: Tensor) -> "Context":
+        """The context of the given rows (n,) alone; places on the canvas are the same for all."""
+
+        def chosen(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        return replace(
+            self,
+            prefix=self.prefix[rows],
+            prefix_mask=chosen(self.prefix_mask),
+            memory=chosen(self.memory),
+            memory_mask=chosen(self.memory_mask),
+            state={name: value[rows] for name, value in self.state.items()},
+            losses={name: value[rows] for name, value in self.losses.items()},
+        )
 
     def summary(self) -> Tensor:
         """One float32 vector per sample: the prefix laid out flat (B, P * D), or the mean (B, D) over the valid tokens where

@@ -13,6 +13,7 @@ from dataset.task import Pair, Task
 from evaluation import inference
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Answered, score, wilson
+from evaluation.predictions import Predictions
 from evaluation.voting import Candidate, VoteTable
 from models.act import Answer
 from tests.conftest import run
@@ -44,15 +45,15 @@ def test_an_empty_grid_is_never_a_vote_and_shapes_are_told_apart():
 
 def test_votes_of_processes_add_up_in_any_order():
     rng = np.random.default_rng(0)
-    votes = [(view, [A, B, C][rng.integers(3)], float(rng.normal())) for view in range(60)]
-    whole, parts = VoteTable(), [VoteTable() for _ in range(3)]
+    votes = [(view, [A, B, C][rng.integers(3)], float(np.float32(rng.normal()))) for view in range(60)]
+    whole, parts = VoteTable(), [Predictions() for _ in range(3)]
     for view, grid, q in votes:
-        whole.add("x", view, grid, q)
-        parts[view % 3].add("x", view, grid, q)
+        whole.add(0, view, grid, q)
+        parts[view % 3].add(0, view, 1, grid, q)
     for order in ((0, 1, 2), (2, 1, 0)):
-        merged = VoteTable()
+        merged = Predictions()
         merged.merge(parts[i] for i in order)
-        for ours, theirs in zip(merged.ranked("x"), whole.ranked("x"), strict=True):
+        for ours, theirs in zip(merged.vote().ranked(0), whole.ranked(0), strict=True):
             assert (ours.votes, ours.q, ours.first_view) == (theirs.votes, theirs.q, theirs.first_view)
 
 
@@ -226,7 +227,7 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
         asked.append(samples)
         return materialise(samples, *arguments, **options)
 
-    def answer(model, data):
+    def answer(model, data, watch):
         logits = knowing(data, asked[-1])
         return Answer(logits, torch.zeros(len(logits)), torch.ones(len(logits)))
 

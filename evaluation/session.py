@@ -1,0 +1,151 @@
+"""A checkpoint opened for evaluation: model, data and limits, as evaluate.py and the experiments that run a model need them."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from config.schema import EvaluateConfig
+from dataset import store as datasets
+from dataset.batch import DataConfig
+from dataset.store import Store
+from dataset.views import EvaluationSet
+from evaluation.evaluate import Evaluation, evaluate, write_files
+from evaluation.inference import task_contexts
+from evaluation.report import read_metrics
+from models.core import RecursiveModel
+from models.losses import ObjectiveConfig
+from models.pretrained import load_checkpoint
+from utils import checkpoint, distributed
+from utils.device import choose_device, describe
+from utils.distributed import World
+from utils.errors import UserError
+from utils.files import sha256_of
+
+
+@dataclass
+class Session:
+    """What one evaluation works with. max_tasks: the first tasks only, as configured here or in training."""
+
+    config: EvaluateConfig
+    world: World
+    device: torch.device
+    path: Path
+    model: RecursiveModel
+    info: dict[str, Any]
+    data: DataConfig
+    store: Store
+    trained_pairs: np.ndarray
+    max_tasks: int | None
+
+    @classmethod
+    def open(cls, config: EvaluateConfig) -> "Session":
+        """Load the checkpoint and its dataset (or `data_path`) and join the other processes. `UserError` if they do not fit."""
+        world = World.from_environment()
+        device = choose_device(config.device, world)
+        distributed.start(world, device)
+        path = checkpoint.resolve(config.checkpoint)
+        model, info = load_checkpoint(path, config.weights)
+        halting = config.model_dump(include={"halt_max_steps", "halt_threshold"})
+        model.config = model.config.model_copy(update={name: value for name, value in halting.items() if value != "checkpoint"})
+        data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
+        store = datasets.load(data.path, info["data"]["layout"])
+        if store.metadata.game != info["data"]["game"]:
+            trained = info["data"]["game"]
+            raise UserError(f"{path} was trained on {trained} and cannot answer {store.path}, which holds {store.metadata.game}")
+        if store.metadata.layout == "pairs" and data.sides != (store.metadata.max_grid_size,):
+            sides = " and ".join(f"{side}x{side}" for side in (data.sides[-1], store.metadata.max_grid_size))
+            raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
+        if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
+            raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
+        if store.metadata.content_hash == info["data"]["hash"]:
+            store = store.hold_out(info["config"].get("validation"))
+        if config.split == "validation" and not len(store.tasks_of("validation")):
+            raise UserError(
+                f"{path} was trained without validation tasks of {store.path} (validation=N holds them out); choose another split"
+            )
+        trained_on = {"test": data.max_eval_groups, "train": data.max_train_groups, "validation": None}[config.split]
+        limits = [limit for limit in (config.max_eval_groups, trained_on) if limit is not None]
+        trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
+        return cls(config, world, device, path, model.to(device), info, data, store, trained_pairs, min(limits, default=None))
+
+    def questions(self) -> EvaluationSet:
+        """The evaluation set without any control."""
+        config = self.config
+        return EvaluationSet(self.store, self.data, config.split, config.num_views, config.seed, "none", self.max_tasks, config.subsets)
+
+    def evaluate(self, report: Callable[[int], None] = lambda views: None) -> Evaluation:
+        """One evaluation as configured (all processes together)."""
+        return evaluate(
+            self.model,
+            self.store,
+            self.data,
+            self.config,
+            ObjectiveConfig(**self.info["config"]["objective"]),
+            self.device,
+            self.world,
+            seed=self.config.seed,
+            trained_pairs=self.trained_pairs,
+            split=self.config.split,
+            subsets=self.config.subsets,
+            max_tasks=self.max_tasks,
+            record_steps=self.config.record_steps,
+            report=report,
+        )
+
+    def write(self, folder: Path, evaluation: Evaluation, seconds: float) -> None:
+        """All files of an evaluation, the report with the run's curves and a map of what the model is told of the tasks."""
+        config, questions = self.config, evaluation.questions
+        with_map = config.report and self.store.metadata.layout != "pairs"
+        write_files(
+            folder,
+            evaluation,
+            {**self.about(), "seconds": round(seconds, 2)},
+            with_report=config.report,
+            with_predictions=config.save_predictions,
+            metrics=read_metrics(self.path.parent.parent / "metrics.jsonl") if config.report else (),
+            contexts=task_contexts(self.model, questions, self.store.grid_table.to(self.device), config.batch_size) if with_map else None,
+        )
+
+    def about(self) -> dict[str, Any]:
+        """What a result file says of checkpoint, data, settings and machine."""
+        config, info, metadata = self.config, self.info, self.store.metadata
+        on_gpu = self.device.type == "cuda"
+        return {
+            "dataset": {"path": self.data.path, "layout": metadata.layout, "sha256": metadata.content_hash},
+            "checkpoint": {
+                "path": str(self.path),
+                "step": info["step"],
+                "weights": config.weights,
+                "sha256": sha256_of(self.path / checkpoint.WEIGHTS[config.weights]),
+                "git_commit": info["git_commit"],
+            },
+            "model": {
+                "arch": info["config"]["arch"]["name"],
+                "encoder": (info["config"]["encoder"] or {}).get("name"),
+                "parameters": info["parameters"],
+                "halt_max_steps": self.model.config.halt_max_steps,
+                "halt_threshold": self.model.config.halt_threshold,
+            },
+            **config.model_dump(include={"split", "subsets", "num_views", "batch_size", "seed", "ranking", "vote_stop", "record_steps"}),
+            "max_eval_groups": self.max_tasks,
+            "git_commit": checkpoint.git_commit(),
+            "torch": torch.__version__,
+            "device": describe(self.device),
+            "processes": self.world.size,
+            "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        }
+
+    def folder(self) -> Path:
+        """The named output folder, or one inside the run folder whose name tells this evaluation from others of the run."""
+        config = self.config
+        if config.output_dir:
+            return Path(config.output_dir)
+        other_data = f"-{Path(self.data.path).name}" if config.data_path else ""
+        return self.path.parent.parent / "evaluations" / f"step_{self.info['step']}-{config.weights}-{config.split}{other_data}"
