@@ -5,11 +5,11 @@ replaced. A row is a recipe, a column a subset: pass@1 of the model, its control
 interval reaches from the lowest to the highest bound of the seeds' own 95 % intervals.
 """
 
-import argparse
 import re
 import sys
 from pathlib import Path
 
+from experiments.commands import parser_of
 from experiments.ladder import CONTROLS, METRICS, RESULTS, ROOT, Ladder, Result, read_ladder, read_results
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
@@ -49,9 +49,7 @@ def fill(text: str, ladder: Ladder, results: list[Result]) -> str:
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("tables", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a table is not up to date")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -22,10 +22,8 @@ from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
     POSITION_KINDS,
-    SQRT_HALF,
     AttentionBlock,
     Embedding,
-    FramePositions,
     KeyValue,
     Linear,
     MixerBlock,
@@ -35,6 +33,7 @@ from models.layers import (
     truncated_normal,
 )
 
+SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
 
 States = tuple[Tensor, ...]  # (B, S, D) each, the answer state first
@@ -60,7 +59,6 @@ class ArchConfig(Config):
     act_enabled: bool
     no_ACT_continue: bool
     pos_encodings: POSITION_KINDS
-    frame_positions: bool
     forward_dtype: Literal["float32", "bfloat16"]
     mlp_t: bool
     puzzle_emb_ndim: NonNegativeInt
@@ -137,7 +135,6 @@ class RecursiveModel(nn.Module):
         hidden = config.hidden_size
         self.context = build_encoder(encoder, config) if encoder else _puzzle_rows(config, sizes)
         self.embed_tokens = Embedding(sizes.vocab_size, hidden, config.dtype)
-        self.embed_frame = FramePositions(hidden, config.dtype) if config.frame_positions else None
         self.lm_head = Linear(hidden, sizes.vocab_size)
         self.q_head = Linear(hidden, 2, bias=True)
         nn.init.zeros_(self.q_head.weight)
@@ -215,10 +212,7 @@ class RecursiveModel(nn.Module):
 
     def _embed(self, inputs: Tensor, context: Context) -> Tensor:
         """Prefix and cells as one sequence (B, S, D)."""
-        cells = self.embed_tokens(inputs)
-        if self.embed_frame is not None:
-            cells = SQRT_HALF * (cells + self.embed_frame(inputs) / math.sqrt(self.config.hidden_size))
-        tokens = torch.cat((context.prefix, cells), dim=1)
+        tokens = torch.cat((context.prefix, self.embed_tokens(inputs)), dim=1)
         if self.config.pos_encodings == "learned":
             positions = self.embed_pos(torch.arange(tokens.shape[1], device=tokens.device))
             tokens = SQRT_HALF * (tokens + positions)  # keeps the variance of the sum

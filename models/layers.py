@@ -5,7 +5,6 @@ Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E 
 """
 
 import functools
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FIRST_COLOUR = 2
-SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
 POSITION_KINDS = Literal["rope", "rope2d", "learned", "none"]
@@ -101,37 +98,6 @@ def rotary_square(side: int, head_dim: int, device: torch.device) -> Rotary:
     rows, columns = turn[:, None].expand(side, side, -1), turn[None].expand(side, side, -1)
     angle = torch.cat((rows, columns), dim=-1).reshape(side * side, -1).repeat(1, 2)
     return Rotary(angle.cos(), angle.sin())
-
-
-class FramePositions(nn.Module):
-    """Where a cell lies in its own grid, as (..., L) tokens -> (..., L, D) of RMS near 1 on the grid, zero outside.
-
-    Sines and cosines of 1..WAVES whole turns over the grid's rows and over its columns, through a linear map. In them each of the
-    eight symmetries and every shift around the border is a linear map, for symmetries whatever the grid's size. Rotary positions
-    let attention compare places; these let it also say where something was found.
-    """
-
-    WAVES = 8
-
-    def __init__(self, hidden_size: int, dtype: torch.dtype):
-        super().__init__()
-        self.dtype = dtype
-        self.proj = Linear(4 * self.WAVES, hidden_size)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        side = round(tokens.shape[-1] ** 0.5)
-        grid = (tokens >= FIRST_COLOUR).unflatten(-1, (side, side))
-        cells = torch.arange(side, device=tokens.device)
-        waves = []
-        for occupied in (grid.any(-1), grid.any(-2)):
-            first, extent = occupied.int().argmax(-1, keepdim=True), occupied.sum(-1, keepdim=True).clamp_min(1)
-            turn = (cells - first + 0.5) / extent  # (..., C)
-            angle = 2 * math.pi * turn[..., None] * torch.arange(1, self.WAVES + 1, device=tokens.device)
-            waves.append(torch.cat((angle.cos(), angle.sin()), dim=-1))
-        rows, columns = waves[0].unsqueeze(-2), waves[1].unsqueeze(-3)
-        shape = (*grid.shape, 2 * self.WAVES)
-        both = math.sqrt(2) * torch.cat((rows.expand(shape), columns.expand(shape)), dim=-1) * grid[..., None]
-        return self.proj(both.flatten(-3, -2).to(self.dtype))
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,7 @@ from torch import Tensor, nn
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.task import MAX_SIDE
 from models.encoders.blocks import BlockConfig, SelfBlock
-from models.layers import (
-    SQRT_HALF,
-    CrossAttention,
-    Embedding,
-    FramePositions,
-    Linear,
-    Rotary,
-    keys_mask,
-    rms_norm,
-    rotary_line,
-    rotary_square,
-    truncated_normal,
-)
+from models.layers import CrossAttention, Embedding, Linear, Rotary, keys_mask, rms_norm, rotary_line, rotary_square, truncated_normal
 
 if TYPE_CHECKING:
     from models.core import ArchConfig
@@ -82,7 +70,6 @@ class PairEncoder(nn.Module):
         self.colours = nn.ModuleList(Embedding(VOCAB_SIZE, width, arch.dtype) for _ in range(tables))
         embedded = config.positions == "embedded"
         self.places = nn.ModuleList(Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded))  # row, column
-        self.frames = nn.ModuleList(FramePositions(width, arch.dtype) for _ in range(2 * arch.frame_positions))  # input, output
         channels = config.pair_tokens == "concatenated" and (config.shared_colours or embedded)
         self.channels = Embedding(2, width, arch.dtype) if channels else None
         self.layers = nn.ModuleList(SelfBlock(width, num_heads, arch.expansion, config) for _ in range(config.num_layers))
@@ -93,9 +80,6 @@ class PairEncoder(nn.Module):
         batch, demos, cells = inputs.shape
         places = torch.arange(cells, device=inputs.device)
         grids = [self.colours[0](inputs), self.colours[-1](outputs)]  # (B, K, L, W) each
-        if self.frames:
-            scale = math.sqrt(grids[0].shape[-1])
-            grids = [(g + frame(t) / scale) * SQRT_HALF for g, frame, t in zip(grids, self.frames, (inputs, outputs), strict=True)]
         if self.config.pair_tokens == "summed":
             x, real, terms = grids[0] + grids[1], (inputs != PAD) | (outputs != PAD), 2
         else:
