@@ -31,7 +31,7 @@ def run(config: PredictConfig) -> None:
     """One task, from the checkpoint to its answers."""
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
-    solution = solver.ask(task, config.num_views, config.seed, config.batch_size, with_steps=config.page is not None)
+    solution = solver.ask(task, config.num_views, config.seed, config.batch_size, config.protocol, with_steps=config.page is not None)
     about = description(config, solver, solution)
     if config.page:
         write_report(Path(config.page), about, solution.records, {task.id: task.to_json()})
@@ -51,6 +51,7 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
     return {
         "task": solution.task.id,
         "protocol": solution.protocol,
+        "adaptation": config.protocol.model_dump(),
         "checkpoint": {"path": str(solver.path), "step": info["step"], "weights": config.weights, "git_commit": info["git_commit"]},
         "model": {"arch": info["config"]["arch"]["name"], "encoder": info["config"]["encoder"]["name"], "parameters": info["parameters"]},
         "num_views": solution.num_views,
@@ -67,7 +68,7 @@ def text(solution: Solution, coloured: bool, width: int) -> str:
     for number, (query, candidates) in enumerate(zip(solution.task.queries, solution.answers, strict=True)):
         total = sum(candidate.votes for candidate in candidates)
         found, views = plural(len(candidates), "different answer"), plural(solution.num_views, "view")
-        lines += [f"task {solution.task.id}, query {number}: {found} in {views}", ""]
+        lines += [f"task {solution.task.id}, query {number}: {found} in {views}, {solution.protocol}", ""]
         blocks = [block(["input"], query.input, coloured)]
         for rank, candidate in enumerate(candidates[:SUBMISSION_ATTEMPTS], 1):
             right = None if query.output is None else np.array_equal(candidate.grid, query.output)

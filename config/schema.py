@@ -9,6 +9,7 @@ from dataset.batch import DataConfig
 from dataset.store import Layout
 from dataset.task import MAX_SIDE
 from evaluation.evaluate import EvaluationConfig
+from evaluation.protocols import ProtocolConfig, protocol_config
 from models.context import EncoderConfig
 from models.core import ArchConfig
 from models.encoders import ENCODERS
@@ -23,6 +24,10 @@ from utils.logging import LoggingConfig
 def layouts_of(encoder: Any) -> tuple[Layout, ...]:
     """The dataset layouts a model can read: an encoder reads episodes, puzzle rows need a dataset with identifiers."""
     return ("fewshot",) if encoder else ("puzzle", "pairs")
+
+
+def _protocol(value: Any) -> Any:
+    return protocol_config(value) if isinstance(value, dict) else value
 
 
 class PretrainConfig(OptimConfig, PretrainedConfig):
@@ -97,6 +102,9 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
             for name in ("reconstruct", "contrastive"):
                 if objective.weight(name):
                     raise ValueError(f"mode=cached with objective.{name}_weight={objective.weight(name)} would not starve the encoder")
+        if self.latent_step_from is not None and (self.encoder is None or mode.name == "cached"):
+            why = "mode=cached keeps the first context" if self.encoder else "needs an encoder, whose context it moves"
+            raise ValueError(f"latent_step_from={self.latent_step_from}: {why}")
         if objective.contrastive_weight and self.micro_batch_size is not None:
             raise ValueError(
                 f"objective.contrastive_weight={objective.contrastive_weight} compares all samples of a batch,"
@@ -161,6 +169,7 @@ class EvaluateConfig(EvaluationConfig):
 
     checkpoint: str
     weights: Literal["ema", "raw"]
+    protocol: SerializeAsAny[ProtocolConfig]
     data_path: str | None
     split: Literal["test", "train", "validation"]
     subsets: list[str] | None
@@ -173,6 +182,8 @@ class EvaluateConfig(EvaluationConfig):
     halt_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["checkpoint"] | None
     save_predictions: bool
     record_steps: bool
+
+    _typed_protocol = field_validator("protocol", mode="before")(_protocol)
 
     @model_validator(mode="after")
     def _check_predictions(self) -> "EvaluateConfig":
@@ -190,9 +201,12 @@ class AskConfig(Config):
     task: str
     task_id: str | None
     weights: Literal["ema", "raw"]
+    protocol: SerializeAsAny[ProtocolConfig]
     num_views: PositiveInt
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
+
+    _typed_protocol = field_validator("protocol", mode="before")(_protocol)
 
     @field_validator("task_id", mode="before")
     @classmethod

@@ -33,6 +33,14 @@ def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
     return slice(rank * local, (rank + 1) * local)
 
 
+def random_offsets(store: Store, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    """(B, 2) one translation per sample, shared by all its grids, those of pairs (B, n), which stay on the canvas."""
+    grids = np.concatenate([store.pair_input[pairs], store.pair_output[pairs]], axis=1)
+    extent = store.shapes[grids].max(axis=1)  # (B, 2)
+    extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
+    return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class _Choice:
     """The tasks of one cell and the cumulative probability of each."""
@@ -124,13 +132,9 @@ class Sampler:
         return views, self.store.identifiers_of(rows)
 
     def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
-        """(B, 2) one translation per sample, shared by all its grids: pairs (B, n)."""
         if not self.config.translate:
             return np.zeros((len(pairs), 2), np.int64)
-        grids = np.concatenate([self.store.pair_input[pairs], self.store.pair_output[pairs]], axis=1)
-        extent = self.store.shapes[grids].max(axis=1)  # (B, 2)
-        extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
-        return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
+        return random_offsets(self.store, rng, cell, pairs, transform)
 
 
 class EpisodeSampler(Sampler):

@@ -1,6 +1,7 @@
 """From a model and an evaluation set to predictions. Answers are never read here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from dataset.batch import materialise
 from dataset.canvas import GridTable
 from dataset.views import EvaluationSet, ViewBatch
 from evaluation.predictions import Predictions
+from evaluation.protocols import Adaptation, LatentSearch
+from evaluation.test_time_training import TestTimeTraining
 from evaluation.voting import Ranking, VoteTable
 from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
@@ -39,6 +42,7 @@ def collect(
     report: Callable[[int], None] = lambda views: None,
     observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
     *,
+    adaptation: Adaptation | None = None,
     stop: VoteStop | None = None,
     every_step: bool = False,
 ) -> Predictions:
@@ -46,7 +50,7 @@ def collect(
 
     `stop` leaves out views that cannot matter any more, the same ones for any batch and world size. `every_step` keeps the
     answer after each ACT step instead of the last one's alone. `report` hears of finished views, `observe` sees each batch's
-    last answer.
+    last answer. `adaptation` is made of each task's demonstrations before it is asked.
     """
     model.eval()
     predictions, votes = Predictions(), VoteTable(stop.ranking if stop else "votes")
@@ -55,9 +59,10 @@ def collect(
     for first in rounds:
         end = first + rounds.step
         mine = Predictions()
-        for batch in questions.batches(batch_size, world.rank, world.size, slice(first, end), unsettled):
-            observe(batch, _answer(model, questions, table, batch, mine, every_step))
-            report(batch.valid)
+        with closing(_batches(model, questions, table, batch_size, world, slice(first, end), unsettled, adaptation)) as batches:
+            for batch in batches:
+                observe(batch, _answer(model, questions, table, batch, mine, adaptation, every_step))
+                report(batch.valid)
         new = Predictions()
         new.merge(distributed.gather_objects(mine))
         predictions.merge([new])
@@ -77,15 +82,41 @@ def predict(
     world: World,
     report: Callable[[int], None] = lambda views: None,
     *,
+    adaptation: Adaptation | None = None,
     stop: VoteStop | None = None,
     ranking: Ranking = "votes",
 ) -> VoteTable:
     """The votes of `collect`'s predictions."""
-    return collect(model, questions, table, batch_size, world, report, stop=stop).vote(ranking)
+    return collect(model, questions, table, batch_size, world, report, adaptation=adaptation, stop=stop).vote(ranking)
+
+
+def _batches(
+    model: RecursiveModel,
+    questions: EvaluationSet,
+    table: GridTable,
+    batch_size: int,
+    world: World,
+    views: slice,
+    queries: np.ndarray,
+    adaptation: Adaptation | None,
+) -> Iterator[ViewBatch]:
+    """This process's share of the chosen views; the model is as it should be for each of them."""
+    if isinstance(adaptation, TestTimeTraining):
+        with closing(adaptation.adapted(model, questions, table, queries, world)) as lessons:
+            for chosen in lessons:
+                yield from questions.batches(batch_size, views=views, queries=chosen)
+    else:
+        yield from questions.batches(batch_size, world.rank, world.size, views, queries)
 
 
 def _answer(
-    model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch: ViewBatch, predictions: Predictions, every_step: bool
+    model: RecursiveModel,
+    questions: EvaluationSet,
+    table: GridTable,
+    batch: ViewBatch,
+    predictions: Predictions,
+    adaptation: Adaptation | None,
+    every_step: bool,
 ) -> Answer:
     """Add the model's answers to one batch of views, mapped back to the query's own frame."""
 
@@ -103,7 +134,8 @@ def _answer(
         if every_step:
             keep(rows, Answer(output.logits, output.q_halt_logits, output.carry.steps))
 
-    answer = solve(model, materialise(batch.samples, questions.store, table, with_labels=False).data, watch)
+    data = materialise(batch.samples, questions.store, table, with_labels=False).data
+    answer = solve(model, data, watch, adaptation.shift(model, data) if isinstance(adaptation, LatentSearch) else None)
     if not every_step:
         keep(torch.arange(len(answer.steps)), answer)
     return answer

@@ -62,7 +62,12 @@ class Session:
             sides = " and ".join(f"{side}x{side}" for side in (data.sides[-1], store.metadata.max_grid_size))
             raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
         if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
-            raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
+            if config.protocol.name != "test_time_training":
+                raise UserError(
+                    f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset, "
+                    "whose rows protocol=test_time_training learns"
+                )
+            model.context.start_anew(store.metadata.num_puzzle_identifiers)
         if store.metadata.content_hash == info["data"]["hash"]:
             store = store.hold_out(info["config"].get("validation"))
         if config.split == "validation" and not len(store.tasks_of("validation")):
@@ -91,6 +96,7 @@ class Session:
             self.world,
             seed=self.config.seed,
             trained_pairs=self.trained_pairs,
+            protocol=self.config.protocol,
             split=self.config.split,
             subsets=self.config.subsets,
             max_tasks=self.max_tasks,
@@ -133,6 +139,7 @@ class Session:
                 "halt_threshold": self.model.config.halt_threshold,
             },
             **config.model_dump(include={"split", "subsets", "num_views", "batch_size", "seed", "ranking", "vote_stop", "record_steps"}),
+            "adaptation": config.protocol.model_dump(),
             "max_eval_groups": self.max_tasks,
             "git_commit": checkpoint.git_commit(),
             "torch": torch.__version__,

@@ -20,11 +20,13 @@ from dataset.sources import file_source
 from dataset.store import Store
 from dataset.task import Task
 from dataset.views import EvaluationSet
-from evaluation.evaluate import records_of
+from evaluation.evaluate import AS_IT_IS, records_of
 from evaluation.inference import collect
+from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, label
 from evaluation.refinement import Step, refinements
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
+from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
 from utils import checkpoint
 from utils.device import choose_device
@@ -76,31 +78,46 @@ class Solver:
         trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
         return cls(model.to(choose_device(device, World())), DataConfig(**info["config"]["data"]), trained_pairs, path, info)
 
-    def solve(self, task: "Task | dict | str | Path", num_views: int = 8, seed: int = 0, batch_size: int = 64) -> list[list[dict]]:
+    def solve(
+        self,
+        task: "Task | dict | str | Path",
+        num_views: int = 8,
+        seed: int = 0,
+        batch_size: int = 64,
+        protocol: ProtocolConfig | None = None,
+    ) -> list[list[dict]]:
         """Per query its answers, best first: `{"grid": rows of colours, "votes": of so many views, "probability": mean halting
         probability of those views}`; empty when no view gave one.
 
-        task: in the ARC format, a file that holds one, or a `Task`; answers that it may hold are never read. Raises
+        task: in the ARC format, a file that holds one, or a `Task`; answers that it may hold are never read. protocol: what
+        is done with the demonstrations before (evaluation/protocols.py); None: nothing. Raises
         `UserError` for a malformed task, and for one larger than the model's largest canvas.
         """
-        answers = self.ask(read_task(task), num_views, seed, batch_size).answers
+        answers = self.ask(read_task(task), num_views, seed, batch_size, protocol or AS_IT_IS).answers
         return [[{"grid": c.grid.tolist(), "votes": c.votes, "probability": c.q} for c in candidates] for candidates in answers]
 
-    def ask(self, task: Task, num_views: int, seed: int, batch_size: int, with_steps: bool = False) -> Solution:
+    def ask(
+        self, task: Task, num_views: int, seed: int, batch_size: int, protocol: ProtocolConfig = AS_IT_IS, with_steps: bool = False
+    ) -> Solution:
         """The answers to every query of `task`; with_steps records `steps`, the refinement of view 0, too."""
         questions, store = self.questions(task, num_views, seed)
+        found = label(protocol, store, tasks_seen(store, questions.tasks, self.trained_pairs), 1)
+        adaptation = self._adaptation(protocol, seed, batch_size, store)
         table = store.grid_table.to(self.device)
-        predictions = collect(self.model, questions, table, batch_size, World(), every_step=with_steps)
+        predictions = collect(self.model, questions, table, batch_size, World(), adaptation=adaptation, every_step=with_steps)
         votes = predictions.vote()
-        protocol = "transductive" if len(tasks_seen(store, questions.tasks, self.trained_pairs)) else "inductive"
-        records = records_of(questions, votes, protocol)
+        records = records_of(questions, votes, found)
         for number, steps in refinements(predictions).items() if with_steps else ():
             records[number]["steps"] = steps
-        notes = self._notes(questions, num_views, protocol)
+        notes = self._notes(questions, num_views, found)
+        if adaptation is not None and not questions.can_adapt(questions.queries[0]):
+            notes.append(f"one demonstration is too few for {protocol.name}: the model answered as it is")
         answers = [votes.ranked(number) for number in range(len(questions.queries))]
-        return Solution(task, protocol, questions.views_of(questions.queries[0]), answers, records, notes)
+        return Solution(task, found, questions.views_of(questions.queries[0]), answers, records, notes)
 
-    def refine(self, task: Task, query: int, view: int = 0, num_views: int = 1, seed: int = 0) -> list[Step]:
+    def refine(
+        self, task: Task, query: int, view: int = 0, num_views: int = 1, seed: int = 0, protocol: ProtocolConfig = AS_IT_IS
+    ) -> list[Step]:
         """The refinement of one query in one of `num_views` views. Raises `UserError` when the task has no such query or view."""
         questions, store = self.questions(task, num_views, seed)
         if not 0 <= query < len(questions.queries):
@@ -108,7 +125,9 @@ class Solver:
         if view >= questions.views_of(questions.queries[query]):
             why = "a regular task has few, a model trained without augmentation has one"
             raise UserError(f"task {task.id} has no view {view} among num_views={num_views}: {why}")
-        predictions = collect(self.model, questions, store.grid_table.to(self.device), num_views, World(), every_step=True)
+        adaptation = self._adaptation(protocol, seed, num_views, store)
+        table = store.grid_table.to(self.device)
+        predictions = collect(self.model, questions, table, num_views, World(), adaptation=adaptation, every_step=True)
         return refinements(predictions, view)[query]
 
     def questions(self, task: Task, num_views: int, seed: int) -> tuple[EvaluationSet, Store]:
@@ -124,6 +143,9 @@ class Solver:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def _adaptation(self, protocol: ProtocolConfig, seed: int, batch_size: int, store: Store) -> Adaptation | None:
+        return adaptation_of(protocol, ObjectiveConfig(**self.info["config"]["objective"]), seed, batch_size, store.metadata.layout)
 
     def _notes(self, questions: EvaluationSet, num_views: int, protocol: str) -> list[str]:
         data, task, notes = self.data, questions.store.task(0), []

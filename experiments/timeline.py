@@ -28,7 +28,7 @@ def run(config: TimelineConfig) -> None:
         raise UserError(f"output={output} should end in .png; the animation is written beside it as {output.with_suffix('.gif')}")
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
-    steps = solver.refine(task, config.pair_index, config.view, config.num_views if config.view else 1, config.seed)
+    steps = solver.refine(task, config.pair_index, config.view, config.num_views if config.view else 1, config.seed, config.protocol)
     query = task.queries[config.pair_index]
     panels = draw(query.input, steps, query.output, solver.model.config.halt_max_steps, config)
     rows = [stack(panels[start : start + config.columns], axis=1) for start in range(0, len(panels), config.columns)]

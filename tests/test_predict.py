@@ -67,7 +67,7 @@ def a_task(demonstrations: int = 2, queries: int = 1, seed: int = 3, side: int =
 
 def config_for(trained, task, *overrides: str):
     values = {"checkpoint": str(trained), "task": str(task), "task_id": None, "weights": "ema", "num_views": 4, "batch_size": 64}
-    values |= {"seed": 0, "device": "cpu", "format": "text", "page": None}
+    values |= {"seed": 0, "device": "cpu", "format": "text", "page": None, "protocol": {"name": "auto"}}
     return predict.PredictConfig(**values | dict(override.split("=", 1) for override in overrides))
 
 
@@ -200,7 +200,7 @@ def test_at_most_two_attempts_stand_beside_each_other_as_far_as_the_terminal_goe
     task = Task("t", (Pair(*[np.zeros((1, 1), np.uint8)] * 2),), (Pair(np.full((3, 2), 7, np.uint8), candidates[1].grid),))
     solution = predict.Solution(task, "inductive", 9, [candidates], [], [])
     wide = predict.text(solution, coloured=False, width=200).splitlines()
-    assert wide[0] == "task t, query 0: 3 different answers in 9 views"
+    assert wide[0] == "task t, query 0: 3 different answers in 9 views, inductive"
     assert " ".join(wide[2].split()) == "input attempt 1: wrong attempt 2: right known answer"
     assert "4 of 9 votes, halting 0.250" in wide[3] and wide[4].split("    ")[0] == "7 7"
     narrow = predict.text(solution, coloured=True, width=30).splitlines()
@@ -265,6 +265,7 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
         "num_views": 1,
         "seed": 0,
         "device": "cpu",
+        "protocol": {"name": "auto"},
     }
     values |= {"pair_index": 0, "view": 0, "target": True, "diff": True, "dpi": 60, "columns": 2, "output": str(tmp_path / "t.png")}
     timeline.run(timeline.TimelineConfig(**values))
@@ -292,6 +293,7 @@ def test_frames_tell_right_wrong_and_changed():
         "num_views": 1,
         "seed": 0,
         "device": "cpu",
+        "protocol": {"name": "auto"},
         "output": "t.png",
     }
     config = timeline.TimelineConfig(**values, pair_index=0, view=0, target=True, diff=True, dpi=100, columns=1)

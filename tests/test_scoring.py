@@ -124,7 +124,7 @@ def test_stopping_votes_leaves_views_out_and_the_first_answers_as_they_are(untra
     drawn = {query: rng.choice(3, 24, p=shares[query % 3]) for query in range(len(questions.queries))}
     logit = {query: rng.normal(3, 1, 24) for query in range(len(questions.queries))}
 
-    def answer(model, questions, table, batch, kept, every_step):
+    def answer(model, questions, table, batch, kept, adaptation, every_step):
         for query, view in zip(batch.query[: batch.valid].tolist(), batch.view[: batch.valid].tolist(), strict=True):
             kept.add(query, view, 1, (A, B, C)[drawn[query][view]], float(np.float32(logit[query][view])))
 
