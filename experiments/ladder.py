@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -41,8 +42,9 @@ class Expected(Config):
 
 
 class Recipe(Config):
-    """One row of a table. based_on: another recipe, whose rung, data, overrides, evaluation and subsets hold where this one
-    names none, and whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py.
+    """One row of a table. based_on: another recipe, whose rung, data, evaluation, subsets and protocols hold where this one
+    names none, and whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. protocols: those
+    of evaluate.py, each asked all subsets. expected: pass@1 by subset, under the first of the protocols.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Recipe(Config):
     overrides: list[str] = Field(default_factory=list)
     evaluation: list[str] = Field(default_factory=list)
     subsets: list[str] = Field(default_factory=list)
+    protocols: list[str] = Field(default_factory=list)
     expected: dict[str, Expected] = Field(default_factory=dict)
 
 
@@ -69,7 +72,7 @@ class Ladder(Config):
         if own.based_on is None:
             return own
         base = self.recipe(own.based_on)
-        inherited = {key: getattr(own, key) or getattr(base, key) for key in ("rung", "data", "evaluation", "subsets")}
+        inherited = {key: getattr(own, key) or getattr(base, key) for key in ("rung", "data", "evaluation", "subsets", "protocols")}
         return own.model_copy(update={**inherited, "overrides": [*base.overrides, *own.overrides]})
 
 
@@ -113,7 +116,7 @@ class Result:
     @property
     def key(self) -> tuple:
         """What there is only one line of."""
-        return self.recipe, self.split, self.control, self.metric, *self.seeds
+        return self.recipe, self.split, self.protocol, self.control, self.metric, *self.seeds
 
 
 def read_results(path: Path = RESULTS) -> list[Result]:
@@ -137,11 +140,11 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
     overrides = [f"data.path={data}", f"seed={seed}", f"run_name={folder.name}", f"output_dir={options.output_dir}"]
     _python("pretrain_etrm.py", *recipe.overrides, *overrides, *options.overrides)
     seconds = _training_seconds(folder)
-    for subset in recipe.subsets:
-        asked = folder / "evaluations" / subset
+    for protocol, subset in product(recipe.protocols, recipe.subsets):
+        asked = folder / "evaluations" / f"{protocol}-{subset}"
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
-            _python("evaluate.py", f"checkpoint={folder}", *recipe.evaluation, *arguments)
+            _python("evaluate.py", f"checkpoint={folder}", f"protocol={protocol}", *recipe.evaluation, *arguments)
         found = read_json(asked / "results.json")
         for score in found["scores"]:
             if score["metric"] in METRICS:
@@ -191,12 +194,14 @@ def append(results: list[Result], path: Path = RESULTS) -> None:
 
 def keeps_promise(result: Result, recipe: Recipe) -> bool:
     """Whether a score is what the recipe expects; prints it either way."""
-    expected = recipe.expected.get(result.split) if result.control == "none" and result.metric == METRICS[0] else None
+    promised = result.control == "none" and result.metric == METRICS[0] and result.protocol == recipe.protocols[0]
+    expected = recipe.expected.get(result.split) if promised else None
     kept = expected is None or abs(result.value - expected.value) <= expected.tolerance
     promise = f"; expected {expected.value:g} +- {expected.tolerance:g}" if expected else ""
     interval = f"[{result.ci_low:.3f}, {result.ci_high:.3f}], n {result.n}"
     who = "model" if result.control == "none" else result.control
-    print(f"{'ok  ' if kept else 'FAIL'} {result.recipe} {result.split}, {who}: {result.metric} {result.value:.3f} {interval}{promise}")
+    asked = f"{result.recipe} {result.split}, {result.protocol}, {who}"
+    print(f"{'ok  ' if kept else 'FAIL'} {asked}: {result.metric} {result.value:.3f} {interval}{promise}")
     return kept
 
 

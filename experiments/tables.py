@@ -1,8 +1,8 @@
 """Make the tables of the documents from results.jsonl: python -m experiments.tables [--check]
 
 A document says where a table goes with a comment, `<!-- ladder: RECIPE ... -->` to `<!-- ladder end -->`; what is between the two is
-replaced. A row is a recipe, a column a subset: pass@1 of the model, its controls behind it. The value is the mean over seeds, the
-interval reaches from the lowest to the highest bound of the seeds' own 95 % intervals.
+replaced. A row is a recipe under one protocol, a column a subset: pass@1 of the model, its controls behind it. The value is the
+mean over seeds, the interval reaches from the lowest to the highest bound of the seeds' own 95 % intervals.
 """
 
 import re
@@ -20,14 +20,15 @@ PLACE = re.compile(r"(<!-- ladder: (.*?) -->\n).*?(<!-- ladder end -->)", re.DOT
 def table(names: list[str], ladder: Ladder, results: list[Result]) -> str:
     """Markdown rows of recipes; those without results say so."""
     subsets = list(dict.fromkeys(subset for name in names for subset in ladder.recipe(name).subsets))
-    lines = ["| recipe | " + " | ".join(subsets) + " | seeds | training s |", "|---" * (len(subsets) + 3) + "|"]
-    for name in names:
-        own = [result for result in results if result.recipe == name and result.metric == METRICS[0]]
-        seeds = {seed for result in own for seed in result.seeds}
+    lines = ["| recipe | protocol | " + " | ".join(subsets) + " | seeds | training s |", "|---" * (len(subsets) + 4) + "|"]
+    rows = [(name, protocol) for name in names for protocol in ladder.recipe(name).protocols]
+    for name, protocol in rows:
+        own = [r for r in results if (r.recipe, r.protocol, r.metric) == (name, protocol, METRICS[0])]
         seconds = {result.seeds[0]: result.wall_seconds for result in own}
         cells = [_cell([result for result in own if result.split == subset]) for subset in subsets]
         mean = f"{sum(seconds.values()) / len(seconds):.0f}" if seconds else ""
-        lines.append(f"| `{name}`: {ladder.recipes[name].title} | " + " | ".join(cells) + f" | {len(seeds)} | {mean} |")
+        row = [f"`{name}`: {ladder.recipes[name].title}", protocol.replace("_", " "), *cells, str(len(seconds)), mean]
+        lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -59,21 +59,25 @@ def test_results_are_appended_once_and_the_last_of_equals_counts(tmp_path):
 def test_a_table_shows_the_mean_over_seeds_the_widest_interval_and_the_controls():
     recipes = Ladder(
         datasets={"d": "m"},
-        recipes={name: {"title": name.upper(), "rung": "a", "data": "d", "subsets": ["test"]} for name in ("r", "none")},
+        recipes={
+            name: {"title": name.upper(), "rung": "a", "data": "d", "subsets": ["test"], "protocols": ["inductive"]}
+            for name in ("r", "none")
+        },
     )
     results = [RESULT, replace(RESULT, value=0.7, ci_low=0.6, ci_high=0.8, seeds=[1])]
     results += [replace(RESULT, control="query_only", value=0.1), replace(RESULT, metric="ARC/pass@2", value=0.9)]
     text = "before\n<!-- ladder: r none -->\nold\n<!-- ladder end -->\nafter\n"
     filled = fill(text, recipes, results)
-    assert "| `r`: R | 0.600 [0.400, 0.800], n 100; 0.100, - | 2 | 12 |" in filled
-    assert "| `none`: NONE | not measured | 0 |  |" in filled
+    assert "| `r`: R | inductive | 0.600 [0.400, 0.800], n 100; 0.100, - | 2 | 12 |" in filled
+    assert "| `none`: NONE | inductive | not measured | 0 |  |" in filled
     assert "old" not in filled and filled.startswith("before\n") and filled.endswith("after\n")
     assert fill(filled, recipes, results) == filled
 
 
 def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, monkeypatch, capsys):
     overrides = [*TINY, "train_steps=2", "data.max_demos=2"]
-    recipe = {"title": "t", "rung": "a", "data": "d", "subsets": ["b"], "overrides": overrides, "evaluation": ["num_views=1"]}
+    recipe = {"title": "t", "rung": "a", "data": "d", "subsets": ["b"], "overrides": overrides, "protocols": ["inductive"]}
+    recipe["evaluation"] = ["num_views=1"]
     recipe["expected"] = {"b": {"value": 1.0, "tolerance": 0.1}}
     OmegaConf.save({"datasets": {"d": "no.such.builder"}, "recipes": {"r": recipe}}, tmp_path / "ladder.yaml")
     shutil.copytree(fewshot.path, tmp_path / "data" / "ladder-d")
@@ -83,7 +87,7 @@ def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, mo
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
             ladder.main()
-        assert ended.value.code == 1 and "FAIL r b, model: ARC/pass@1 0.000" in capsys.readouterr().out
+        assert ended.value.code == 1 and "FAIL r b, inductive, model: ARC/pass@1 0.000" in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {(line["control"], line["metric"]) for line in lines} == {
         (control, metric) for control in ("none", "query_only", "shuffled_demonstrations") for metric in ladder.METRICS
