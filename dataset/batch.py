@@ -27,7 +27,7 @@ class DataConfig(Config):
     canvas: Literal["task", "full"]
     buckets: list[int]
     canvas_margin: NonNegativeInt
-    augmentation: Literal["none", "table", "random"]
+    augmentation: Literal["none", "table", "random", "colours"]
     translate: bool
     query_sampling: Literal["any", "test"]
     min_demos: PositiveInt

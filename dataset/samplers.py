@@ -126,7 +126,9 @@ class Sampler:
         elif self.config.augmentation == "random":
             views = self.store.game.views(rng, len(tasks), side)
         else:
-            views = Views(np.zeros(len(tasks), np.int64), augment.identity_colours(len(tasks)))
+            recoloured = self.config.augmentation == "colours"
+            colours = augment.random_colours(rng, len(tasks)) if recoloured else augment.identity_colours(len(tasks))
+            views = Views(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(rows)
 
     def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
@@ -179,7 +181,9 @@ class PuzzleSampler(Sampler):
     """Single pairs with a puzzle identifier (TRM): all pairs of training tasks, the demonstrations of evaluation tasks."""
 
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
-        if config.augmentation == "random" and store.metadata.layout == "puzzle":
+        if config.augmentation == "colours" and store.metadata.game != "arc":
+            raise UserError(f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}")
+        if config.augmentation in ("random", "colours") and store.metadata.layout == "puzzle":
             raise UserError("one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none")
         super().__init__(store, config, *arguments, **named)
 

@@ -60,9 +60,9 @@ class EvaluationSet:
         max_tasks: int | None = None,
         subsets: list[str] | None = None,
     ):
-        # A model trained without augmentation has no puzzle rows for other views, and has never seen one. A game's puzzle
+        # A model trained without turned grids has no puzzle rows for other views, and has never seen one. A game's puzzle
         # is asked once: its score is the model's own, as in the ancestors.
-        self.num_views = num_views if config.augmentation != "none" and store.metadata.layout != "pairs" else 1
+        self.num_views = num_views if config.augmentation not in ("none", "colours") and store.metadata.layout != "pairs" else 1
         self.store, self.config, self.control = store, config, control
         self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)

@@ -170,7 +170,7 @@ def evaluate(
     if pairs:
         notes.append("every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control")
     elif questions.num_views < config.num_views:
-        notes.append(f"one view instead of {config.num_views}: the model was trained without augmentation")
+        notes.append(f"one view instead of {config.num_views}: the model was trained without turned grids")
     if questions.truncated:
         notes.append(
             f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used"
