@@ -24,6 +24,7 @@ from models.latent_search import LeaveOneOut, search
 from models.losses import ObjectiveConfig
 from tests.conftest import random_task, write_store
 from tests.test_predict import untrained
+from tests.test_report import embedded
 from tests.test_training import ALONE, CPU, Trainer
 from training.step import train_step
 from utils.distributed import World
@@ -346,3 +347,21 @@ def test_searches_of_a_large_batch_are_cut_into_portions(memory):
     data = episodes(trainer, 2)
     whole, cut = (LatentSearch(SEARCH, trainer.config.objective, 0, rows).shift(model, data) for rows in (64, 4))
     torch.testing.assert_close(whole, cut, rtol=1e-3, atol=1e-4)
+
+
+def test_an_evaluation_writes_what_its_page_shows(fewshot, tmp_path):
+    """The page has the run's curves, the map of contexts, and the answers after every ACT step; so has per_example.jsonl."""
+    run = tmp_path / "run"
+    checkpoint = untrained(fewshot, run / "checkpoints")
+    (run / "metrics.jsonl").write_text('{"step": 1, "train/lm_loss": 2.0}\n{"step": 2, "train/lm_loss": 1.0}\n')
+    keys = [f"checkpoint={checkpoint}", "num_views=2", "controls=[]", "device=cpu", "save_predictions=true", "record_steps=true"]
+    session = Session.open(compose.load(EvaluateConfig, "evaluate", [*keys, "protocol=latent_search", "protocol.steps=1"]))
+    session.write(tmp_path / "out", session.evaluate(), 1.0)
+    records = [json.loads(line) for line in (tmp_path / "out" / "per_example.jsonl").read_text().splitlines()]
+    assert {len(record["steps"]) for record in records} == {session.model.config.halt_max_steps}
+    assert {record["protocol"] for record in records} == {"latent_search"}
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["adaptation"]["name"] == results["protocol"] == "latent_search" and results["adaptation"]["steps"] == 1
+    shown = embedded(tmp_path / "out" / "report.html")
+    assert shown["curves"] == {"train/lm_loss": [[1, 2], [2, 1]]}
+    assert set(shown["map"]["points"]) == {record["task"] for record in records} and shown["records"][0]["steps"]
