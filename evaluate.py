@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from config.compose import launch
 from config.schema import EvaluateConfig
-from evaluation.evaluate import Evaluation, write_files
+from evaluation.evaluate import Evaluation
 from evaluation.predictions import FILE
 from evaluation.session import Session
 from utils import distributed
@@ -31,8 +31,7 @@ def run(config: EvaluateConfig) -> None:
         evaluation = session.evaluate(report=bar.update)
     if session.world.is_main:
         folder = session.folder()
-        about = {**session.about(), "seconds": round(time.monotonic() - started, 2)}
-        write_files(folder, evaluation, about, with_report=config.report, with_predictions=config.save_predictions)
+        session.write(folder, evaluation, time.monotonic() - started)
         print(table(evaluation, config))
         also = [name for name, wanted in ((FILE, config.save_predictions), ("report.html", config.report)) if wanted]
         print(f"{folder}: {', '.join(['results.json', 'per_example.jsonl', 'submission.json', *also])}")

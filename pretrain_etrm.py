@@ -20,6 +20,7 @@ from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation import pictures
 from evaluation.evaluate import evaluate
+from evaluation.report import read_metrics, training_curves
 from models.core import DataSizes
 from models.pretrained import load_decoder
 from models.trm import build_model, count_parameters
@@ -36,6 +37,7 @@ from utils.distributed import World
 from utils.environment import append_start, environment, peak_memory_gb
 from utils.errors import Stopped, UserError, nearest, reports_user_errors
 from utils.files import write_atomically, write_json
+from utils.images import write_curves
 from utils.logging import RunLogger
 from utils.signals import StopRequest
 
@@ -108,6 +110,8 @@ def train(config: PretrainConfig) -> None:
         stopped_by = loop(state, config, settings, store, sampler, logger, device, info)
     finally:
         logger.close()
+    if world.is_main:
+        write_curves(folder / "curves.png", training_curves(read_metrics(folder / "metrics.jsonl")))
     distributed.close()
     where = f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}"
     if stopped_by:

@@ -1,13 +1,15 @@
-"""Types and cross-field rules of a training run and of an evaluation. The values stand in the YAML files beside this."""
+"""Types and cross-field rules of a training run, of an evaluation and of questions. The YAML files hold the values."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
+from config.base import Config
 from dataset.batch import DataConfig
 from dataset.store import Layout
 from dataset.task import MAX_SIDE
 from evaluation.evaluate import EvaluationConfig
+from evaluation.protocols import ProtocolConfig, protocol_config
 from models.context import EncoderConfig
 from models.core import ArchConfig
 from models.encoders import ENCODERS
@@ -22,6 +24,10 @@ from utils.logging import LoggingConfig
 def layouts_of(encoder: Any) -> tuple[Layout, ...]:
     """The dataset layouts a model can read: an encoder reads episodes, puzzle rows need a dataset with identifiers."""
     return ("fewshot",) if encoder else ("puzzle", "pairs")
+
+
+def _protocol(value: Any) -> Any:
+    return protocol_config(value) if isinstance(value, dict) else value
 
 
 class PretrainConfig(OptimConfig, PretrainedConfig):
@@ -96,6 +102,9 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
             for name in ("reconstruct", "contrastive"):
                 if objective.weight(name):
                     raise ValueError(f"mode=cached with objective.{name}_weight={objective.weight(name)} would not starve the encoder")
+        if self.latent_step_from is not None and (self.encoder is None or mode.name == "cached"):
+            why = "mode=cached keeps the first context" if self.encoder else "needs an encoder, whose context it moves"
+            raise ValueError(f"latent_step_from={self.latent_step_from}: {why}")
         if objective.contrastive_weight and self.micro_batch_size is not None:
             raise ValueError(
                 f"objective.contrastive_weight={objective.contrastive_weight} compares all samples of a batch,"
@@ -160,6 +169,7 @@ class EvaluateConfig(EvaluationConfig):
 
     checkpoint: str
     weights: Literal["ema", "raw"]
+    protocol: SerializeAsAny[ProtocolConfig]
     data_path: str | None
     split: Literal["test", "train", "validation"]
     subsets: list[str] | None
@@ -173,6 +183,8 @@ class EvaluateConfig(EvaluationConfig):
     save_predictions: bool
     record_steps: bool
 
+    _typed_protocol = field_validator("protocol", mode="before")(_protocol)
+
     @model_validator(mode="after")
     def _check_predictions(self) -> "EvaluateConfig":
         if self.record_steps and not self.save_predictions:
@@ -180,3 +192,43 @@ class EvaluateConfig(EvaluationConfig):
         if self.save_predictions and self.vote_stop:
             raise ValueError("save_predictions=true keeps every view's answer, and vote_stop=true would leave views out")
         return self
+
+
+class AskConfig(Config):
+    """Which checkpoint is asked which task."""
+
+    checkpoint: str
+    task: str
+    task_id: str | None
+    weights: Literal["ema", "raw"]
+    protocol: SerializeAsAny[ProtocolConfig]
+    num_views: PositiveInt
+    seed: NonNegativeInt
+    device: Literal["auto", "cpu", "cuda"]
+
+    _typed_protocol = field_validator("protocol", mode="before")(_protocol)
+
+    @field_validator("task_id", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
+
+
+class PredictConfig(AskConfig):
+    """Answers to one task (config/predict.yaml)."""
+
+    batch_size: PositiveInt
+    format: Literal["text", "json"]
+    page: str | None
+
+
+class TimelineConfig(AskConfig):
+    """Pictures of one answer's refinement (config/timeline.yaml)."""
+
+    pair_index: NonNegativeInt
+    view: NonNegativeInt
+    target: bool
+    diff: bool
+    dpi: Annotated[int, Field(ge=20, le=600)]
+    columns: PositiveInt
+    output: str

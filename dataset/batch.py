@@ -27,7 +27,7 @@ class DataConfig(Config):
     canvas: Literal["task", "full"]
     buckets: list[int]
     canvas_margin: NonNegativeInt
-    augmentation: Literal["none", "table", "random"]
+    augmentation: Literal["none", "table", "random", "colours"]
     translate: bool
     query_sampling: Literal["any", "test"]
     min_demos: PositiveInt
@@ -137,6 +137,24 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         data["demo_labels"] = tokens[:, first + count :].masked_fill(empty, canvas.PAD)
         data["demo_mask"] = mask
     return Batch(samples.cell, data)
+
+
+def leave_one_out(data: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """Each demonstration of each sample as the query of the others: rows (B * K, ...) in the order of samples, and which of
+    them count (B, K), those with a demonstration to ask and another one to show. The queries of `data` are not read."""
+    mask = data["demo_mask"]
+    batch, count = mask.shape
+    apart = ~torch.eye(count, dtype=torch.bool, device=mask.device)
+    others = (mask[:, None] & apart).flatten(0, 1)  # (B * K, K)
+    rows = {name: value.repeat_interleave(count, dim=0) for name, value in data.items()}
+    rows |= {
+        "inputs": data["demo_inputs"].flatten(0, 1),
+        "labels": canvas.labels_of(data["demo_labels"].flatten(0, 1)),
+        "demo_inputs": rows["demo_inputs"].masked_fill(~others[:, :, None], canvas.PAD),
+        "demo_labels": rows["demo_labels"].masked_fill(~others[:, :, None], canvas.PAD),
+        "demo_mask": others,
+    }
+    return rows, mask & (others.view(batch, count, count).any(-1))
 
 
 def task_sides(store: Store, config: DataConfig) -> np.ndarray:

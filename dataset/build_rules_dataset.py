@@ -1,6 +1,6 @@
 """Generate few-shot tasks with held-out rules: python -m dataset.build_rules_dataset --output-dir data/rules
 
-A rule is one stage or two, each of a family of `dataset.rules`. The demonstrations of every task determine its answer: no
+A rule is one stage or two, each of a family of `dataset.rule_families`. The demonstrations of every task determine its answer: no
 rule of one or two stages of the families that take part fits them and answers the query otherwise. No rule of fewer stages
 fits a task of two, no other family one of a single stage; no held-out rule of as many stages explains a training task, and
 no trained one a task of the last two splits. All grids are new, no pair occurs in both training and evaluation:
@@ -24,14 +24,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
 from dataset import store
 from dataset.leaks import find_leaks
-from dataset.rules import FAMILIES, Library, Rule, Stages, apply, describe, draw_inputs, stages_of
+from dataset.rule_families import FAMILIES
+from dataset.rules import Library, Rule, Stages, apply, describe, draw_inputs, stages_of
 from dataset.task import MAX_SIDE, Pair, Task
 from utils.errors import UserError, reports_user_errors
 
@@ -43,23 +44,35 @@ MIN_RULES = 48
 MAX_DRAWS = 1000
 DRAWS_PER_RULE = 20
 QUERIES = {1: 1, 2: 8}  # candidates per draw by --stages: what the demonstrations allow is found once for all of them
-CHUNK = 16
+AT_ONCE = 512
+CHECKED_AT_ONCE = 16
 
 Job = tuple[str, int, Rule | None]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is generated. `held_out_compositions` are unordered pairs of families."""
+    """What is generated. `held_out_compositions` are pairs of families in alphabetical order, which stand for both orders."""
 
     families: tuple[str, ...]
     held_out_families: tuple[str, ...]
-    held_out_compositions: tuple[frozenset[str], ...]
+    held_out_compositions: tuple[Stages, ...]
     stages: int
     rows: tuple[int, int]
     columns: tuple[int, int]
     demonstrations: int
     seed: int
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Grids of a rule, the demonstrations before the queries, which queries are worth asking, and which of its job's draws it is."""
+
+    rule: Rule
+    inputs: np.ndarray
+    outputs: np.ndarray
+    good: np.ndarray
+    number: int
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Generator:
         self.library = library = Library(list(plan.families), plan.stages, plan.rows, plan.columns)
         training = [name for name in plan.families if name not in plan.held_out_families]
         pairs = [(a, b) for a in training for b in training if plan.stages == 2 and a != b and self._composes(a, b)]
-        held_out = [pair for pair in pairs if frozenset(pair) in plan.held_out_compositions]
+        held_out = [pair for pair in pairs if tuple(sorted(pair)) in plan.held_out_compositions]
         trained: list[list[Stages]] = [[(name,) for name in training], [pair for pair in pairs if pair not in held_out]]
         self.trained = {stages for group in trained for stages in group}
         self._kept_from_training = set(plan.held_out_families), set(plan.held_out_compositions)
@@ -108,7 +121,9 @@ class Generator:
 
     def held_out(self, rule: Rule) -> bool:
         """Whether a rule of training families is kept for `test_rules`."""
-        key = self.library.key(rule)
+        return self._holds_out(self.library.key(rule))
+
+    def _holds_out(self, key: bytes) -> bool:
         digest = hashlib.sha256(self.plan.seed.to_bytes(8, "little") + key).digest()
         return key not in self._always_trained and int.from_bytes(digest[:8], "little") % HELD_OUT_RULES == 0
 
@@ -117,65 +132,85 @@ class Generator:
         if split in ("test_compositions", "test_families"):
             return explanation in self.trained
         families, compositions = self._kept_from_training
-        return bool(families & set(explanation)) or frozenset(explanation) in compositions
+        return bool(families & set(explanation)) or tuple(sorted(explanation)) in compositions
 
-    def make(self, job: Job) -> Made:
-        """The task of a job: a split, its number there, and its rule, if it is given one.
+    def make(self, jobs: list[Job]) -> list[Made]:
+        """The tasks of jobs. A job is a split, the task's number there, and its rule, if it is given one; no other job matters.
 
         One stage and two stages take turns, and so do the families. Raises `UserError` if no draw is determined.
         """
+        draws = [self._draws(job) for job in jobs]
+        made: list[Made | None] = [None] * len(jobs)
+        while waiting := [i for i, task in enumerate(made) if task is None]:
+            # A check of many draws costs hardly more than one of a few; and what cannot be made fails in its first task, soon.
+            share = {i: -(-CHECKED_AT_ONCE // len(waiting)) for i in waiting} | {waiting[0]: CHECKED_AT_ONCE}
+            drawn = [(i, draw) for i in waiting for draw in islice(draws[i], share[i])]
+            for i in sorted(set(waiting) - {i for i, _ in drawn}):
+                raise UserError(
+                    f"{'+'.join(self._stages_of(jobs[i]))} on {_span(self.plan.rows)} x {_span(self.plan.columns)} grids: "
+                    f"{self.plan.demonstrations} demonstrations did not determine the answer in {MAX_DRAWS} draws; use larger grids, "
+                    "more demonstrations or other --families"
+                )
+            queries = self._determined([(jobs[i][0], draw) for i, draw in drawn])
+            for (i, draw), query in zip(drawn, queries, strict=True):
+                if made[i] is None and query is not None:
+                    *demonstrations, asked = [Pair(draw.inputs[n], draw.outputs[n]) for n in (*range(self.plan.demonstrations), query)]
+                    made[i] = Made(draw.rule, tuple(demonstrations), asked, draw.number)
+        return made
+
+    def _stages_of(self, job: Job) -> Stages:
         split, number, given = job
-        rng = np.random.default_rng([self.plan.seed, *split.encode(), number, given is not None])
         groups = [group for group in self.stages[split] if group]
         group = groups[number % len(groups)]
-        stages = group[number // len(groups) % len(group)] if given is None else stages_of(given)
+        return group[number // len(groups) % len(group)] if given is None else stages_of(given)
+
+    def _draws(self, job: Job) -> Iterator[Draw]:
+        split, number, given = job
+        rng = np.random.default_rng([self.plan.seed, *split.encode(), number, given is not None])
         for draw in range(MAX_DRAWS):
             if draw % DRAWS_PER_RULE == 0:
-                rule = given or self._draw_rule(rng, split, stages)
-            pairs = self._draw_pairs(rng, rule, split)
-            if pairs:
-                return Made(rule, tuple(pairs[:-1]), pairs[-1], draw + 1)
-        raise UserError(
-            f"{'+'.join(stages)} on {_span(self.plan.rows)} x {_span(self.plan.columns)} grids: {self.plan.demonstrations} demonstrations "
-            f"did not determine the answer in {MAX_DRAWS} draws; use larger grids, more demonstrations or other --families"
-        )
+                rule = given or self._draw_rule(rng, split, self._stages_of(job))
+            yield self._draw(rng, rule, draw + 1)
 
     def _draw_rule(self, rng: np.random.Generator, split: str, stages: Stages) -> Rule:
         for _ in range(MAX_DRAWS):
             rule = self.library.draw(rng, stages)
-            if len(rule) == 2 and self.library.key(rule) in self.library.single_keys:
+            key = self.library.key(rule)
+            if len(rule) == 2 and key in self.library.single_keys:
                 continue
-            if split not in ("train", "test_rules") or self.held_out(rule) == (split == "test_rules"):
+            if split not in ("train", "test_rules") or self._holds_out(key) == (split == "test_rules"):
                 return rule
         raise UserError(f"{'+'.join(stages)}: found no rule for {split} in {MAX_DRAWS} draws")
 
-    def _draw_pairs(self, rng: np.random.Generator, rule: Rule, split: str) -> list[Pair] | None:
-        """Demonstrations and a query that they determine, or None if this draw has none."""
-        count, stages = self.plan.demonstrations, stages_of(rule)
+    def _draw(self, rng: np.random.Generator, rule: Rule, number: int) -> Draw:
+        """New grids, with no good query if the demonstrations show nothing, change nothing or are not all different."""
+        count = self.plan.demonstrations
         shape = tuple(rng.integers(low, high + 1) for low, high in (self.plan.rows, self.plan.columns))
         inputs = draw_inputs(rng, rule, count, QUERIES[self.plan.stages], shape)
         outputs = np.ascontiguousarray(apply(rule, inputs))
         shows = inputs.any(axis=(1, 2)) & outputs.any(axis=(1, 2))
         changes = (inputs != outputs).any(axis=(1, 2)) if inputs.shape == outputs.shape else np.ones(len(inputs), bool)
         shown = {grid.tobytes() for grid in inputs[:count]}
-        if not shows[:count].all() or not changes[:count].any() or len(shown) < count:
-            return None
         good = (shows & changes)[count:] & [grid.tobytes() not in shown for grid in inputs[count:]]
-        if not good.any():
-            return None
-        single, determined = self.library.explanations(inputs, outputs, count, 1)
-        if single != ({stages} if len(stages) == 1 else set()):
-            return None
-        good = np.flatnonzero(good & determined)
-        if self.library.stages == 2 and len(good):
-            asked = [*range(count), *(count + good)]
-            double, determined = self.library.explanations(inputs[asked], outputs[asked], count, 2)
-            if any(self._wrong_side(split, explanation) for explanation in double if len(stages) == 2 or split == "test_families"):
-                return None
-            good = good[determined]
-        if not len(good):
-            return None
-        return [Pair(inputs[i], outputs[i]) for i in (*range(count), count + good[0])]
+        return Draw(rule, inputs, outputs, good & (shows[:count].all() and changes[:count].any() and len(shown) == count), number)
+
+    def _determined(self, drawn: list[tuple[str, Draw]]) -> list[int | None]:
+        """Of each draw for a split the first good query that its demonstrations determine, counted from them on, or None."""
+        count = self.plan.demonstrations
+        good = [draw.good for _, draw in drawn]
+        for stages in range(1, self.library.stages + 1):
+            asked = [i for i, queries in enumerate(good) if queries.any()]
+            cases = [(drawn[i][1].inputs, drawn[i][1].outputs) for i in asked]
+            for i, (found, determined) in zip(asked, self.library.explanations(cases, count, stages), strict=True):
+                good[i] = good[i] & determined & self._admits(*drawn[i], found, stages)
+        return [count + int(queries.argmax()) if queries.any() else None for queries in good]
+
+    def _admits(self, split: str, draw: Draw, found: set[Stages], stages: int) -> bool:
+        """Whether a draw's rule may be explained by all `found` of so many stages."""
+        own = stages_of(draw.rule)
+        if stages == 1:
+            return found == ({own} if len(own) == 1 else set())
+        return not any(self._wrong_side(split, explanation) for explanation in found if len(own) == 2 or split == "test_families")
 
 
 def _span(sides: tuple[int, int]) -> str:
@@ -190,18 +225,23 @@ def _start(plan: Plan) -> None:
     _generator = Generator(plan)
 
 
-def _make(job: Job) -> Made:
-    return _generator.make(job)
+def _make(jobs: list[Job]) -> list[Made]:
+    return _generator.make(jobs)
 
 
 @contextmanager
 def workers(generator: Generator, count: int) -> Iterator[Callable[[list[Job]], list[Made]]]:
     """A function that makes the tasks of jobs, in their order, in `count` processes."""
+
+    def parts(jobs: list[Job]) -> list[list[Job]]:
+        size = min(AT_ONCE, -(-len(jobs) // count))
+        return [jobs[start : start + size] for start in range(0, len(jobs), size)]
+
     if count == 1:
-        yield lambda jobs: [generator.make(job) for job in jobs]
+        yield lambda jobs: list(chain.from_iterable(map(generator.make, parts(jobs))))
         return
     with multiprocessing.Pool(count, _start, (generator.plan,)) as pool:
-        yield partial(pool.map, _make, chunksize=CHUNK)
+        yield lambda jobs: list(chain.from_iterable(pool.imap(_make, parts(jobs))))
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -266,8 +306,8 @@ def read_plan(options: argparse.Namespace) -> Plan:
         raise UserError("--held-out-compositions needs --stages 2")
     pairs = []
     for text in compositions:
-        pair = frozenset(text.split("+"))
-        if text.count("+") != 1 or len(pair) != 2 or not pair <= set(training):
+        pair = tuple(sorted(text.split("+")))
+        if len(set(pair)) != 2 or len(pair) != 2 or not set(pair) <= set(training):
             raise UserError(f"--held-out-compositions: '{text}' is not FAMILY+FAMILY of two training families ({', '.join(training)})")
         pairs.append(pair)
     return Plan(

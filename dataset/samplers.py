@@ -33,6 +33,14 @@ def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
     return slice(rank * local, (rank + 1) * local)
 
 
+def random_offsets(store: Store, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+    """(B, 2) one translation per sample, shared by all its grids, those of pairs (B, n), which stay on the canvas."""
+    grids = np.concatenate([store.pair_input[pairs], store.pair_output[pairs]], axis=1)
+    extent = store.shapes[grids].max(axis=1)  # (B, 2)
+    extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
+    return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class _Choice:
     """The tasks of one cell and the cumulative probability of each."""
@@ -118,17 +126,15 @@ class Sampler:
         elif self.config.augmentation == "random":
             views = self.store.game.views(rng, len(tasks), side)
         else:
-            views = Views(np.zeros(len(tasks), np.int64), augment.identity_colours(len(tasks)))
+            recoloured = self.config.augmentation == "colours"
+            colours = augment.random_colours(rng, len(tasks)) if recoloured else augment.identity_colours(len(tasks))
+            views = Views(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(rows)
 
     def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
-        """(B, 2) one translation per sample, shared by all its grids: pairs (B, n)."""
         if not self.config.translate:
             return np.zeros((len(pairs), 2), np.int64)
-        grids = np.concatenate([self.store.pair_input[pairs], self.store.pair_output[pairs]], axis=1)
-        extent = self.store.shapes[grids].max(axis=1)  # (B, 2)
-        extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
-        return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
+        return random_offsets(self.store, rng, cell, pairs, transform)
 
 
 class EpisodeSampler(Sampler):
@@ -175,7 +181,9 @@ class PuzzleSampler(Sampler):
     """Single pairs with a puzzle identifier (TRM): all pairs of training tasks, the demonstrations of evaluation tasks."""
 
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
-        if config.augmentation == "random" and store.metadata.layout == "puzzle":
+        if config.augmentation == "colours" and store.metadata.game != "arc":
+            raise UserError(f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}")
+        if config.augmentation in ("random", "colours") and store.metadata.layout == "puzzle":
             raise UserError("one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none")
         super().__init__(store, config, *arguments, **named)
 

@@ -60,9 +60,9 @@ class EvaluationSet:
         max_tasks: int | None = None,
         subsets: list[str] | None = None,
     ):
-        # A model trained without augmentation has no puzzle rows for other views, and has never seen one. A game's puzzle
+        # A model trained without turned grids has no puzzle rows for other views, and has never seen one. A game's puzzle
         # is asked once: its score is the model's own, as in the ancestors.
-        self.num_views = num_views if config.augmentation != "none" and store.metadata.layout != "pairs" else 1
+        self.num_views = num_views if config.augmentation not in ("none", "colours") and store.metadata.layout != "pairs" else 1
         self.store, self.config, self.control = store, config, control
         self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)
@@ -75,7 +75,7 @@ class EvaluationSet:
 
     def answer_fits(self, query: Query) -> bool:
         """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""
-        side = smallest_bucket(self.sides[query.task], self.config.sides)
+        side = self.side_of(query)
         return side is not None and int(self.store.pair_side[query.pair, 1]) <= side
 
     def batches(
@@ -100,6 +100,34 @@ class EvaluationSet:
         """(dihedral, colours) of a query's view, to undo it in a prediction."""
         transform, colours, _ = self._views[query.task]
         return int(transform[number]), colours[number]
+
+    def told(self, query: Query) -> tuple[tuple[int, ...], np.ndarray]:
+        """What the model is told of a query's task: the pairs in its demonstration slots, and each view's identifier (V,)."""
+        demos, identifier = query.demos, self._views[query.task][2]
+        if query.task in self._donors:
+            donor, demos = self._donors[query.task]
+            donor_rows = self._views[donor][2]
+            identifier = donor_rows[np.arange(len(identifier)) % len(donor_rows)]
+        return demos, np.full_like(identifier, BLANK_ID) if self.control == "query_only" else identifier
+
+    def demonstrations(self, query: Query) -> tuple[int, ...]:
+        """The pairs that a model may learn the query's task from: those it is told, or for a puzzle's row those of its task;
+        none for the control `query_only`."""
+        if self.control == "query_only":
+            return ()
+        if self.store.metadata.layout == "fewshot":
+            return self.told(query)[0]
+        task = self._donors[query.task][0] if query.task in self._donors else query.task
+        first = int(self.store.task_pairs[task])
+        return tuple(range(first, first + int(self.store.task_demonstrations[task])))
+
+    def can_adapt(self, query: Query) -> bool:
+        """Whether those are enough to learn from: a puzzle's row needs one, and an episode one to ask and one to show."""
+        return len(self.demonstrations(query)) >= (2 if self.store.metadata.layout == "fewshot" else 1)
+
+    def side_of(self, query: Query) -> int | None:
+        """The canvas on which a query is asked; None when it fits none."""
+        return smallest_bucket(self.sides[query.task], self.config.sides)
 
     def views_of(self, query: Query) -> int:
         """How many views `query` has: num_views, or fewer where a puzzle dataset stores fewer augmentations."""
@@ -151,17 +179,11 @@ class EvaluationSet:
         """The chosen views of the asked queries by cell, each cell's arrays in the order of queries, then views."""
         blocks: dict[Cell, list[tuple]] = {}
         for number, query in enumerate(self.queries):
-            side = smallest_bucket(self.sides[query.task], self.config.sides)
+            side = self.side_of(query)
             if side is None or not asked[number]:
                 continue
-            transform, colours, identifier = self._views[query.task]
-            demos = query.demos
-            if query.task in self._donors:
-                donor, demos = self._donors[query.task]
-                donor_rows = self._views[donor][2]
-                identifier = donor_rows[np.arange(len(identifier)) % len(donor_rows)]
-            if self.control == "query_only":
-                identifier = np.full_like(identifier, BLANK_ID)
+            transform, colours, _ = self._views[query.task]
+            demos, identifier = self.told(query)
             numbers = np.arange(len(transform))[chosen]
             views = len(numbers)
             blocks.setdefault(Cell(side, len(demos)), []).append(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +23,10 @@ from evaluation.canvas_scores import CanvasScores
 from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.predictions import Predictions
+from evaluation.protocols import Adaptation, AsItIsConfig, ProtocolConfig, adaptation_of, label
+from evaluation.refinement import refinements
 from evaluation.report import write_report
+from evaluation.test_time_training import TestTimeTraining
 from evaluation.voting import Candidate, Ranking, VoteTable, key_of
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
@@ -33,6 +36,7 @@ from utils.files import directory_written_whole, write_json
 
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
+AS_IT_IS = AsItIsConfig(name="auto")
 PLACEHOLDER = [[0]]  # a submission needs an entry for every query, also where nothing was predicted
 
 CONTROLS = Literal["query_only", "shuffled_demonstrations", "copy_input"]
@@ -96,6 +100,7 @@ def evaluate(
     *,
     seed: int,
     trained_pairs: np.ndarray,
+    protocol: ProtocolConfig = AS_IT_IS,
     split: str = "test",
     subsets: list[str] | None = None,
     max_tasks: int | None = None,
@@ -106,6 +111,7 @@ def evaluate(
 
     `trained_pairs` are the fingerprints of what the model was trained on: if an evaluated task shares a pair with them,
     or the model has learned rows of the tasks, the scores are transductive, whatever the dataset says of itself.
+    `protocol` says what may be done with a task's demonstrations before it is asked, in the controls too.
     `record_steps` keeps the model's answers after every ACT step in the predictions; votes count the last ones.
     """
 
@@ -116,6 +122,11 @@ def evaluate(
     if not any(pair_known(store, query) for query in questions.queries):
         raise UserError(f"{store.path}: none of the {len(questions.tasks)} chosen tasks of split {split} has a query with a known answer")
     pairs = store.metadata.layout == "pairs"
+    seen = tasks_seen(store, questions.tasks, trained_pairs)
+    found_protocol = label(protocol, store, seen, len(questions.tasks))
+    adaptation = adaptation_of(protocol, objective, seed, config.batch_size, store.metadata.layout)
+    if config.vote_stop and isinstance(adaptation, TestTimeTraining):
+        raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
     stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
 
@@ -125,7 +136,13 @@ def evaluate(
 
     canvas_scores = CanvasScores(store, table, objective)
     started = time.monotonic()
-    predictions = collect(model, questions, table, config.batch_size, world, report, canvas_scores.add, stop=stop, every_step=record_steps)
+    how = {"adaptation": adaptation, "stop": stop}
+    predictions = collect(
+        *(model, questions, table, config.batch_size, world, report, canvas_scores.add),
+        **how,
+        every_step=record_steps,
+        with_agreement=config.ranking == "agreement",
+    )
     prediction_seconds = time.monotonic() - started
     answered = _answered(questions, predictions.vote(config.ranking))
     scores = scored(questions, answered)
@@ -134,10 +151,8 @@ def evaluate(
             scores += scored(questions, _answered(questions, copy_input(questions)), control)
         elif not pairs:
             asked = question_set(control)
-            votes = predict(model, asked, table, config.batch_size, world, report, stop=stop, ranking=config.ranking)
+            votes = predict(model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking)
             scores += scored(asked, _answered(asked, votes), control)
-    seen = tasks_seen(store, questions.tasks, trained_pairs)
-    protocol = "transductive" if len(seen) or store.metadata.layout == "puzzle" else "inductive"
     statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
     counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
@@ -146,10 +161,16 @@ def evaluate(
     notes = []
     if len(seen):
         notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
+    if isinstance(adaptation, Adaptation):
+        too_few = sum(not questions.can_adapt(query) for query in questions.queries)
+        if found_protocol == "transductive":
+            notes.append(f"the answers come after {protocol.name}, of a model that has seen tasks in training")
+        if too_few:
+            notes.append(f"{too_few} queries have too few demonstrations for {protocol.name} and were answered without")
     if pairs:
         notes.append("every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control")
     elif questions.num_views < config.num_views:
-        notes.append(f"one view instead of {config.num_views}: the model was trained without augmentation")
+        notes.append(f"one view instead of {config.num_views}: the model was trained without turned grids")
     if questions.truncated:
         notes.append(
             f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used"
@@ -163,8 +184,13 @@ def evaluate(
             + (", the second attempt in the submission may differ from the full vote's" if stop.k < SUBMISSION_ATTEMPTS else "")
         )
     with_files = world.is_main
+    asked = zip(questions.queries, answered, statuses, strict=True)
+    records = [_record(questions, *one, found_protocol) for one in asked] if with_files else []
+    if record_steps and with_files:
+        for number, steps in refinements(predictions).items():
+            records[number]["steps"] = steps
     return Evaluation(
-        protocol=protocol,
+        protocol=found_protocol,
         num_views=questions.num_views,
         questions=questions,
         predictions=predictions,
@@ -172,15 +198,27 @@ def evaluate(
         scores=scores,
         means=canvas_scores.means(),
         counts=counts,
-        records=[_record(questions, *of, protocol) for of in zip(questions.queries, answered, statuses, strict=True)] if with_files else [],
+        records=records,
         submission=_submission(questions, answered) if with_files else {},
         puzzles={store.task_ids[task]: _puzzle(questions, int(task)) for task in questions.tasks} if with_files else {},
         notes=notes,
     )
 
 
-def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], with_report: bool, with_predictions: bool) -> None:
-    """results.json, per_example.jsonl, submission.json, report.html and predictions.npz in `folder`: all of them or none."""
+def write_files(
+    folder: Path,
+    evaluation: Evaluation,
+    about: dict[str, Any],
+    *,
+    with_report: bool,
+    with_predictions: bool,
+    metrics: Sequence[Mapping[str, Any]] = (),
+    contexts: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """results.json, per_example.jsonl, submission.json, report.html and predictions.npz in `folder`: all of them or none.
+
+    metrics and contexts are what the report draws beside the answers (`render_report`).
+    """
     scores = [s.to_json() for s in evaluation.scores]
     results = {"protocol": evaluation.protocol, **about, "prediction_seconds": round(evaluation.prediction_seconds, 3)}
     results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "means": evaluation.means}
@@ -192,7 +230,7 @@ def write_files(folder: Path, evaluation: Evaluation, about: dict[str, Any], wit
         if with_predictions:
             save_predictions(temporary / stored.FILE, evaluation)
         if with_report:
-            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles)
+            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles, metrics, contexts)
 
 
 def pair_known(store: Store, query: Query) -> bool:
@@ -230,6 +268,12 @@ def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
     return "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
 
 
+def records_of(questions: EvaluationSet, votes: VoteTable, protocol: str) -> list[dict[str, Any]]:
+    """One record per query, as per_example.jsonl has them."""
+    answered = zip(questions.queries, _answered(questions, votes), strict=True)
+    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in answered]
+
+
 def _record(questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str) -> dict[str, Any]:
     candidates, truth, rank = answered.candidates, answered.truth, answered.rank
     return {
@@ -248,6 +292,7 @@ def _record(questions: EvaluationSet, query: Query, answered: Answered, status: 
                 "grid": candidate.grid.tolist(),
                 "votes": candidate.votes,
                 "q": round(candidate.q, 6),
+                **({} if candidate.agreement is None else {"agreement": round(candidate.agreement, 6)}),
                 "correct": None if truth is None else bool(np.array_equal(candidate.grid, truth)),
             }
             for candidate in candidates[:REPORTED_CANDIDATES]

@@ -48,16 +48,16 @@ def predictions(
 def draw(shown: Sequence[Shown]) -> np.ndarray:
     """(H, W, 3) uint8. In a row, from the left: each demonstration, input above output; the query's input; the prediction,
     framed in green when it is right and in red when it is wrong; the truth."""
-    return _stack([_row(one) for one in shown], axis=0)
+    return stack([_row(one) for one in shown], axis=0)
 
 
 def _row(shown: Shown) -> np.ndarray:
     known = shown.truth is not None
     right = known and shown.prediction is not None and np.array_equal(shown.prediction, shown.truth)
-    columns = [_stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in shown.demonstrations]
+    columns = [stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in shown.demonstrations]
     frame = LINE if not known else RIGHT if right else WRONG
     answers = (_grid(shown.query), _grid(shown.prediction, frame), _grid(shown.truth))
-    return _stack([*columns, *(_stack([grid], axis=0) for grid in answers)], axis=1)
+    return stack([*columns, *(stack([grid], axis=0) for grid in answers)], axis=1)
 
 
 def _grid(grid: np.ndarray | None, frame: np.ndarray = PAPER) -> np.ndarray:
@@ -75,7 +75,7 @@ def _grid(grid: np.ndarray | None, frame: np.ndarray = PAPER) -> np.ndarray:
     return framed
 
 
-def _stack(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+def stack(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
     """The parts one after the other along `axis`, with gaps before, between and behind, aligned at their start."""
     across = 1 - axis
     shape = [0, 0, 3]

@@ -15,7 +15,9 @@ from dataset import store as datasets
 from dataset.batch import DataConfig
 from dataset.store import Store
 from dataset.views import EvaluationSet
-from evaluation.evaluate import Evaluation, evaluate
+from evaluation.evaluate import Evaluation, evaluate, write_files
+from evaluation.inference import task_contexts
+from evaluation.report import read_metrics
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
@@ -60,7 +62,12 @@ class Session:
             sides = " and ".join(f"{side}x{side}" for side in (data.sides[-1], store.metadata.max_grid_size))
             raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
         if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
-            raise UserError(f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset")
+            if config.protocol.name != "test_time_training":
+                raise UserError(
+                    f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset, "
+                    "whose rows protocol=test_time_training learns"
+                )
+            model.context.start_anew(store.metadata.num_puzzle_identifiers)
         if store.metadata.content_hash == info["data"]["hash"]:
             store = store.hold_out(info["config"].get("validation"))
         if config.split == "validation" and not len(store.tasks_of("validation")):
@@ -89,11 +96,26 @@ class Session:
             self.world,
             seed=self.config.seed,
             trained_pairs=self.trained_pairs,
+            protocol=self.config.protocol,
             split=self.config.split,
             subsets=self.config.subsets,
             max_tasks=self.max_tasks,
             record_steps=self.config.record_steps,
             report=report,
+        )
+
+    def write(self, folder: Path, evaluation: Evaluation, seconds: float) -> None:
+        """All files of an evaluation, the report with the run's curves and a map of what the model is told of the tasks."""
+        config, questions = self.config, evaluation.questions
+        with_map = config.report and self.store.metadata.layout != "pairs"
+        write_files(
+            folder,
+            evaluation,
+            {**self.about(), "seconds": round(seconds, 2)},
+            with_report=config.report,
+            with_predictions=config.save_predictions,
+            metrics=read_metrics(self.path.parent.parent / "metrics.jsonl") if config.report else (),
+            contexts=task_contexts(self.model, questions, self.store.grid_table.to(self.device), config.batch_size) if with_map else None,
         )
 
     def about(self) -> dict[str, Any]:
@@ -117,6 +139,7 @@ class Session:
                 "halt_threshold": self.model.config.halt_threshold,
             },
             **config.model_dump(include={"split", "subsets", "num_views", "batch_size", "seed", "ranking", "vote_stop", "record_steps"}),
+            "adaptation": config.protocol.model_dump(),
             "max_eval_groups": self.max_tasks,
             "git_commit": checkpoint.git_commit(),
             "torch": torch.__version__,

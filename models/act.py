@@ -109,6 +109,7 @@ def act_step(
     context: Context | None = None,
     noise: Noise | None = None,
     num_act_steps: int | None = None,
+    adjust: Callable[[Context, Carry], Context] | None = None,
 ) -> StepOutput:
     """Refresh halted rows, run the model once, decide who halts.
 
@@ -116,14 +117,16 @@ def act_step(
     `exploration`); in evaluation mode when its confidence reaches `halt_threshold`, if there is one. After
     `halt_max_steps` it halts in any case. `act_steps` is the loop over evaluation steps.
     With `num_act_steps` every row halts after exactly that many instead.
-    The context is encoded anew, with gradient, unless a precomputed one is given (evaluation). `noise` is what a sample
-    that starts now may draw from.
+    The context is encoded anew, with gradient, unless a precomputed one is given (evaluation), and read as `adjust` returns
+    it. `noise` is what a sample that starts now may draw from.
     """
     config = model.config
     carry = refresh(carry, data, model, noise)
     if context is None:
         context = model.context(carry.data, carry.context_state)
     context_state = {name: value.detach() for name, value in {**carry.context_state, **context.state}.items()}
+    if adjust is not None:
+        context = adjust(context, carry)
     output = model(carry.states, carry.data["inputs"], context)
     states = tuple(state.detach() for state in output.states)
     with torch.no_grad():
@@ -158,17 +161,22 @@ class Answer:
 
 
 @torch.no_grad()
-def act_steps(model: RecursiveModel, data: dict[str, Tensor]) -> Iterator[tuple[Tensor, StepOutput]]:
+def act_steps(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None) -> Iterator[tuple[Tensor, StepOutput]]:
     """The ACT steps of a batch in evaluation mode: at each step the rows (n,) still at work, and its output for them alone.
 
     A row that halts leaves the batch, so that it costs nothing more and no answer depends on the others. The context is
-    encoded once, or at every step if it is refined. Without `halt_threshold` all rows stay for `halt_max_steps`.
+    encoded once, or at every step if it is refined, and moved by `shift` (`Context.shifted`). Without `halt_threshold` all
+    rows stay for `halt_max_steps`.
     """
+
+    def adjust(context: Context, carry: Carry) -> Context:
+        return context if shift is None else context.shifted(shift[rows])
+
     context = None if model.context.refines else model.context(data)
     carry = initial_carry(model, data)
     rows = torch.arange(len(carry.halted), device=carry.halted.device)
     for _ in range(model.config.halt_max_steps):
-        output = act_step(model, carry, data, context=context)
+        output = act_step(model, carry, data, context=context, adjust=adjust)
         yield rows, output
         carry = output.carry
         if model.config.halt_threshold is not None and carry.halted.any():
@@ -182,11 +190,14 @@ def act_steps(model: RecursiveModel, data: dict[str, Tensor]) -> Iterator[tuple[
 
 @torch.no_grad()
 def solve(
-    model: RecursiveModel, data: dict[str, Tensor], watch: Callable[[Tensor, StepOutput], None] = lambda rows, output: None
+    model: RecursiveModel,
+    data: dict[str, Tensor],
+    watch: Callable[[Tensor, StepOutput], None] = lambda rows, output: None,
+    shift: Tensor | None = None,
 ) -> Answer:
     """Each row's answer, in evaluation mode: the one of its last ACT step. `watch` sees every step of `act_steps`."""
     answer = None
-    for rows, output in act_steps(model, data):
+    for rows, output in act_steps(model, data, shift):
         watch(rows, output)
         if answer is None or len(rows) == len(answer.steps):
             answer = Answer(output.logits, output.q_halt_logits, output.carry.steps)

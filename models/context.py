@@ -46,6 +46,11 @@ class Context:
         """The tokens that depend on the demonstrations: the memory, or the prefix where there is none."""
         return self.prefix if self.memory is None else self.memory
 
+    def shifted(self, shift: Tensor) -> "Context":
+        """This context with `shift`, of the shape of `told`, added to the tokens that depend on the demonstrations."""
+        moved = self.told + shift.to(self.told.dtype)
+        return replace(self, prefix=moved) if self.memory is None else replace(self, memory=moved)
+
     def select(self, rows: Tensor) -> "Context":
         """The context of the given rows (n,) alone; places on the canvas are the same for all."""
 
@@ -142,10 +147,15 @@ class PuzzleEmbedding(ContextModule):
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.length
 
+    def start_anew(self, count: int) -> None:
+        """Make this the table of `count` other identifiers, whose rows all begin at the mean of the learned ones."""
+        mean = self.weights[1:].mean(0) if len(self.weights) > 1 else self.weights[0]
+        self.weights = mean.repeat(count, 1)
+
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         identifiers = data["puzzle_identifiers"]
         rows = self.weights[identifiers]
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and not rows.requires_grad:
             rows.requires_grad_()
             self.gathered.append((identifiers, rows))
         padded = F.pad(rows.to(self.dtype), (0, self.length * self.hidden_size - rows.shape[-1]))

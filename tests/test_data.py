@@ -232,6 +232,13 @@ def test_a_table_of_augmentations_must_exist(tmp_path):
         EpisodeSampler(store, config_for(store, augmentation="table"), 0, 4)
 
 
+def test_colours_alone_are_drawn_afresh_for_every_episode(fewshot, tmp_path):
+    samples = EpisodeSampler(fewshot, config_for(fewshot, augmentation="colours"), 0, 32).sample(0)
+    assert not samples.transform.any() and len({tuple(colours) for colours in samples.colours}) == 32
+    assert (samples.colours[:, 0] == 0).all() and (np.sort(samples.colours, axis=1) == np.arange(10)).all()
+    assert EvaluationSet(fewshot, config_for(fewshot, augmentation="colours"), "test", 8, 0).num_views == 1
+
+
 def test_a_folder_that_is_no_dataset_is_never_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("keep me")
     with pytest.raises(UserError, match="was not written by this command"):

@@ -52,9 +52,9 @@ def normal(batch: int, seed: int = 0):
     return lambda *shape: torch.randn(batch, *shape, generator=generator)
 
 
-def make_case(case: str, store, dtype: str = "float32") -> RecursiveModel:
+def make_case(case: str, store, dtype: str = "float32", *overrides: str) -> RecursiveModel:
     """The model of one case, from the configuration that its `Trainer` has, too."""
-    config = load_config(store, *TRAINER, *CASES[case])
+    config = load_config(store, *TRAINER, *CASES[case], *overrides)
     torch.manual_seed(0)
     arch = config.arch.model_copy(update={"forward_dtype": dtype})
     return build_model(arch, DataSizes(12, store.metadata.num_puzzle_identifiers, SIDE**2), config.encoder)
@@ -165,6 +165,8 @@ def test_padding_is_never_read(case, fewshot):
 def test_a_memory_has_one_token_per_cell_that_is_not_padding(fewshot):
     context = make_case("memory", fewshot).context(episodes().data)
     assert context.memory_mask.sum(1).tolist() == [3 * 16] * 4
+    everywhere = make_case("memory", fewshot, "float32", "encoder.attend_padding=true").context(episodes().data)
+    assert everywhere.memory_mask.sum(1).tolist() == [3 * SIDE**2] * 4
 
 
 @pytest.mark.parametrize("name", VARIATIONAL)

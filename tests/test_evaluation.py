@@ -227,7 +227,7 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
         asked.append(samples)
         return materialise(samples, *arguments, **options)
 
-    def answer(model, data):
+    def answer(model, data, watch, shift):
         logits = knowing(data, asked[-1])
         return Answer(logits, torch.zeros(len(logits)), torch.ones(len(logits)))
 

@@ -12,6 +12,8 @@ import pytest
 
 from evaluation import report
 from evaluation.report import write_report
+from utils import files
+from utils.errors import UserError
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 HOSTILE = "</script><script>document.title = 'broken'</script><!--<script>"
@@ -139,8 +141,8 @@ def test_failing_write_leaves_the_old_report(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(report.os, "replace", fail)
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(UserError, match="no space"):
         write_report(path, results(), [], {})
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.html"]

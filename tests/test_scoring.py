@@ -124,7 +124,7 @@ def test_stopping_votes_leaves_views_out_and_the_first_answers_as_they_are(untra
     drawn = {query: rng.choice(3, 24, p=shares[query % 3]) for query in range(len(questions.queries))}
     logit = {query: rng.normal(3, 1, 24) for query in range(len(questions.queries))}
 
-    def answer(model, questions, table, batch, kept, every_step):
+    def answer(model, questions, table, batch, kept, *options):
         for query, view in zip(batch.query[: batch.valid].tolist(), batch.view[: batch.valid].tolist(), strict=True):
             kept.add(query, view, 1, (A, B, C)[drawn[query][view]], float(np.float32(logit[query][view])))
 
@@ -146,8 +146,9 @@ def test_answers_are_ranked_once_and_records_are_made_by_the_first_process_alone
     config = trainer.config.evaluation.model_copy(update={"num_views": 2, "controls": []})
     for rank in (0, 1):
         calls.clear()
-        pairs = trainer.sampler.trained_pairs
-        found = evaluate(trainer.state.model, fewshot, trainer.config.data, config, CPU, World(rank, 2), seed=0, trained_pairs=pairs)
+        pairs, objective = trainer.sampler.trained_pairs, trainer.config.objective
+        world = World(rank, 2)
+        found = evaluate(trainer.state.model, fewshot, trainer.config.data, config, objective, CPU, world, seed=0, trained_pairs=pairs)
         queries = found.counts["queries"]
         assert sorted(calls) == list(range(queries))
         assert len(found.records) == (queries if rank == 0 else 0) and bool(found.submission) == (rank == 0)
@@ -305,7 +306,7 @@ def test_the_file_does_not_tell_how_many_processes_wrote_it(tmp_path):
     for name, source in (("one", kept), ("three", merged)):
         write(tmp_path / name, source, names, truths)
     one, three = (dict(np.load(tmp_path / name / predictions.FILE)) for name in ("one", "three"))
-    assert one.keys() == three.keys() and all(np.array_equal(one[key], three[key]) for key in one)
+    assert one.keys() == three.keys() and all(np.array_equal(one[key], three[key], equal_nan=one[key].dtype.kind == "f") for key in one)
 
 
 def test_the_size_follows_the_distinct_answers(tmp_path):
@@ -448,7 +449,8 @@ def opened(puzzle):
     torch.manual_seed(1)
     model.context.weights.normal_(std=1.0)
     config = compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", "num_views=2", "controls=[]", "batch_size=16", "device=cpu"])
-    session = Session(config, ALONE, CPU, puzzle.path, model, {}, trainer.config.data, puzzle, trainer.sampler.trained_pairs, 3)
+    info = {"config": trainer.config.model_dump()}
+    session = Session(config, ALONE, CPU, puzzle.path, model, info, trainer.config.data, puzzle, trainer.sampler.trained_pairs, 3)
     session.about = dict
     return session
 

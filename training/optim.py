@@ -27,6 +27,8 @@ class OptimConfig(Config):
 
     encoder_lr, encoder_weight_decay: null takes lr and weight_decay. The encoder is `model.context` (its puzzle rows have
     their own rate and decay), the decoder everything else. freeze_*_steps: the part does not change before this step.
+    latent_step_from: the share of the training after which the recursion reads contexts moved by one step of latent search
+    (`inner_step`), of size latent_step_lr in units of the context's RMS; null: never.
     """
 
     optimizer: Literal["adam_atan2", "adamw", "muon"]
@@ -43,6 +45,8 @@ class OptimConfig(Config):
     grad_clip_norm: PositiveFloat | None
     freeze_decoder_steps: NonNegativeInt | Literal["all"]
     freeze_encoder_steps: NonNegativeInt | Literal["all"]
+    latent_step_from: Annotated[float, Field(ge=0, lt=1)] | None
+    latent_step_lr: PositiveFloat
 
     def trains(self, part: str, step: int) -> bool:
         """Whether the `core` or the `encoder` learns in the update after `step` updates."""

@@ -19,8 +19,9 @@ from dataset.batch import Batch
 from dataset.canvas import IGNORE_LABEL_ID
 from dataset.samplers import local_rows, step_rng
 from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
-from models.context import Noise
+from models.context import Context, Noise
 from models.core import RecursiveModel
+from models.latent_search import inner_step
 from models.losses import ObjectiveConfig, act_loss
 from training.diagnostics import gradient_norms, watch_gradient
 from training.objectives import auxiliary_losses
@@ -195,7 +196,7 @@ def accumulate(
     for rows in settings.micro_batches:
         data = {name: value[rows] for name, value in batch.data.items()}
         noise = _noise(state, batch, settings, rows)
-        output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise)
+        output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, settings))
         output.losses.update(auxiliary_losses(state.model, output, settings.objective, noise, settings.world))
         loss, metrics = act_loss(output, settings.objective)
         reached = watch_gradient(output.context)
@@ -203,6 +204,18 @@ def accumulate(
         _add(sums, metrics | {"context_gradient": reached.sum()})
         carries.append(output.carry)
     return Carry.join(carries), sums
+
+
+def _latent_step(state: TrainState, settings: StepSettings) -> dict[str, Callable[[Context, Carry], Context]]:
+    """What a step's `adjust` is, when a latent step is due."""
+    optim = settings.optim
+    if optim.latent_step_from is None or state.step < optim.latent_step_from * settings.train_steps:
+        return {}
+
+    def adjust(context: Context, carry: Carry) -> Context:
+        return context.shifted(inner_step(state.model, carry.data, carry.context_state, settings.objective, optim.latent_step_lr))
+
+    return {"adjust": adjust}
 
 
 def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise) -> StepOutput:

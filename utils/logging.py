@@ -15,7 +15,7 @@ from config.base import Config
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.png import write_png
+from utils.images import write_png
 
 
 class LoggingConfig(Config):
@@ -150,14 +150,12 @@ class TensorBoard:
 
 def require_extras(config: LoggingConfig) -> None:
     """Raise `UserError` where the configuration asks for a package that is not installed."""
-    wandb, images = config.wandb != "disabled", config.images_interval is not None
     needs = {
-        "wandb": ("wandb", "logging.wandb=disabled", wandb),
-        "tensorboard": ("tensorboard", "logging.tensorboard=false", config.tensorboard),
-        "PIL": ("pillow", "logging.images_interval=null", images and (wandb or config.tensorboard)),
+        "wandb": ("logging.wandb=disabled", config.wandb != "disabled"),
+        "tensorboard": ("logging.tensorboard=false", config.tensorboard),
     }
-    for module, (package, without, needed) in needs.items():
-        if needed and find_spec(module) is None:
+    for package, (without, needed) in needs.items():
+        if needed and find_spec(package) is None:
             raise UserError(f"the logging options ask for {package}, which is not installed: pip install {package}, or {without}")
 
 

@@ -1,6 +1,6 @@
 """Reading demonstration pairs: every cell as a token, and the pooling of a pair's tokens into one vector.
 
-No token attends to padding or to another pair, so empty slots change nothing.
+No token attends to padding (unless asked to) or to another pair, so empty slots change nothing.
 Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 """
 
@@ -28,13 +28,14 @@ class PairConfig(BlockConfig):
     their common canvas, so that "what becomes of this cell" is one token; `concatenated` keeps two tokens per cell.
     positions: `rope2d` and `rope` turn queries and keys, by row and column or along the sequence of tokens; `embedded` adds
     learned embeddings of row and column. shared_colours: one colour table for inputs and outputs, which then differ by a
-    channel embedding; so they do with `embedded` positions.
+    channel embedding; so they do with `embedded` positions. attend_padding: cells outside the grids count as tokens, too.
     """
 
     num_layers: NonNegativeInt
     pair_tokens: Literal["summed", "concatenated"]
     positions: Literal["rope2d", "rope", "embedded"]
     shared_colours: bool
+    attend_padding: bool
 
     # Whether what is read of a pair depends on places only through its layers; a memory's tokens keep their own.
     needs_layers: ClassVar[bool] = True
@@ -91,7 +92,7 @@ class PairEncoder(nn.Module):
         if self.channels is not None:
             x, terms = x + self.channels(torch.arange(2, device=x.device)).repeat_interleave(cells, dim=0), terms + 1
         x = math.sqrt(x.shape[-1] / terms) * x.flatten(0, 1)  # RMS 1
-        valid = real & mask[:, :, None]
+        valid = (real | self.config.attend_padding) & mask[:, :, None]
         registers = 0 if self.registers is None else len(self.registers)
         if self.registers is not None:
             x = torch.cat((self.registers.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
