@@ -86,7 +86,7 @@ def test_attention_over_packed_sequences_stays_within_each():
 
 @pytest.mark.parametrize("encoder", ["memory", "standard"])
 def test_useful_work_is_all_of_it_where_nothing_is_padding(encoder, fewshot):
-    config = load_config(fewshot, f"encoder={encoder}", "arch.hidden_size=64")
+    config = load_config(fewshot, f"encoder={encoder}", "arch.hidden_size=64", "arch.forward_dtype=bfloat16")
     data_ = {name: torch.full_like(value, 3) for name, value in episodes().data.items()}
     batch, demos = data_["demo_mask"].shape
     counted = cost(on_meta(config, DataSizes.of(fewshot, config.data)), config, Cell(6, demos)).train_step
