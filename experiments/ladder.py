@@ -44,7 +44,7 @@ class Expected(Config):
 class Recipe(Config):
     """One row of a table. based_on: another recipe, whose rung, data, evaluation, subsets and protocols hold where this one
     names none, and whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. protocols: those
-    of evaluate.py, each asked all subsets. expected: pass@1 by subset, under the first of the protocols.
+    of evaluate.py, each with settings of its own behind it (`latent_search search=random`), each asked all subsets. expected: pass@1 by subset, under the first of the protocols.
     """
 
     title: str
@@ -141,10 +141,12 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
     _python("pretrain_etrm.py", *recipe.overrides, *overrides, *options.overrides)
     seconds = _training_seconds(folder)
     for protocol, subset in product(recipe.protocols, recipe.subsets):
-        asked = folder / "evaluations" / f"{protocol}-{subset}"
+        how, *settings = protocol.split()
+        asked = folder / "evaluations" / "-".join([how, *settings, subset])
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
-            _python("evaluate.py", f"checkpoint={folder}", f"protocol={protocol}", *recipe.evaluation, *arguments)
+            adapted = [f"protocol={how}", *(f"protocol.{setting}" for setting in settings)]
+            _python("evaluate.py", f"checkpoint={folder}", *adapted, *recipe.evaluation, *arguments)
         found = read_json(asked / "results.json")
         for score in found["scores"]:
             if score["metric"] in METRICS:
@@ -154,7 +156,7 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
                     split=subset,
                     arch=found["model"]["arch"],
                     encoder=found["model"]["encoder"],
-                    protocol=found["protocol"],
+                    protocol=" ".join([found["protocol"], *settings]),
                     **score,
                     seeds=[seed],
                     command=shlex.join(["python", "-m", "experiments.ladder", name, "--seeds", str(seed), *options.overrides]),
