@@ -43,8 +43,9 @@ class Expected(Config):
 
 class Recipe(Config):
     """One row of a table. based_on: another recipe, whose rung, data, evaluation, subsets and protocols hold where this one
-    names none, and whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. protocols: those
-    of evaluate.py, each with settings of its own behind it (`latent_search search=random`), each asked all subsets. expected: pass@1 by subset, under the first of the protocols.
+    names none, and whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. protocols:
+    those of evaluate.py, each with settings of its own behind it (`latent_search search=random`), each asked all subsets.
+    expected: pass@1 by subset, under the first of the protocols.
     """
 
     title: str
