@@ -137,7 +137,12 @@ def evaluate(
     canvas_scores = CanvasScores(store, table, objective)
     started = time.monotonic()
     how = {"adaptation": adaptation, "stop": stop}
-    predictions = collect(model, questions, table, config.batch_size, world, report, canvas_scores.add, **how, every_step=record_steps)
+    predictions = collect(
+        *(model, questions, table, config.batch_size, world, report, canvas_scores.add),
+        **how,
+        every_step=record_steps,
+        with_agreement=config.ranking == "agreement",
+    )
     prediction_seconds = time.monotonic() - started
     answered = _answered(questions, predictions.vote(config.ranking))
     scores = scored(questions, answered)
@@ -287,6 +292,7 @@ def _record(questions: EvaluationSet, query: Query, answered: Answered, status: 
                 "grid": candidate.grid.tolist(),
                 "votes": candidate.votes,
                 "q": round(candidate.q, 6),
+                **({} if candidate.agreement is None else {"agreement": round(candidate.agreement, 6)}),
                 "correct": None if truth is None else bool(np.array_equal(candidate.grid, truth)),
             }
             for candidate in candidates[:REPORTED_CANDIDATES]

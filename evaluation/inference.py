@@ -1,5 +1,6 @@
 """From a model and an evaluation set to predictions. Answers are never read here."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dataset import augment, canvas
-from dataset.batch import materialise
+from dataset.batch import leave_one_out, materialise
 from dataset.canvas import GridTable
 from dataset.views import EvaluationSet, ViewBatch
 from evaluation.predictions import Predictions
@@ -20,6 +21,7 @@ from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
+from utils.errors import UserError
 
 VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
 
@@ -45,12 +47,14 @@ def collect(
     adaptation: Adaptation | None = None,
     stop: VoteStop | None = None,
     every_step: bool = False,
+    with_agreement: bool = False,
 ) -> Predictions:
     """The answers of all processes to every view of every query, numbered by its position in `questions.queries`.
 
     `stop` leaves out views that cannot matter any more, the same ones for any batch and world size. `every_step` keeps the
     answer after each ACT step instead of the last one's alone. `report` hears of finished views, `observe` sees each batch's
-    last answer. `adaptation` is made of each task's demonstrations before it is asked.
+    last answer. `adaptation` is made of each task's demonstrations before it is asked. `with_agreement`
+    also asks each view's demonstrations, and notes the share answered exactly.
     """
     model.eval()
     predictions, votes = Predictions(), VoteTable(stop.ranking if stop else "votes")
@@ -61,7 +65,7 @@ def collect(
         mine = Predictions()
         with closing(_batches(model, questions, table, batch_size, world, slice(first, end), unsettled, adaptation)) as batches:
             for batch in batches:
-                observe(batch, _answer(model, questions, table, batch, mine, adaptation, every_step))
+                observe(batch, _answer(model, questions, table, batch, mine, adaptation, every_step, with_agreement))
                 report(batch.valid)
         new = Predictions()
         new.merge(distributed.gather_objects(mine))
@@ -87,7 +91,9 @@ def predict(
     ranking: Ranking = "votes",
 ) -> VoteTable:
     """The votes of `collect`'s predictions."""
-    return collect(model, questions, table, batch_size, world, report, adaptation=adaptation, stop=stop).vote(ranking)
+    with_agreement = ranking == "agreement"
+    found = collect(model, questions, table, batch_size, world, report, adaptation=adaptation, stop=stop, with_agreement=with_agreement)
+    return found.vote(ranking)
 
 
 def _batches(
@@ -117,6 +123,7 @@ def _answer(
     predictions: Predictions,
     adaptation: Adaptation | None,
     every_step: bool,
+    with_agreement: bool,
 ) -> Answer:
     """Add the model's answers to one batch of views, mapped back to the query's own frame."""
 
@@ -128,14 +135,17 @@ def _answer(
             if row < batch.valid:
                 number, view = int(batch.query[row]), int(batch.view[row])
                 transform, colours = questions.view(questions.queries[number], view)
-                predictions.add(number, view, int(step), augment.invert(grid, transform, colours) if grid.size else grid, q)
+                answer = augment.invert(grid, transform, colours) if grid.size else grid
+                predictions.add(number, view, int(step), answer, q, agreed[row])
 
     def watch(rows: Tensor, output: StepOutput) -> None:
         if every_step:
             keep(rows, Answer(output.logits, output.q_halt_logits, output.carry.steps))
 
     data = materialise(batch.samples, questions.store, table, with_labels=False).data
-    answer = solve(model, data, watch, adaptation.shift(model, data) if isinstance(adaptation, LatentSearch) else None)
+    shift = adaptation.shift(model, data) if isinstance(adaptation, LatentSearch) else None
+    agreed = agreement(model, data, shift).tolist() if with_agreement else [math.nan] * len(data["inputs"])
+    answer = solve(model, data, watch, shift)
     if not every_step:
         keep(torch.arange(len(answer.steps)), answer)
     return answer
@@ -153,6 +163,24 @@ def task_contexts(model: RecursiveModel, questions: EvaluationSet, table: GridTa
         for number, summary in zip(batch.query[: batch.valid], summaries, strict=True):
             found[questions.store.task_ids[questions.queries[number].task]] = summary
     return found
+
+
+def agreement(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None) -> Tensor:
+    """(B,) the share of each view's demonstrations that the model answers exactly from the others, 0 where none can be asked.
+
+    Raises `UserError` for a model that reads no demonstrations.
+    """
+    if "demo_mask" not in data:
+        raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
+    rows, counted = leave_one_out(data)
+    size, right = len(data["inputs"]), []
+    for start in range(0, len(rows["inputs"]), size):  # as many rows at once as there are views
+        part = {name: value[start : start + size] for name, value in rows.items()}
+        moved = None if shift is None else shift.repeat_interleave(counted.shape[1], dim=0)[start : start + size]
+        labels = part["labels"]
+        answered = solve(model, part, shift=moved).logits.argmax(-1)
+        right.append(((answered == labels) | (labels == canvas.IGNORE_LABEL_ID)).all(-1))
+    return (torch.cat(right).view_as(counted) & counted).sum(1) / counted.sum(1).clamp_min(1)
 
 
 def copy_input(questions: EvaluationSet) -> VoteTable:

@@ -1,11 +1,13 @@
 """What a model answered to every view, kept compactly, so that rules and numbers of votes can be studied without the model.
 
 `predictions.npz` holds one row per (query, view), and per ACT step where steps were recorded, as equally long columns
-    query, view, step (N,) int32; answer (N,) int32 into the distinct answers; q_halt_logit (N,) float32
+    query, view, step (N,) int32; answer (N,) int32 into the distinct answers; q_halt_logit (N,) float32; agreement (N,)
+    float32 with the demonstrations (`VoteTable`), NaN where it was not computed
 the distinct answers once, `shapes` (A, 2) and their `cells` one after the other, and of the Q queries `task`, `number` and
 `truth` (Q,), the answer that is right or -1 where it is unknown. Rows are sorted, so that processes leave no trace.
 """
 
+import math
 from array import array
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 FILE = "predictions.npz"
-_COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit": "f"}
+_COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit": "f", "agreement": "f"}
 
 
 class Predictions:
@@ -31,9 +33,10 @@ class Predictions:
         self.answers: dict[AnswerKey, int] = {}
         self._columns = {name: array(code) for name, code in _COLUMNS.items()}
 
-    def add(self, query: int, view: int, step: int, grid: np.ndarray, q_halt_logit: float) -> None:
+    def add(self, query: int, view: int, step: int, grid: np.ndarray, q_halt_logit: float, agreement: float = math.nan) -> None:
         """One view's answer after ACT step `step`, already mapped back."""
-        for column, value in zip(self._columns.values(), (query, view, step, self._number(key_of(grid)), q_halt_logit), strict=True):
+        values = (query, view, step, self._number(key_of(grid)), q_halt_logit, agreement)
+        for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
 
     def merge(self, others: Iterable["Predictions"]) -> None:
@@ -65,10 +68,10 @@ class Predictions:
     def vote_into(self, votes: VoteTable, step: int | None = None, views: Collection[int] | None = None) -> None:
         """Add the votes to a table."""
         answers, rows = list(self.answers), self.rows(step)
-        columns = (rows[name].tolist() for name in ("query", "view", "answer", "q_halt_logit"))
-        for query, view, answer, q_halt_logit in zip(*columns, strict=True):
+        columns = (rows[name].tolist() for name in ("query", "view", "answer", "q_halt_logit", "agreement"))
+        for query, view, answer, q_halt_logit, agreement in zip(*columns, strict=True):
             if views is None or view in views:
-                votes.count(query, view, answers[answer], q_halt_logit)
+                votes.count(query, view, answers[answer], q_halt_logit, agreement)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:

@@ -33,7 +33,7 @@ def first_right(stored: StoredPredictions, levels: list[int], draws: int, rankin
     """(Q, levels) the share of draws in which the first answer to each labelled query is right, views in random order."""
     rows, answers = stored.predictions.rows(), list(stored.predictions.answers)
     borders = np.searchsorted(rows["query"], np.arange(len(stored.truths) + 1)).tolist()
-    views, numbers, logits = (rows[name].tolist() for name in ("view", "answer", "q_halt_logit"))
+    views, numbers, logits, agreements = (rows[name].tolist() for name in ("view", "answer", "q_halt_logit", "agreement"))
     shares = np.zeros((len(stored.labelled), len(levels)))
     for draw in range(draws):
         order = {}
@@ -45,7 +45,7 @@ def first_right(stored: StoredPredictions, levels: list[int], draws: int, rankin
         for column, (start, stop) in enumerate(zip([0, *levels], levels, strict=False)):
             for query, positions in order.items():
                 for i in positions[start:stop]:
-                    votes.count(query, views[i], answers[numbers[i]], logits[i])
+                    votes.count(query, views[i], answers[numbers[i]], logits[i], agreements[i])
             shares[:, column] += solved_within(stored.ranks(votes), 1)
     return shares / draws
 
