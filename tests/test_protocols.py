@@ -384,3 +384,16 @@ def test_an_evaluation_writes_what_its_page_shows(fewshot, tmp_path):
     shown = embedded(tmp_path / "out" / "report.html")
     assert shown["curves"] == {"train/lm_loss": [[1, 2], [2, 1]]}
     assert set(shown["map"]["points"]) == {record["task"] for record in records} and shown["records"][0]["steps"]
+
+
+def test_tasks_on_a_large_canvas_are_trained_side_by_side(tmp_path):
+    """There, a batch alone would leave out the padding of its demonstrations, and shapes would depend on the data."""
+    store = write_store(tmp_path, train=3, test=3, side=10)
+    trainer = Trainer(store, "encoder=memory", "data.buckets=[10]", "arch.halt_max_steps=1")
+    questions = EvaluationSet(store, trainer.config.data, "test", 1, 0)
+    lesson = lessons_of(questions, questions.asked)[0][0]
+    training = TestTimeTraining(ttt_config("steps=1"), trainer.config.objective, 0)
+    trained = training.train(trainer.state.model, questions, store.grid_table, [lesson, lesson])
+    alone = training.train(trainer.state.model, questions, store.grid_table, [lesson]).weights(0)
+    for name, value in trained.weights(1).items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
