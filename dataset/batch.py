@@ -28,7 +28,7 @@ class DataConfig(Config):
     buckets: list[int]
     canvas_margin: NonNegativeInt
     augmentation: Literal["none", "table", "random", "colours"]
-    translate: bool
+    translate: bool | Literal["each"]
     query_sampling: Literal["any", "test"]
     min_demos: PositiveInt
     max_demos: PositiveInt
@@ -47,6 +47,11 @@ class DataConfig(Config):
     def sides(self) -> tuple[int, ...]:
         """The canvas sides in use: the buckets, or only 30 for `canvas: full`."""
         return tuple(self.buckets) if self.canvas == "task" else (MAX_SIDE,)
+
+    @property
+    def turns(self) -> bool:
+        """Whether training shows grids turned and mirrored; a model that never saw one is not asked one."""
+        return self.augmentation in ("table", "random")
 
 
 class Cell(NamedTuple):
@@ -77,7 +82,8 @@ class Batch:
 class Samples:
     """The description of B samples in one cell, as host arrays; `materialise` draws them.
 
-    query (B,) pair index, demos (B, K) pair indices, demo_mask (B, K), transform (B,), colours (B, 10), offset (B, 2),
+    query (B,) pair index, demos (B, K) pair indices, demo_mask (B, K), transform (B,), colours (B, 10), offset (B, 2) of
+    all grids or (B, 1 + K, 2) of the query's and of each demonstration's,
     identifier (B,) puzzle identifier, order (B, 2, side) of rows and columns where a game's symmetries rearrange them.
     """
 
@@ -108,16 +114,18 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         grids.insert(1, store.pair_output[samples.query][:, None])
     grid = np.concatenate(grids, axis=1)
     each = grid.shape[1]
+    pair = [0] * (each - 2 * count) + [*range(1, 1 + count)] * 2  # of each grid: the query's, or a demonstration's
+    offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))[:, pair].reshape(size, -1)
     # One copy to the device for everything that describes the batch.
-    description = np.concatenate([grid, samples.transform[:, None], samples.offset, samples.identifier[:, None], samples.colours], axis=1)
+    description = np.concatenate([grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours], axis=1)
     rows = torch.from_numpy(description.astype(np.int64)).to(device, non_blocking=True)
-    grid_rows, (transform, row_offset, column_offset, identifier) = rows[:, :each], rows[:, each : each + 4].unbind(1)
+    grid_rows, offsets, transform, identifier, colours = rows.split([each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1)
     tokens = canvas.render(
         table,
         grid_rows.flatten(),
-        transform.repeat_interleave(each),
-        rows[:, each + 4 :].repeat_interleave(each, dim=0),
-        torch.stack([row_offset, column_offset], dim=1).repeat_interleave(each, dim=0),
+        transform.flatten().repeat_interleave(each),
+        colours.repeat_interleave(each, dim=0),
+        offsets.reshape(-1, 2),
         samples.cell.side,
         store.game.vocabulary,
         None if samples.order is None else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
@@ -128,7 +136,7 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         "labels": canvas.labels_of(tokens[:, 1])
         if with_labels
         else torch.full_like(tokens[:, 0], canvas.IGNORE_LABEL_ID, dtype=torch.int64),
-        "puzzle_identifiers": identifier.to(torch.int32),
+        "puzzle_identifiers": identifier.flatten().to(torch.int32),
     }
     if count:
         mask = torch.from_numpy(samples.demo_mask).to(device, non_blocking=True)

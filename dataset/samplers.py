@@ -134,6 +134,9 @@ class Sampler:
     def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
         if not self.config.translate:
             return np.zeros((len(pairs), 2), np.int64)
+        if self.config.translate == "each":
+            apart = [random_offsets(self.store, rng, cell, pairs[:, [i]], transform) for i in range(pairs.shape[1])]
+            return np.stack(apart, axis=1)
         return random_offsets(self.store, rng, cell, pairs, transform)
 
 

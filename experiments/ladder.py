@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -42,9 +41,10 @@ class Expected(Config):
 
 
 class Recipe(Config):
-    """One row of a table. based_on: another recipe, whose rung, data, evaluation, subsets and protocols hold where this one
-    names none, and whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. protocols: those
-    of evaluate.py, each asked all subsets. expected: pass@1 by subset, under the first of the protocols.
+    """One row of a table. based_on: another recipe, whose rung, data, evaluation and subsets hold where this one names none, and
+    whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. subsets: what is asked, by the
+    protocol of evaluate.py with its settings behind it (`latent_search search=random`). expected: pass@1 by subset under the
+    first protocol.
     """
 
     title: str
@@ -53,8 +53,7 @@ class Recipe(Config):
     data: str | None = None
     overrides: list[str] = Field(default_factory=list)
     evaluation: list[str] = Field(default_factory=list)
-    subsets: list[str] = Field(default_factory=list)
-    protocols: list[str] = Field(default_factory=list)
+    subsets: dict[str, list[str]] = Field(default_factory=dict)
     expected: dict[str, Expected] = Field(default_factory=dict)
 
 
@@ -72,7 +71,7 @@ class Ladder(Config):
         if own.based_on is None:
             return own
         base = self.recipe(own.based_on)
-        inherited = {key: getattr(own, key) or getattr(base, key) for key in ("rung", "data", "evaluation", "subsets", "protocols")}
+        inherited = {key: getattr(own, key) or getattr(base, key) for key in ("rung", "data", "evaluation", "subsets")}
         return own.model_copy(update={**inherited, "overrides": [*base.overrides, *own.overrides]})
 
 
@@ -140,11 +139,13 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
     overrides = [f"data.path={data}", f"seed={seed}", f"run_name={folder.name}", f"output_dir={options.output_dir}"]
     _python("pretrain_etrm.py", *recipe.overrides, *overrides, *options.overrides)
     seconds = _training_seconds(folder)
-    for protocol, subset in product(recipe.protocols, recipe.subsets):
-        asked = folder / "evaluations" / f"{protocol}-{subset}"
+    for protocol, subset in ((protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets):
+        how, *settings = protocol.split()
+        asked = folder / "evaluations" / "-".join([how, *settings, subset])
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
-            _python("evaluate.py", f"checkpoint={folder}", f"protocol={protocol}", *recipe.evaluation, *arguments)
+            adapted = [f"protocol={how}", *(f"protocol.{setting}" for setting in settings)]
+            _python("evaluate.py", f"checkpoint={folder}", *adapted, *recipe.evaluation, *arguments)
         found = read_json(asked / "results.json")
         for score in found["scores"]:
             if score["metric"] in METRICS:
@@ -154,7 +155,7 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
                     split=subset,
                     arch=found["model"]["arch"],
                     encoder=found["model"]["encoder"],
-                    protocol=found["protocol"],
+                    protocol=" ".join([found["protocol"], *settings]),
                     **score,
                     seeds=[seed],
                     command=shlex.join(["python", "-m", "experiments.ladder", name, "--seeds", str(seed), *options.overrides]),
@@ -194,7 +195,7 @@ def append(results: list[Result], path: Path = RESULTS) -> None:
 
 def keeps_promise(result: Result, recipe: Recipe) -> bool:
     """Whether a score is what the recipe expects; prints it either way."""
-    promised = result.control == "none" and result.metric == METRICS[0] and result.protocol == recipe.protocols[0]
+    promised = result.control == "none" and result.metric == METRICS[0] and result.protocol == next(iter(recipe.subsets))
     expected = recipe.expected.get(result.split) if promised else None
     kept = expected is None or abs(result.value - expected.value) <= expected.tolerance
     promise = f"; expected {expected.value:g} +- {expected.tolerance:g}" if expected else ""

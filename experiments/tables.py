@@ -19,9 +19,9 @@ PLACE = re.compile(r"(<!-- ladder: (.*?) -->\n).*?(<!-- ladder end -->)", re.DOT
 
 def table(names: list[str], ladder: Ladder, results: list[Result]) -> str:
     """Markdown rows of recipes; those without results say so."""
-    subsets = list(dict.fromkeys(subset for name in names for subset in ladder.recipe(name).subsets))
+    subsets = list(dict.fromkeys(subset for name in names for asked in ladder.recipe(name).subsets.values() for subset in asked))
     lines = ["| recipe | protocol | " + " | ".join(subsets) + " | seeds | training s |", "|---" * (len(subsets) + 4) + "|"]
-    rows = [(name, protocol) for name in names for protocol in ladder.recipe(name).protocols]
+    rows = [(name, protocol) for name in names for protocol in ladder.recipe(name).subsets]
     for name, protocol in rows:
         own = [r for r in results if (r.recipe, r.protocol, r.metric) == (name, protocol, METRICS[0])]
         seconds = {result.seeds[0]: result.wall_seconds for result in own}

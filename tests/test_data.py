@@ -160,6 +160,17 @@ def test_all_grids_of_an_episode_share_one_augmentation_and_offset(fewshot):
     assert (batch.data["labels"] != PAD).all()
 
 
+def test_each_pair_may_have_a_place_of_its_own(fewshot):
+    samples = EpisodeSampler(fewshot, config_for(fewshot, buckets=[9], translate="each"), 0, 32).sample(3)
+    count = samples.demos.shape[1]
+    assert samples.offset.shape == (32, 1 + count, 2) and (samples.offset[:, 0] != samples.offset[:, 1]).any()
+    data = materialise(samples, fewshot, fewshot.grid_table).data
+    for row in range(32):
+        grids = [data["inputs"][row], *data["demo_inputs"][row], *data["demo_labels"][row]]
+        corners = [tuple(int(places.min()) for places in np.nonzero(grid.view(9, 9).numpy() > 1)) for grid in grids]
+        assert corners == [tuple(samples.offset[row, pair]) for pair in (0, *range(1, 1 + count), *range(1, 1 + count))]
+
+
 @pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
 @pytest.mark.parametrize("world, batch", [(1, 1), (1, 7), (2, 3), (3, 64), (4, 16)])
 def test_every_evaluation_query_is_asked_exactly_once_per_view(layout, world, batch, fewshot, puzzle):

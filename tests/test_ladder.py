@@ -59,10 +59,7 @@ def test_results_are_appended_once_and_the_last_of_equals_counts(tmp_path):
 def test_a_table_shows_the_mean_over_seeds_the_widest_interval_and_the_controls():
     recipes = Ladder(
         datasets={"d": "m"},
-        recipes={
-            name: {"title": name.upper(), "rung": "a", "data": "d", "subsets": ["test"], "protocols": ["inductive"]}
-            for name in ("r", "none")
-        },
+        recipes={name: {"title": name.upper(), "rung": "a", "data": "d", "subsets": {"inductive": ["test"]}} for name in ("r", "none")},
     )
     results = [RESULT, replace(RESULT, value=0.7, ci_low=0.6, ci_high=0.8, seeds=[1])]
     results += [replace(RESULT, control="query_only", value=0.1), replace(RESULT, metric="ARC/pass@2", value=0.9)]
@@ -76,7 +73,7 @@ def test_a_table_shows_the_mean_over_seeds_the_widest_interval_and_the_controls(
 
 def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, monkeypatch, capsys):
     overrides = [*TINY, "train_steps=2", "data.max_demos=2"]
-    recipe = {"title": "t", "rung": "a", "data": "d", "subsets": ["b"], "overrides": overrides, "protocols": ["inductive"]}
+    recipe = {"title": "t", "rung": "a", "data": "d", "subsets": {"inductive": ["b"]}, "overrides": overrides}
     recipe["evaluation"] = ["num_views=1"]
     recipe["expected"] = {"b": {"value": 1.0, "tolerance": 0.1}}
     OmegaConf.save({"datasets": {"d": "no.such.builder"}, "recipes": {"r": recipe}}, tmp_path / "ladder.yaml")
