@@ -96,7 +96,7 @@ class Contestant:
         if not answer:
             self.process.wait()
             last = (self.log.read_text().strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{shlex.join(self.command[:3])} ... failed with exit status {self.process.returncode}: {last}")
+            raise UserError(f"{shlex.join(self.command[:2])} ... failed with exit status {self.process.returncode}: {last}")
         return json.loads(answer)
 
     def close(self) -> None:

@@ -326,7 +326,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--arch", nargs="+", default=[], metavar="KEY=VALUE", help=f"sizes of both models (default: {ARCH})")
     add("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of our configuration alone")
-    add("--record", action="store_true", help=f"append the results to {RESULTS.relative_to(ROOT)}")
+    add("--record", action="store_true", help=f"append the results to benchmarks/{RESULTS.name}")
     options, options.rest = parser.parse_known_args(arguments)
     if options.rest and options.what != "build":
         parser.error(f"unknown: {shlex.join(options.rest)}")

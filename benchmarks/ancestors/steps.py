@@ -89,9 +89,10 @@ def metadata(identifiers: int) -> SimpleNamespace:
 
 def training(module: ModuleType, config: dict[str, Any], data: str, identifiers: int) -> Any:
     """The ancestor's step: its training function and its moving average, as its loop calls them."""
-    encoder = hasattr(module, "train_batch_encoder")
-    types = (module.PretrainEncoderConfig, module.init_train_state_encoder, module.train_batch_encoder)
-    settings, init, train_batch = types if encoder else (module.PretrainConfig, module.init_train_state, module.train_batch)
+    if hasattr(module, "train_batch_encoder"):
+        settings, init, train_batch = module.PretrainEncoderConfig, module.init_train_state_encoder, module.train_batch_encoder
+    else:
+        settings, init, train_batch = module.PretrainConfig, module.init_train_state, module.train_batch
     config = settings(**config)
     state = init(config, metadata(identifiers), rank=0, world_size=1)
     average = module.EMAHelper(mu=config.ema_rate)
