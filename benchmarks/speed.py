@@ -50,6 +50,7 @@ SLOTS = 10  # demonstrations that the ETRM ancestor encodes, empty ones included
 BATCHES = 8  # different ones that the ancestor sees
 SAME_CONTEXT = 1e-3
 EVALUATED_TASKS = 4
+MAX_VIEWS_AT_ONCE = 64
 # What both sides have in common; --arch changes it for both.
 ARCH = {
     "hidden_size": 512,
@@ -285,9 +286,9 @@ def evaluation(options: argparse.Namespace, race: Race) -> None:
     )
     their_views(full, race.work)
     race.theirs("eval", None, data=str(race.work / "views.npz"), tasks=str(race.work))
-    views = f"evaluation.num_views={options.views}"
+    views = [f"evaluation.num_views={options.views}", f"evaluation.batch_size={min(options.views, MAX_VIEWS_AT_ONCE)}"]
     for encoder in ("standard", "memory"):
-        ours = our_overrides(options, dataset, "arch=etrm", "data=arc1", f"encoder={encoder}", views, *options.override)
+        ours = our_overrides(options, dataset, "arch=etrm", "data=arc1", f"encoder={encoder}", *views, *options.override)
         race.ours(f"task canvas, encoder {encoder}", "eval", 1, ours, tasks=EVALUATED_TASKS)
 
 
