@@ -141,7 +141,7 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
     seconds = _training_seconds(folder)
     for protocol, subset in ((protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets):
         how, *settings = protocol.split()
-        asked = folder / "evaluations" / "-".join([how, *settings, subset])
+        asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
             adapted = [f"protocol={how}", *(f"protocol.{setting}" for setting in settings)]
