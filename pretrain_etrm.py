@@ -22,6 +22,7 @@ from evaluation import pictures
 from evaluation.evaluate import evaluate
 from evaluation.report import read_metrics, training_curves
 from models.core import DataSizes
+from models.layers import compile_fused
 from models.pretrained import load_decoder
 from models.trm import build_model, count_parameters
 from training.diagnostics import context_diagnostics
@@ -32,7 +33,7 @@ from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepSettings, train_step
 from utils import checkpoint, distributed
-from utils.device import choose_device, describe, explains_out_of_memory
+from utils.device import choose_device, describe, explains_out_of_memory, should_compile
 from utils.distributed import World
 from utils.environment import append_start, environment, peak_memory_gb
 from utils.errors import Stopped, UserError, nearest, reports_user_errors
@@ -45,7 +46,7 @@ from utils.signals import StopRequest
 RESUMABLE_DIFFERENCES = {
     *("train_steps", "max_seconds", "log_interval", "eval_interval", "patience", "max_nonfinite_steps", "micro_batch_size"),
     *("checkpoint_interval", "checkpoint_minutes", "keep_checkpoints", "keep_best_checkpoints"),
-    *("resume", "timeout_minutes", "logging", "evaluation", "device", "output_dir", "run_name", "project_name"),
+    *("resume", "timeout_minutes", "logging", "evaluation", "device", "compile", "output_dir", "run_name", "project_name"),
 }
 
 LESS_MEMORY = (
@@ -60,6 +61,7 @@ def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
     world = World.from_environment()
     device = choose_device(config.device, world)
+    compile_fused(should_compile(config.compile, device))
     distributed.start(world, device, config.timeout_minutes)
     folder = Path(config.output_dir) / config.name
 

@@ -8,30 +8,24 @@ what comes of them, which changes nothing and is not repeated here.
 import torch
 from torch import Tensor, nn
 
+from dataset.canvas import PAD
 from models.core import RecursiveModel
-from models.encoders.blocks import SelfBlock
 from models.encoders.pairs import PairVectors
 from models.encoders.pooled import PooledEncoder
-from models.layers import Linear, Rotary
+from models.layers import Linear
 
-ENCODER = ["encoder=standard", "encoder.positions=rope"]  # what our configuration can say of it
+ENCODER = ["encoder=standard", "encoder.positions=rope", "encoder.attend_padding=true"]  # what our configuration can say of it
 ATTENTION = ("qkv_proj", "o_proj")
 MLP = ("gate_up_proj", "down_proj")
 
 
-class AttendsPadding(SelfBlock):
-    """A block that ignores its mask."""
-
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
-        return super().forward(x, rotary)
-
-
 class ProjectedVectors(PairVectors):
-    """A pair's mean, projected."""
+    """The mean of a pair's cells, without padding after all, projected."""
 
     def forward(self, data: dict[str, Tensor]) -> Tensor:
         read = self.pairs(data)
-        pooled = self.pool(read.tokens.flatten(0, 1), read.valid.flatten(0, 1))
+        real = torch.cat((data["demo_inputs"], data["demo_labels"]), dim=2) != PAD
+        pooled = self.pool(read.tokens.flatten(0, 1), real.flatten(0, 1))
         return self.project(pooled).view(*read.tokens.shape[:2], -1)
 
 
@@ -47,8 +41,6 @@ def as_the_ancestor(model: RecursiveModel) -> RecursiveModel:
     """Turn an ETRM with the encoder of `ENCODER` into one that computes what the ancestor's does."""
     encoder = model.context
     encoder.__class__, encoder.vectors.__class__ = UnscaledEncoder, ProjectedVectors
-    for layer in encoder.vectors.pairs.layers:
-        layer.__class__ = AttendsPadding
     width = encoder.output.weight.shape[1]
     encoder.output, encoder.vectors.project = nn.Identity(), Linear(width, width)
     return model

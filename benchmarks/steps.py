@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.ancestors.turns import serve
+from benchmarks.ancestors.turns import answer_channel, serve
 from benchmarks.identical import as_the_ancestor
 from benchmarks.useful import useful_flops
 from config import compose
@@ -20,12 +20,13 @@ from dataset.samplers import SAMPLERS, EpisodeSampler, Sampler
 from dataset.store import Store
 from evaluation.evaluate import evaluate
 from models.core import DataSizes
+from models.layers import compile_fused
 from models.trm import build_model
 from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepSettings, train_step
-from utils.device import choose_device
+from utils.device import choose_device, should_compile
 from utils.distributed import World
 
 GOLDEN_RATIO = 0.5 * (5**0.5 - 1)
@@ -87,11 +88,13 @@ def evaluation(config: PretrainConfig, store: Store, device: torch.device, tasks
 
 
 def main(what: str, overrides: list[str], threads: int, **options: Any) -> None:
+    answers = answer_channel()
     torch.set_num_threads(threads)
     config = compose.load(PretrainConfig, "pretrain", overrides)
     device = choose_device(config.device, ALONE)
+    compile_fused(should_compile(config.compile, device))
     store = datasets.load(config.data.path, *config.layouts)
-    serve({"train": training, "eval": evaluation}[what](config, store, device, **options), device)
+    serve({"train": training, "eval": evaluation}[what](config, store, device, **options), device, answers)
 
 
 if __name__ == "__main__":

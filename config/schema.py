@@ -38,6 +38,7 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     output_dir: str
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
+    compile: Literal["auto"] | bool
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None
     train_steps: PositiveInt

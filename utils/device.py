@@ -1,9 +1,13 @@
 """The device of this process, and what makes it fast."""
 
 import ctypes
+import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Literal
 
 import torch
 
@@ -34,6 +38,25 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def should_compile(wanted: bool | Literal["auto"], device: torch.device) -> bool:
+    """Whether to compile what `compile=wanted` asks for: `auto` does on a GPU, if it can.
+
+    Raises `UserError` where it is asked for and the machine lacks a compiler.
+    """
+    if wanted == "auto":
+        return device.type == "cuda" and not _missing_compiler(device)
+    if wanted and (missing := _missing_compiler(device)):
+        raise UserError(f"compile=true needs {missing}, which this machine lacks; install it, or say compile=false")
+    return wanted
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    variable, usual = ("CC", ("cc", "gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++", "clang++"))
+    if not any(map(shutil.which, [os.environ[variable]] if variable in os.environ else usual)):
+        return f"a {'C' if variable == 'CC' else 'C++'} compiler ({usual[-2]})"
+    return "the package triton" if device.type == "cuda" and not find_spec("triton") else None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from turns import serve
+from turns import answer_channel, serve
 
 TOKENS, CELLS = 12, 900
 
@@ -141,14 +141,14 @@ def reference(module: ModuleType, config: dict[str, Any], data: str, output: str
 
 
 def main(what: str, options: dict[str, Any]) -> None:
-    device = torch.device(options.pop("device"))
+    answers, device = answer_channel(), torch.device(options.pop("device"))
     torch.set_num_threads(options.pop("threads"))
     torch.manual_seed(0)
     module = script("pretrain" if what == "trm" else "pretrain_etrm", device)
     if what == "reference":
         reference(module, **options)
     else:
-        serve((evaluation if what == "eval" else training)(module, **options), device)
+        serve((evaluation if what == "eval" else training)(module, **options), device, answers)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
-ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever else is printed, by whom ever, is no answer
+
+def answer_channel() -> TextIO:
+    """The standard output, for answers alone: whatever else is printed from now on goes to the log."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
 
 
-def serve(step: Callable[[], dict[str, float]], device: torch.device) -> None:
+def serve(step: Callable[[], dict[str, float]], device: torch.device, answers: TextIO) -> None:
     """Answer until the input ends: the sums of what the steps return, their seconds, and the peak memory so far in bytes."""
     for line in sys.stdin:
         started = time.perf_counter()
@@ -26,7 +31,7 @@ def serve(step: Callable[[], dict[str, float]], device: torch.device) -> None:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
         sums = {name: sum(values[name] for values in done) for name in done[0]}
-        print(json.dumps({**sums, "seconds": seconds, "memory": peak_memory(device)}), file=ANSWERS, flush=True)
+        print(json.dumps({**sums, "seconds": seconds, "memory": peak_memory(device)}), file=answers, flush=True)
 
 
 def peak_memory(device: torch.device) -> int:
