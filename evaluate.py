@@ -13,6 +13,7 @@ from config.compose import launch
 from config.schema import EvaluateConfig
 from evaluation.evaluate import Evaluation
 from evaluation.predictions import FILE
+from evaluation.protocols import less_memory
 from evaluation.session import Session
 from utils import distributed
 from utils.device import explains_out_of_memory
@@ -26,7 +27,7 @@ def run(config: EvaluateConfig) -> None:
     session = Session.open(config)
     with (
         tqdm(unit="view", disable=not session.world.is_main, desc="views", leave=False, file=sys.stderr) as bar,
-        explains_out_of_memory("the evaluation", f"lower batch_size={config.batch_size}"),
+        explains_out_of_memory("the evaluation", less_memory(config.protocol, config.batch_size)),
     ):
         evaluation = session.evaluate(report=bar.update)
     if session.world.is_main:
@@ -46,7 +47,7 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
     shown = arc if arc[0] in metrics else metrics
     counts = evaluation.counts
     lines = [
-        f"protocol {evaluation.protocol}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "
+        f"protocol {evaluation.described}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "
         f"({counts['no_prediction']} without a prediction, {counts['answer_exceeds_canvas']} larger than their canvas, "
         f"{counts['unlabelled']} unlabelled), {evaluation.num_views} view{'s' * (evaluation.num_views > 1)}, 95 % intervals",
         "",

@@ -18,9 +18,10 @@ from config.compose import launch
 from config.schema import PredictConfig
 from evaluation.evaluate import SUBMISSION_ATTEMPTS, attempts
 from evaluation.pictures import COLOURS
+from evaluation.protocols import less_memory
 from evaluation.report import write_report
 from evaluation.solver import Solution, Solver, read_task
-from utils.device import describe
+from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
 
 GAP = 4  # characters between grids
@@ -31,7 +32,8 @@ def run(config: PredictConfig) -> None:
     """One task, from the checkpoint to its answers."""
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
-    solution = solver.ask(task, config.num_views, config.seed, config.batch_size, config.protocol, with_steps=config.page is not None)
+    with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
+        solution = solver.ask(task, config.num_views, config.seed, config.batch_size, config.protocol, with_steps=config.page is not None)
     about = description(config, solver, solution)
     if config.page:
         write_report(Path(config.page), about, solution.records, {task.id: task.to_json()})
@@ -50,7 +52,7 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
     info = solver.info
     return {
         "task": solution.task.id,
-        "protocol": solution.protocol,
+        "protocol": solution.protocol.split(",")[0],
         "adaptation": config.protocol.model_dump(),
         "checkpoint": {"path": str(solver.path), "step": info["step"], "weights": config.weights, "git_commit": info["git_commit"]},
         "model": {"arch": info["config"]["arch"]["name"], "encoder": info["config"]["encoder"]["name"], "parameters": info["parameters"]},

@@ -29,7 +29,7 @@ from utils.distributed import World
 from utils.errors import UserError, nearest, reports_user_errors
 from utils.files import write_atomically
 
-RESULTS = ROOT / "benchmarks" / "RESULTS.md"
+RESULTS, SECTION = ROOT / "benchmarks" / "RESULTS.md", "Data"
 TRM, ETRM = "SamsungSAILMontreal/TinyRecursiveModels", "bdsaglam/etrm"
 TRM_FILES = ("dataset/build_arc_dataset.py", "puzzle_dataset.py")
 ETRM_FILES = ("dataset/build_arc_dataset_encoder.py", "dataset/fewshot_puzzle_dataset.py")
@@ -76,10 +76,13 @@ def machine(device: torch.device) -> str:
     return f"{model}, {os.cpu_count()} cores{gpu}"
 
 
-def record(file: Path, cells: list[str]) -> None:
-    """Append a row to the markdown table that `file` ends with."""
-    row = f"| {' | '.join(cells)} |\n"
-    write_atomically(file, lambda temporary: temporary.write_text(file.read_text(encoding="utf-8") + row, encoding="utf-8"))
+def record(file: Path, cells: list[str], section: str) -> None:
+    """Append a row to the markdown table that ends `section` of `file`."""
+    before, heading, rest = file.read_text(encoding="utf-8").partition(f"## {section}\n")
+    assert heading, f"{file} has no section '{section}'"
+    table, following, after = rest.partition("\n## ")
+    text = f"{before}{heading}{table.rstrip()}\n| {' | '.join(cells)} |\n{following}{after}"
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -149,7 +152,7 @@ def measure(options: argparse.Namespace, work: Path) -> bool:
         builds = [f"{row[1]} / {row[2]} ({row[3]})" for row in costs]
         loaders = [str(rates.get(name, "-")) for name in (PUZZLES_THEIRS, PUZZLES, EPISODES_THEIRS, EPISODES, SMALL_EPISODES)]
         same = "yes" if all(equal.values()) else "NO"
-        record(RESULTS, [date.today().isoformat(), git_commit() or "-", machine(device), f"`{command}`", *builds, same, *loaders])
+        record(RESULTS, [date.today().isoformat(), git_commit() or "-", machine(device), f"`{command}`", *builds, same, *loaders], SECTION)
     return all(equal.values())
 
 

@@ -1,5 +1,6 @@
 """Commands in processes of their own: the ancestors' code, and ours as a user runs it; what they cost."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -56,14 +57,53 @@ def require_room(examples: int, work: Path) -> None:
         )
 
 
+def environment(pythonpath: Path) -> dict[str, str]:
+    """The environment of a Python command that sees the packages of `pythonpath`."""
+    return {**os.environ, "PYTHONPATH": str(pythonpath), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def run(command: list[str], pythonpath: Path = ROOT) -> str:
     """Standard output of a Python command that sees the packages of `pythonpath`. Raises `UserError` when it fails."""
-    environment = {**os.environ, "PYTHONPATH": str(pythonpath), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *command], env=environment(pythonpath), cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{shlex.join(command)} failed with exit status {done.returncode}: {last}")
     return done.stdout
+
+
+class Contestant:
+    """A Python command that measures when it is asked to (benchmarks/ancestors/turns.py), and rests while others measure."""
+
+    def __init__(self, command: list[str], pythonpath: Path, log: Path):
+        self.command, self.log = command, log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                env=environment(pythonpath),
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    def __call__(self, steps: int) -> dict[str, float]:
+        """What `steps` steps took. Raises `UserError` when the process has failed."""
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):  # its log says why
+            print(steps, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.process.wait()
+            last = (self.log.read_text().strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"{shlex.join(self.command[:3])} ... failed with exit status {self.process.returncode}: {last}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def measured(command: list[str], output: Path, pythonpath: Path = ROOT) -> Cost:

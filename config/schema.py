@@ -132,6 +132,8 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
         for name in ("reconstruct", "contrastive"):
             if self.objective.weight(name) and not self.encoder:
                 raise ValueError(f"objective.{name}_weight={self.objective.weight(name)} needs demonstrations, which an encoder reads")
+        if self.evaluation.ranking == "agreement" and not self.encoder:
+            raise ValueError("evaluation.ranking=agreement asks the demonstrations, which only a model with an encoder reads")
         if self.objective.kl_weight and not (self.encoder and self.encoder.gives_kl):
             raise ValueError(f"objective.kl_weight={self.objective.kl_weight} weighs nothing: the context is not variational")
         what = "arch.mlp_t=true" if self.arch.mlp_t else f"arch.pos_encodings={self.arch.pos_encodings}"

@@ -48,6 +48,11 @@ class DataConfig(Config):
         """The canvas sides in use: the buckets, or only 30 for `canvas: full`."""
         return tuple(self.buckets) if self.canvas == "task" else (MAX_SIDE,)
 
+    @property
+    def turns(self) -> bool:
+        """Whether training shows grids turned and mirrored; a model that never saw one is not asked one."""
+        return self.augmentation in ("table", "random")
+
 
 class Cell(NamedTuple):
     """What all samples of a batch have in common, so that shapes stay static: canvas side and number of demonstrations."""

@@ -62,7 +62,7 @@ class EvaluationSet:
     ):
         # A model trained without turned grids has no puzzle rows for other views, and has never seen one. A game's puzzle
         # is asked once: its score is the model's own, as in the ancestors.
-        self.num_views = num_views if config.augmentation not in ("none", "colours") and store.metadata.layout != "pairs" else 1
+        self.num_views = num_views if config.turns and store.metadata.layout != "pairs" else 1
         self.store, self.config, self.control = store, config, control
         self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)
@@ -111,15 +111,17 @@ class EvaluationSet:
         return demos, np.full_like(identifier, BLANK_ID) if self.control == "query_only" else identifier
 
     def demonstrations(self, query: Query) -> tuple[int, ...]:
-        """The pairs that a model may learn the query's task from: those it is told, or for a puzzle's row those of its task;
-        none for the control `query_only`."""
+        """The pairs that a model may learn the query's task from: those it is told, or for a puzzle's row those of its task that
+        fit the query's canvas. Never the query itself, and none for the control `query_only`."""
         if self.control == "query_only":
             return ()
         if self.store.metadata.layout == "fewshot":
             return self.told(query)[0]
         task = self._donors[query.task][0] if query.task in self._donors else query.task
         first = int(self.store.task_pairs[task])
-        return tuple(range(first, first + int(self.store.task_demonstrations[task])))
+        pairs = range(first, first + int(self.store.task_demonstrations[task]))
+        side = self.side_of(query) or 0
+        return tuple(pair for pair in pairs if pair != query.pair and self.store.pair_side[pair].max() <= side)
 
     def can_adapt(self, query: Query) -> bool:
         """Whether those are enough to learn from: a puzzle's row needs one, and an episode one to ask and one to show."""

@@ -18,6 +18,8 @@ import numpy as np
 
 from evaluation import statistics
 from evaluation.metrics import solved_within, task_means, wilson
+from evaluation.protocols import described
+from utils.arguments import natural, positive
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json, write_json
 
@@ -32,6 +34,11 @@ class Evaluated:
     about: dict[str, Any]
     ranks: dict[str, dict[Query, int | None]]
 
+    @property
+    def protocol(self) -> str:
+        """What was done with the demonstrations, and whether training had seen tasks."""
+        return described(self.about["protocol"], (self.about.get("adaptation") or {}).get("name"))
+
     def task_shares(self, tasks: list[str], k: int) -> np.ndarray:
         """(T,) the share of each task's queries solved within k answers."""
         asked = [(task, rank) for task in tasks for rank in self.ranks[task].values()]
@@ -43,9 +50,11 @@ def read(folder: Path) -> Evaluated:
     about = read_json(folder / "results.json")
     try:
         lines = (folder / "per_example.jsonl").read_text(encoding="utf-8").splitlines()
-        return Evaluated(folder, about, ranks_of([json.loads(line) for line in lines]))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}/per_example.jsonl cannot be read: {error}") from None
+        evaluated = Evaluated(folder, about, ranks_of([json.loads(line) for line in lines]))
+        _ = evaluated.protocol, about["scores"], about["checkpoint"]
+        return evaluated
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder} is no evaluation of this version: {error}") from None
 
 
 def ranks_of(records: list[dict[str, Any]]) -> dict[str, dict[Query, int | None]]:
@@ -63,8 +72,8 @@ def common_tasks(evaluations: list[Evaluated], allow_different: bool) -> tuple[l
     first, notes = evaluations[0], []
     shared = [task for task, asked in first.ranks.items() if all(asked.keys() == e.ranks.get(task, {}).keys() for e in evaluations)]
     for other in evaluations:
-        if other.about["protocol"] != first.about["protocol"]:
-            notes.append(f"{other.folder} is {other.about['protocol']}, {first.folder} is {first.about['protocol']}")
+        if other.protocol != first.protocol:
+            notes.append(f"{other.folder} is {other.protocol}, {first.folder} is {first.protocol}")
         if len(other.ranks) != len(shared):
             notes.append(f"{other.folder} has {len(other.ranks)} tasks, {len(shared)} of them in common with all others")
     if notes and not allow_different:
@@ -91,9 +100,10 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, An
 def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, seed: int) -> dict[str, Any]:
     """Everything that is printed and written."""
     for evaluated in evaluations:
-        known = max(int(s["metric"].split("@")[1]) for s in evaluated.about["scores"] if s["metric"].startswith("ARC/pass@"))
-        if evaluated.about.get("vote_stop") and max(ks) > known:
-            raise UserError(f"{evaluated.folder} stopped its votes when the first {known} answers were certain; give --k up to {known}")
+        if evaluated.about.get("vote_stop"):
+            known = max(int(s["metric"].split("@")[1]) for s in evaluated.about["scores"] if s["metric"].startswith("ARC/pass@"))
+            if max(ks) > known:
+                raise UserError(f"{evaluated.folder} stopped its votes when the first {known} answers were certain; give --k up to {known}")
     tasks, notes = common_tasks(evaluations, allow_different)
     shares = {k: [evaluated.task_shares(tasks, k) for evaluated in evaluations] for k in ks}
 
@@ -105,8 +115,9 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
     for i, evaluated in enumerate(evaluations):
         about = evaluated.about
         scores = {f"ARC/pass@{k}": scored(shares[k][i]) for k in ks} | {f"tasks_solved@{k}": scored(shares[k][i] == 1) for k in ks}
-        settings = {name: about.get(name) for name in ("protocol", "split", "num_views", "ranking", "seed")}
-        described.append({"folder": str(evaluated.folder), "checkpoint": about["checkpoint"], **settings, "scores": scores})
+        settings = {name: about.get(name) for name in ("adaptation", "split", "num_views", "ranking", "seed")}
+        who = {"folder": str(evaluated.folder), "checkpoint": about["checkpoint"], "protocol": evaluated.protocol}
+        described.append({**who, **settings, "scores": scores})
     pairs = [
         {"k": k, "first": str(evaluations[i].folder), "second": str(evaluations[j].folder), **paired(shares[k][i], shares[k][j], seed)}
         for k in ks
@@ -141,10 +152,10 @@ def main() -> None:
         prog="python -m evaluation.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+", help="two evaluations or more")
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 2], help="answers per query")
+    parser.add_argument("--k", type=positive, nargs="+", default=[1, 2], help="answers per query")
     parser.add_argument("--json", type=Path, help="write everything to this file")
     parser.add_argument("--allow-different", action="store_true", help="compare common tasks, and across protocols")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
     options = parser.parse_args()
     if len(set(options.folders)) < max(2, len(options.folders)):
         raise UserError("give two different evaluations or more")

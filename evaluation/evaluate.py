@@ -23,7 +23,7 @@ from evaluation.canvas_scores import CanvasScores
 from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.predictions import Predictions
-from evaluation.protocols import Adaptation, AsItIsConfig, ProtocolConfig, adaptation_of, label
+from evaluation.protocols import Adaptation, AsItIsConfig, ProtocolConfig, adaptation_of, described, label
 from evaluation.refinement import refinements
 from evaluation.report import write_report
 from evaluation.test_time_training import TestTimeTraining
@@ -66,12 +66,14 @@ class EvaluationConfig(Config):
 class Evaluation:
     """What an evaluation found.
 
+    adaptation: the protocol by which tasks were adapted to, which differs from `protocol` where training has seen tasks.
     num_views: at most so many views per query. predictions: the model's own, and the seconds that they took. means: of single
     views (`CanvasScores`). counts: queries by status, and views asked. On the first process alone: records, one per query;
     puzzles, the tasks in the ARC format; submission.
     """
 
     protocol: str
+    adaptation: str | None
     num_views: int
     questions: EvaluationSet
     predictions: Predictions
@@ -83,6 +85,11 @@ class Evaluation:
     submission: dict[str, list[dict]]
     puzzles: dict[str, dict]
     notes: list[str]
+
+    @property
+    def described(self) -> str:
+        """The protocol in words."""
+        return described(self.protocol, self.adaptation)
 
     def metrics(self) -> dict[str, float]:
         """Name -> value, controls as `name/control`."""
@@ -127,6 +134,8 @@ def evaluate(
     adaptation = adaptation_of(protocol, objective, seed, config.batch_size, store.metadata.layout)
     if config.vote_stop and isinstance(adaptation, TestTimeTraining):
         raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
+    if config.ranking == "agreement" and store.metadata.layout != "fewshot":
+        raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
     stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
 
@@ -162,9 +171,7 @@ def evaluate(
     if len(seen):
         notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
     if isinstance(adaptation, Adaptation):
-        too_few = sum(not questions.can_adapt(query) for query in questions.queries)
-        if found_protocol == "transductive":
-            notes.append(f"the answers come after {protocol.name}, of a model that has seen tasks in training")
+        too_few = sum(not questions.can_adapt(query) for query in questions.queries if query not in questions.too_large)
         if too_few:
             notes.append(f"{too_few} queries have too few demonstrations for {protocol.name} and were answered without")
     if pairs:
@@ -191,6 +198,7 @@ def evaluate(
             records[number]["steps"] = steps
     return Evaluation(
         protocol=found_protocol,
+        adaptation=protocol.name if adaptation else None,
         num_views=questions.num_views,
         questions=questions,
         predictions=predictions,
@@ -278,6 +286,7 @@ def _record(questions: EvaluationSet, query: Query, answered: Answered, status: 
     candidates, truth, rank = answered.candidates, answered.truth, answered.rank
     return {
         "task": questions.store.task_ids[query.task],
+        "puzzle_name": questions.store.task_ids[query.task],  # the ancestors' name for it
         "query": query.number,
         "protocol": protocol,
         "status": status,

@@ -21,7 +21,6 @@ from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
-from utils.errors import UserError
 
 VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
 
@@ -166,12 +165,7 @@ def task_contexts(model: RecursiveModel, questions: EvaluationSet, table: GridTa
 
 
 def agreement(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None) -> Tensor:
-    """(B,) the share of each view's demonstrations that the model answers exactly from the others, 0 where none can be asked.
-
-    Raises `UserError` for a model that reads no demonstrations.
-    """
-    if "demo_mask" not in data:
-        raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
+    """(B,) the share of each view's demonstrations that the model answers exactly from the others, 0 where none can be asked."""
     rows, counted = leave_one_out(data)
     size, right = len(data["inputs"]), []
     for start in range(0, len(rows["inputs"]), size):  # as many rows at once as there are views

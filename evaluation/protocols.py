@@ -76,6 +76,25 @@ def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int,
     return None
 
 
+def adapts(config: ProtocolConfig) -> bool:
+    """Whether something is done with a task's demonstrations before it is asked."""
+    return not isinstance(config, AsItIsConfig)
+
+
+def described(label: str, name: str | None) -> str:
+    """A label in words, with the adaptation `name` that it does not tell of."""
+    as_it_is = name in (None, "auto", "inductive", "transductive")
+    return label if as_it_is or name == label else f"{label}, after {name}"
+
+
+def less_memory(config: ProtocolConfig, batch_size: int) -> str:
+    """What to change when an evaluation does not fit."""
+    remedy = f"lower batch_size={batch_size}"
+    if isinstance(config, TestTimeTrainingConfig):
+        remedy += f", protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
+    return remedy
+
+
 def label(config: ProtocolConfig, store: Store, seen: np.ndarray, tasks: int) -> str:
     """The protocol of an evaluation of `tasks` tasks of which training has `seen` some.
 

@@ -17,6 +17,7 @@ from dataset.store import Store
 from dataset.views import EvaluationSet
 from evaluation.evaluate import Evaluation, evaluate, write_files
 from evaluation.inference import task_contexts
+from evaluation.protocols import adapts
 from evaluation.report import read_metrics
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
@@ -76,7 +77,7 @@ class Session:
             )
         trained_on = {"test": data.max_eval_groups, "train": data.max_train_groups, "validation": None}[config.split]
         limits = [limit for limit in (config.max_eval_groups, trained_on) if limit is not None]
-        trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
+        trained_pairs = checkpoint.load_trained_pairs(path)
         return cls(config, world, device, path, model.to(device), info, data, store, trained_pairs, min(limits, default=None))
 
     def questions(self) -> EvaluationSet:
@@ -107,7 +108,8 @@ class Session:
     def write(self, folder: Path, evaluation: Evaluation, seconds: float) -> None:
         """All files of an evaluation, the report with the run's curves and a map of what the model is told of the tasks."""
         config, questions = self.config, evaluation.questions
-        with_map = config.report and self.store.metadata.layout != "pairs"
+        # After test-time training the model holds its own weights again, not those that answered.
+        with_map = config.report and self.store.metadata.layout != "pairs" and config.protocol.name != "test_time_training"
         write_files(
             folder,
             evaluation,
@@ -128,6 +130,7 @@ class Session:
                 "path": str(self.path),
                 "step": info["step"],
                 "weights": config.weights,
+                "file": checkpoint.WEIGHTS[config.weights],
                 "sha256": sha256_of(self.path / checkpoint.WEIGHTS[config.weights]),
                 "git_commit": info["git_commit"],
             },
@@ -155,4 +158,5 @@ class Session:
         if config.output_dir:
             return Path(config.output_dir)
         other_data = f"-{Path(self.data.path).name}" if config.data_path else ""
-        return self.path.parent.parent / "evaluations" / f"step_{self.info['step']}-{config.weights}-{config.split}{other_data}"
+        how = f"-{config.protocol.name}" if adapts(config.protocol) else ""
+        return self.path.parent.parent / "evaluations" / f"step_{self.info['step']}-{config.weights}-{config.split}{other_data}{how}"

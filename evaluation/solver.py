@@ -22,7 +22,7 @@ from dataset.task import Task
 from dataset.views import EvaluationSet
 from evaluation.evaluate import AS_IT_IS, records_of
 from evaluation.inference import collect
-from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, label
+from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, described, label
 from evaluation.refinement import Step, refinements
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
@@ -40,7 +40,7 @@ SUBSET = "asked"
 class Solution:
     """What a model answers to a task.
 
-    protocol: transductive when the task shares a pair with the training data. num_views: views per query that voted.
+    protocol: the label, in words (`evaluation.protocols.described`). num_views: views per query that voted.
     answers: per query, best first. records: per query, as in an evaluation's per_example.jsonl. notes: what else a reader
     of the answers should know.
     """
@@ -75,7 +75,7 @@ class Solver:
             raise UserError(
                 f"{path}: this model (arch={info['config']['arch']['name']} without an encoder) {knows}; train one with an encoder"
             )
-        trained_pairs = checkpoint.load_torch(path / "trained_pairs.pt").numpy().view("uint64")
+        trained_pairs = checkpoint.load_trained_pairs(path)
         return cls(model.to(choose_device(device, World())), DataConfig(**info["config"]["data"]), trained_pairs, path, info)
 
     def solve(
@@ -113,7 +113,7 @@ class Solver:
         if adaptation is not None and not questions.can_adapt(questions.queries[0]):
             notes.append(f"one demonstration is too few for {protocol.name}: the model answered as it is")
         answers = [votes.ranked(number) for number in range(len(questions.queries))]
-        return Solution(task, found, questions.views_of(questions.queries[0]), answers, records, notes)
+        return Solution(task, described(found, protocol.name), questions.views_of(questions.queries[0]), answers, records, notes)
 
     def refine(
         self, task: Task, query: int, view: int = 0, num_views: int = 1, seed: int = 0, protocol: ProtocolConfig = AS_IT_IS

@@ -34,10 +34,10 @@ from models.layers import Linear
 from models.losses import ObjectiveConfig, act_loss
 from training.optim import AdamATan2
 from training.schedule import learning_rate
+from training.step import HALTING_STREAM
 from utils.distributed import World
 
 BETAS = (0.9, 0.95)
-HALTING_STREAM = 1
 ROWS = "context.weights"  # the table of a PuzzleEmbedding
 _PERFORMANCE_ONLY = "There is a performance drop because we have not yet implemented the batching rule"
 
@@ -91,9 +91,9 @@ class TestTimeTraining:
         lessons, without = lessons_of(questions, asked)
         if world.is_main and without.any():
             yield without
-        groups: dict[tuple[int, int], list[Lesson]] = {}
+        groups: dict[tuple[int, int, int], list[Lesson]] = {}
         for lesson in lessons:
-            groups.setdefault((lesson.side, len(lesson.pairs)), []).append(lesson)
+            groups.setdefault((lesson.side, len(lesson.pairs), len(_rows(questions, lesson)[0])), []).append(lesson)
         size = self.config.tasks_at_once
         stacks = [lessons[start : start + size] for _, lessons in sorted(groups.items()) for start in range(0, len(lessons), size)]
         for stack in stacks[world.rank :: world.size]:
@@ -101,13 +101,13 @@ class TestTimeTraining:
             for number, lesson in enumerate(stack):
                 mask = np.zeros(len(questions.queries), bool)
                 mask[list(lesson.queries)] = True
-                with holding(model, trained.weights(number), _identifiers(questions, lesson), trained.rows(number)):
+                with holding(model, trained.weights(number), _rows(questions, lesson)[0], trained.rows(number)):
                     yield mask
 
     @torch.enable_grad()
     def train(self, model: RecursiveModel, questions: EvaluationSet, table: GridTable, lessons: Sequence[Lesson]) -> "Trained":
         """The weights of `lessons`, which lie on one canvas and have equally many demonstrations."""
-        config, started = self.config, time.monotonic()
+        config, started = self.config, _now(table.pixels.device)
         trained = Trained(model, questions, lessons, config)
         draws = [_Episodes(questions, lesson, self.seed) for lesson in lessons]
         optimizer = AdamATan2(trained.groups(config), lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
@@ -117,7 +117,7 @@ class TestTimeTraining:
         model.context.eval()  # a variational encoder tells its mean, at test time too
         try:
             for step in range(config.steps):
-                if config.seconds is not None and time.monotonic() - started > config.seconds * len(lessons):
+                if config.seconds is not None and _now(table.pixels.device) - started > config.seconds * len(lessons):
                     break
                 batches = [materialise(draw(config.batch_size), questions.store, table).data for draw in draws]
                 data = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
@@ -131,7 +131,8 @@ class TestTimeTraining:
                 )
                 loss, carry = self._forward(model, trained, data, carry, torch.from_numpy(minimum).to(table.pixels.device))
                 loss.sum().backward()
-                trained.prepare_gradients(config.grad_clip_norm)
+                broken = ~trained.prepare_gradients(config.grad_clip_norm)
+                carry["halted"] = carry["halted"] | broken[:, None]  # a broken state would break every following step
                 for group, rate in zip(optimizer.param_groups, rates, strict=True):
                     held = step < config.row_steps and not group["is_rows"] and trained.has_rows
                     group["lr"] = 0.0 if held else learning_rate(step + 1, rate, 0, config.steps, config.lr_min_ratio)
@@ -179,7 +180,7 @@ class Trained:
             self.frozen = {name: value for name, value in own.items() if name not in wanted}
         self.has_rows = isinstance(model.context, PuzzleEmbedding)
         if self.has_rows:
-            self.values[ROWS] = torch.stack([model.context.weights[_identifiers(questions, lesson)] for lesson in lessons])
+            self.values[ROWS] = torch.stack([model.context.weights[_rows(questions, lesson)[0]] for lesson in lessons])
         for value in self.values.values():
             value.requires_grad_()
 
@@ -191,8 +192,8 @@ class Trained:
         return groups + rows
 
     @torch.no_grad()
-    def prepare_gradients(self, clip_norm: float | None) -> None:
-        """Clip each task's gradient by its own norm; one that is not finite becomes zero."""
+    def prepare_gradients(self, clip_norm: float | None) -> Tensor:
+        """Clip each task's gradient by its own norm; one that is not finite becomes zero. (G,) bool: which ones are finite."""
         gradients = [value.grad for value in self.values.values() if value.grad is not None]
         norm = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0).sqrt()  # (G,)
         scale = torch.ones_like(norm) if clip_norm is None else (clip_norm / (norm + 1e-6)).clamp(max=1)
@@ -201,6 +202,7 @@ class Trained:
             shape = (-1, *[1] * (gradient.ndim - 1))
             gradient.mul_(scale.view(shape))
             gradient.masked_fill_(~finite.view(shape), 0.0)
+        return finite
 
     def effective(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """All weights of one task, by the model's names, from what its `values` hold."""
@@ -241,25 +243,31 @@ class _Episodes:
 
     def __init__(self, questions: EvaluationSet, lesson: Lesson, seed: int):
         self.questions, self.lesson = questions, lesson
-        named = f"{questions.store.task_ids[lesson.task]} {lesson.pairs[0]}"
-        self.rng = augment.task_rng(seed, named)
+        store = questions.store
+        owner = int(np.searchsorted(store.task_pairs, lesson.pairs[0], side="right")) - 1
+        shown = " ".join(str(pair - int(store.task_pairs[owner])) for pair in lesson.pairs)
+        self.rng = augment.task_rng(seed, f"{store.task_ids[lesson.task]} {store.task_ids[owner]} {shown}")
         self.query = questions.queries[lesson.queries[0]]
+        self.rows = _rows(questions, lesson)[1]
 
     def __call__(self, count: int) -> Samples:
-        """`count` samples in one cell: augmented as in training; puzzle rows are numbered by view."""
+        """`count` samples in one cell: augmented as in training; a puzzle row is named by its place among the lesson's rows."""
         questions, rng, pairs = self.questions, self.rng, np.array(self.lesson.pairs)
         config, store = questions.config, questions.store
         if store.metadata.layout == "fewshot":
             order = pairs[rng.random((count, len(pairs))).argsort(axis=1)]
             query, demos = order[:, 0], order[:, 1:]
             transform, colours = np.zeros(count, np.int64), augment.identity_colours(count)
+            if config.turns:
+                transform = rng.integers(0, 8, count)
             if config.augmentation != "none":
-                transform, colours = rng.integers(0, 8, count), augment.random_colours(rng, count)
+                colours = augment.random_colours(rng, count)
             identifier = np.full(count, questions.told(self.query)[1][0])
         else:
             query, demos = rng.choice(pairs, count), np.zeros((count, 0), np.int64)
-            identifier = rng.integers(0, questions.views_of(self.query), count)
-            views = [questions.view(self.query, int(view)) for view in identifier]
+            chosen = rng.integers(0, questions.views_of(self.query), count)
+            identifier = self.rows[chosen]
+            views = [questions.view(self.query, int(view)) for view in chosen]
             transform, colours = np.array([view[0] for view in views]), np.stack([view[1] for view in views])
         cell = Cell(self.lesson.side, demos.shape[1])
         offset = np.zeros((count, 2), np.int64)
@@ -306,9 +314,17 @@ def holding(model: RecursiveModel, weights: dict[str, Tensor], identifiers: Tens
         load(own, own_rows)
 
 
-def _identifiers(questions: EvaluationSet, lesson: Lesson) -> Tensor:
-    """The puzzle identifiers (V,) that a lesson's queries are asked with."""
-    return torch.from_numpy(questions.told(questions.queries[lesson.queries[0]])[1].astype(np.int64))
+def _rows(questions: EvaluationSet, lesson: Lesson) -> tuple[Tensor, np.ndarray]:
+    """The different puzzle identifiers (R,) that a lesson's queries are asked with, and each view's place (V,) among them."""
+    told, place = np.unique(questions.told(questions.queries[lesson.queries[0]])[1].astype(np.int64), return_inverse=True)
+    return torch.from_numpy(told), place
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
 
 
 def _stacked(values: list[Any]) -> Any:

@@ -65,6 +65,9 @@ def rows_of(stored: StoredPredictions, levels: list[int], draws: int, ranking: R
             "num_tasks": about["num_tasks"],
             "num_examples": about["num_queries"],
             "draws": draws,
+            "elapsed_seconds": None,  # as the next two: all levels come from one prediction run
+            "avg_time_per_original_example": None,
+            "peak_gpu_memory_bytes": None,
             "dataset_path": about["data_paths"][0],
             "dataset_dir_sha256": about["dataset_sha256"],
             "checkpoint_sha256": about["checkpoint_sha256"],

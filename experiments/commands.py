@@ -4,10 +4,15 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any, get_args
 
+from config import compose
+from config.schema import EvaluateConfig
 from evaluation.predictions import StoredPredictions
+from evaluation.protocols import adapts
 from evaluation.session import Session
 from evaluation.voting import Ranking
 from utils import checkpoint
+from utils.arguments import natural
+from utils.errors import UserError
 
 
 def parser_of(module: str, description: str) -> ArgumentParser:
@@ -21,7 +26,7 @@ def for_predictions(module: str, description: str) -> ArgumentParser:
     parser.add_argument("folder", type=Path, help="an evaluation's folder, made with save_predictions=true")
     parser.add_argument("--output-dir", type=Path, help="where the files go (default: the evaluation's folder)")
     parser.add_argument("--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--seed", type=natural, default=0, help="of everything that is drawn")
     return parser
 
 
@@ -32,6 +37,14 @@ def for_model(module: str, description: str, **numbers: int) -> Namespace:
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     return parser.parse_args()
+
+
+def opened(overrides: list[str]) -> Session:
+    """The session of an experiment on the model as it is. Raises `UserError` for a protocol that adapts it."""
+    config = compose.load(EvaluateConfig, "evaluate", overrides)
+    if adapts(config.protocol):
+        raise UserError(f"protocol={config.protocol.name}: this experiment asks the model as it is")
+    return Session.open(config)
 
 
 def folder_of(session: Session) -> Path:

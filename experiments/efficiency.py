@@ -1,7 +1,8 @@
 """Latency, throughput and memory of inference: python -m experiments.efficiency checkpoint=runs/NAME batch_size=32
 
 --warmup 10 batches first, then --steps 50 are timed: batches of the evaluation set, over and over as often as needed. Any key
-of evaluate.py applies. Prints and writes exp6_results.json into output_dir (default: experiments/ in the run's folder):
+of evaluate.py but a protocol that adapts applies. Prints and writes exp6_results.json into output_dir (default: experiments/
+in the run's folder):
   batch_size, steps_measured, throughput_samples_per_sec, avg_latency_batch_ms, avg_latency_sample_ms, peak_memory_gb, and
   warmup_steps, warmup_seconds, loading_ms_per_batch, throughput_with_loading_samples_per_sec, act_steps_per_sample,
   latency_batch_ms_p50, latency_batch_ms_p95, peak_memory_of
@@ -20,11 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import compose
-from config.schema import EvaluateConfig
 from dataset.batch import materialise
 from evaluation.session import Session
-from experiments.commands import folder_of, for_model
+from experiments.commands import folder_of, for_model, opened
 from models.act import solve
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_json
@@ -43,6 +42,8 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
     for i, batch in enumerate(islice(cycle(batches), warmup + steps)):
         if i == warmup:
             first_timed = now(on_gpu)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(session.device)
         begin = now(on_gpu)
         data = materialise(batch.samples, session.store, table, with_labels=False).data
         drawn = now(on_gpu)
@@ -89,7 +90,9 @@ def peak_memory(device: torch.device) -> int:
 @reports_user_errors
 def main() -> None:
     arguments = for_model("efficiency", __doc__, warmup=10, steps=50)
-    session = Session.open(compose.load(EvaluateConfig, "evaluate", arguments.overrides))
+    session = opened(arguments.overrides)
+    if session.world.size > 1:
+        raise UserError("one process is measured, without torchrun")
     result = measure(session, arguments.warmup, arguments.steps)
     path = folder_of(session) / "exp6_results.json"
     write_json(path, result, indent=1)

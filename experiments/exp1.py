@@ -62,7 +62,7 @@ def mode_of(stored: StoredPredictions, mode: str, votes: VoteTable) -> dict[str,
         "peak_gpu_memory_bytes": about["peak_gpu_memory_bytes"] if views is None else None,
         "metrics": {f"ARC/pass@{k}": float(stored.task_means(solved_within(ranks, k)).mean()) for k in PASS_KS},
         "checkpoint_dir": about["checkpoint"]["path"],
-        "checkpoint_file": about["checkpoint"]["weights"],
+        "checkpoint_file": about["checkpoint"]["file"],
         "checkpoint_sha256": about["checkpoint"]["sha256"],
     }
 

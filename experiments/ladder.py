@@ -44,7 +44,8 @@ class Expected(Config):
 class Recipe(Config):
     """One row of a table. based_on: another recipe, whose rung, data, evaluation and subsets hold where this one names none, and
     whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. subsets: what is asked, by the
-    protocol of evaluate.py. expected: pass@1 by subset under the first protocol.
+    protocol of evaluate.py with its settings behind it (`latent_search search=random`). expected: pass@1 by subset under the
+    first protocol.
     """
 
     title: str
@@ -140,10 +141,12 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
     _python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
     seconds = _training_seconds(folder)
     for protocol, subset in ((protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets):
-        asked = folder / "evaluations" / f"{protocol}-{subset}"
+        how, *settings = protocol.split()
+        asked = folder / "evaluations" / "-".join([how, *settings, subset])
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
-            _python("evaluate.py", f"checkpoint={folder}", f"protocol={protocol}", *recipe.evaluation, *arguments)
+            adapted = [f"protocol={how}", *(f"protocol.{setting}" for setting in settings)]
+            _python("evaluate.py", f"checkpoint={folder}", *adapted, *recipe.evaluation, *arguments)
         found = read_json(asked / "results.json")
         for score in found["scores"]:
             if score["metric"] in METRICS:
@@ -153,7 +156,7 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
                     split=subset,
                     arch=found["model"]["arch"],
                     encoder=found["model"]["encoder"],
-                    protocol=found["protocol"],
+                    protocol=" ".join([found["protocol"], *settings]),
                     **score,
                     seeds=[seed],
                     command=_command(name, seed, options),

@@ -66,7 +66,7 @@ def download(url: str, path: Path, expected: Published | None = None) -> None:
         try:
             with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as target:
                 size, digest = copy(source, target)
-        except (URLError, TimeoutError, ConnectionError) as error:
+        except (URLError, TimeoutError, ConnectionError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
                 f"cannot fetch {url}: {reason}; without a network, bring the file to {path} and run this again to verify it"

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from config import compose
-from config.schema import EvaluateConfig
 from dataset.store import Store
 from dataset.views import BLANK_ID
 from evaluation.compare import paired
 from evaluation.metrics import solved_within, task_means
 from evaluation.session import Session
-from experiments.commands import folder_of, for_model
+from experiments.commands import folder_of, for_model, opened
 from models.context import PuzzleEmbedding
 from models.core import RecursiveModel
 from utils import distributed
@@ -91,7 +89,7 @@ def ablate(session: Session) -> dict[str, Any]:
 @reports_user_errors
 def main() -> None:
     arguments = for_model("puzzle_id", __doc__)
-    session = Session.open(compose.load(EvaluateConfig, "evaluate", [*arguments.overrides, "controls=[]"]))
+    session = opened([*arguments.overrides, "controls=[]"])
     result = ablate(session)
     if session.world.is_main:
         path = folder_of(session) / "puzzle_id.json"

@@ -17,7 +17,7 @@ import numpy as np
 from evaluation import predictions, statistics
 from evaluation.metrics import solved_within
 from evaluation.predictions import StoredPredictions
-from evaluation.voting import Ranking
+from evaluation.voting import Ranking, sigmoid
 from experiments.commands import for_predictions, origin
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_json
@@ -43,7 +43,7 @@ def per_step(stored: StoredPredictions, ranking: Ranking, seed: int) -> list[dic
                 "ARC/single_view": float(stored.task_means(solved_within(alone, 1)).mean()),
                 "changed": None if before is None else float((rows["answer"] != before).mean()),
                 "at_work": float((rows["step"] == step).mean()),
-                "mean_q": float((1 / (1 + np.exp(-rows["q_halt_logit"].astype(np.float64)))).mean()),
+                "mean_q": float(np.mean([sigmoid(logit) for logit in rows["q_halt_logit"].tolist()])),
             }
         )
         before = rows["answer"]

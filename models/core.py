@@ -31,6 +31,7 @@ from models.layers import (
     rotary_line,
     rotary_square,
     truncated_normal,
+    weights_cast_once,
 )
 
 SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
@@ -194,7 +195,7 @@ class RecursiveModel(nn.Module):
                 states = self.answer(states, tokens, apply) if step is None else self.think(states, tokens, step, apply)
             return states
 
-        with torch.no_grad():
+        with torch.no_grad(), weights_cast_once([self.get_submodule(name) for name in self.networks], tokens.dtype):
             states = run(states, schedule[:first_with_gradient])
         states = run(states, schedule[first_with_gradient:])
         answer = states[0]

@@ -105,8 +105,9 @@ def search(
     """The shift (B, T, D) of the context of `data` that answers its demonstrations best, the model in evaluation mode.
 
     A gradient step is one ACT step of all rows, whose carry goes on to the next one, as in training. In the end a sample
-    keeps what was found only if its demonstrations are answered with a smaller loss than without; one with fewer than two
-    demonstrations keeps its context. `generator` (on the CPU) draws the random shifts.
+    keeps what was found only if its demonstrations are answered with a smaller loss than with the encoder's contexts; one
+    with fewer than two demonstrations keeps its context. The mean knows, through the other rows, each demonstration's answer.
+    `generator` (on the CPU) draws the random shifts.
     """
     left_out = LeaveOneOut(model, data, objective)
     delta = left_out.no_shift()
@@ -120,19 +121,21 @@ def search(
     def of_rows(delta: Tensor) -> Tensor:
         return start_rows + left_out.each(delta)
 
-    best, loss = delta, left_out.solved(of_rows(delta))
+    best, loss = delta, left_out.solved(left_out.each(delta))
     for candidate in _candidates(left_out, of_rows, config, generator):
         found = left_out.solved(of_rows(candidate))
-        better = found < loss
-        best, loss = torch.where(better[:, None, None], candidate, best), torch.where(better, found, loss)
-    return torch.where(left_out.counted.any(1)[:, None, None], start + best, 0.0)
+        better = (found < loss) & left_out.counted.any(1)
+        best, loss = torch.where(better[:, None, None], start + candidate, best), torch.where(better, found, loss)
+    return best
 
 
 def _candidates(
     left_out: LeaveOneOut, of_rows: Callable[[Tensor], Tensor], config: LatentSearchConfig, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """The shifts (B, T, D) to compare: random ones, or where the gradient steps end."""
+    """The shifts (B, T, D) from the start to compare: none where it is the mean, random ones, or where the gradient steps end."""
     delta = left_out.no_shift()
+    if config.start == "mean":
+        yield delta.clone()
     if config.search == "random":
         for _ in range(config.steps):
             noise = torch.randn(delta.shape[1:], generator=generator).to(delta.device)

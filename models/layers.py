@@ -5,8 +5,10 @@ Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E 
 """
 
 import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +16,29 @@ from torch import Tensor, nn
 
 NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
+# With fewer keys, the backward pass of PyTorch's bfloat16 attention on CPUs is up to six times slower than the float32 one.
+SLOW_BACKWARD_KEYS = 640
 POSITION_KINDS = Literal["rope", "rope2d", "learned", "none"]
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
+
+
+class Fused:
+    """A chain of elementwise operations that takes one pass over memory once `compile_fused` has compiled it."""
+
+    known: list["Fused"] = []
+
+    def __init__(self, function: Callable):
+        self.function = self.call = function
+        self.known.append(self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.call(*arguments)
+
+
+def compile_fused(on: bool) -> None:
+    """From now on, run every `Fused` function compiled, for shapes of any size, or as it is written."""
+    for fused in Fused.known:
+        fused.call = torch.compile(fused.function, dynamic=True) if on else fused.function
 
 
 def truncated_normal(*shape: int, std: float) -> Tensor:
@@ -33,9 +56,24 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(truncated_normal(out_features, in_features, std=in_features**-0.5))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
+        self.cast: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        weight = self.weight.to(x.dtype) if self.cast is None else self.cast
+        return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
+
+
+@contextmanager
+def weights_cast_once(modules: list[nn.Module], dtype: torch.dtype) -> Iterator[None]:
+    """Inside the context the linear maps of `modules` are cast to `dtype` already, and know no gradient."""
+    linears = [layer for module in modules for layer in module.modules() if isinstance(layer, Linear)]
+    for linear in linears:
+        linear.cast = linear.weight.detach().to(dtype)
+    try:
+        yield
+    finally:
+        for linear in linears:
+            linear.cast = None
 
 
 class Embedding(nn.Module):
@@ -50,6 +88,7 @@ class Embedding(nn.Module):
         return F.embedding(index.int(), self.weight.to(self.dtype))
 
 
+@Fused
 def rms_norm(x: Tensor) -> Tensor:
     """Weightless RMS norm over the last dimension, computed in float32."""
     y = x.float()
@@ -70,8 +109,7 @@ class Rotary:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Rotate queries or keys (B, H, S, E), in the table's float32."""
-        first, second = x.chunk(2, dim=-1)
-        return (x * self.cos + torch.cat((-second, first), dim=-1) * self.sin).to(x.dtype)
+        return _rotate(x, self.cos, self.sin)
 
     def rows(self, index: Tensor) -> "Rotary":
         """The positions of selected rows."""
@@ -80,6 +118,14 @@ class Rotary:
     def after_registers(self, count: int) -> "Rotary":
         """`count` unrotated rows, then this table."""
         return Rotary(F.pad(self.cos, (0, 0, count, 0), value=1.0), F.pad(self.sin, (0, 0, count, 0)))
+
+
+@Fused
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    cos, sin = cos[..., :half], sin[..., :half]  # both halves of a head turn alike
+    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).flatten(-2).to(x.dtype)
 
 
 @functools.lru_cache(maxsize=64)
@@ -108,11 +154,20 @@ class KeyValue:
     value: Tensor
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+@dataclass(frozen=True)
+class Packed:
+    """Sequences of these lengths that lie one after the other in a single row, each of which attends to itself alone."""
+
+    lengths: list[int]
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | None) -> Tensor:
     """Scaled dot-product attention (B, H, S, E); `mask` broadcasts to (B, H, S, keys), True where a key may be seen."""
+    if isinstance(mask, Packed):
+        sequences = zip(*(x.split(mask.lengths, dim=2) for x in (query, key, value)), strict=True)
+        return torch.cat([attend(*sequence, None) for sequence in sequences], dim=2)
     dtype = query.dtype
-    if query.device.type == "cpu" and dtype == torch.bfloat16:
-        # The CPU kernel's bfloat16 backward is about six times slower than its float32 one.
+    if query.device.type == "cpu" and query.requires_grad and key.shape[2] < SLOW_BACKWARD_KEYS:
         query, key, value = query.float(), key.float(), value.float()
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).to(dtype)
 
@@ -141,12 +196,14 @@ class Attention(nn.Module):
         key = rms_norm(key) if self.qk_norm else key
         return KeyValue(rotary(key) if rotary is not None else key, value)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
-        query, key, value = split_heads(self.qkv_proj(x), self.num_heads, 3)
+    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | Packed | None = None, memory: KeyValue | None = None) -> Tensor:
+        heads = self.qkv_proj(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
+        both, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)  # queries and keys, (B, 2 H, S, E)
         if self.qk_norm:
-            query, key = rms_norm(query), rms_norm(key)
+            both = rms_norm(both)
         if rotary is not None:
-            query, key = rotary(query), rotary(key)
+            both = rotary(both)
+        query, key = both.chunk(2, dim=1)
         if memory is not None:
             key, value = torch.cat((key, memory.key), dim=2), torch.cat((value, memory.value), dim=2)
         return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
@@ -191,8 +248,13 @@ class SwiGLU(nn.Module):
         self.down_proj = Linear(width, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(_gated(self.gate_up_proj(x)))
+
+
+@Fused
+def _gated(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
 
 
 class SiluMLP(nn.Module):

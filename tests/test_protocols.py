@@ -18,7 +18,7 @@ from evaluation.predictions import Predictions
 from evaluation.protocols import AsItIsConfig, LatentSearch, adaptation_of, label, protocol_config
 from evaluation.session import Session
 from evaluation.solver import Solver
-from evaluation.test_time_training import TestTimeTraining, Trained, holding, lessons_of
+from evaluation.test_time_training import TestTimeTraining, Trained, _Episodes, holding, lessons_of
 from evaluation.voting import VoteTable
 from models.latent_search import LeaveOneOut, search
 from models.losses import ObjectiveConfig
@@ -222,10 +222,31 @@ def test_what_cannot_learn_is_answered_as_it_is_and_said(tmp_path):
     assert lessons_of(hidden, hidden.asked) == ([], pytest.approx(np.ones(len(hidden.queries), bool)))
 
 
-def test_an_episode_with_seconds_as_its_budget_ends(memory, fewshot):
+def test_seconds_are_a_budget_per_task(memory, fewshot, monkeypatch):
     model, questions, trainer = memory
-    training = TestTimeTraining(ttt_config("steps=1000000", "seconds=0.05"), trainer.config.objective, 0)
+    clock = iter(range(1000))
+    monkeypatch.setattr("evaluation.test_time_training._now", lambda device: float(next(clock)))
+    training = TestTimeTraining(ttt_config("steps=1000", "seconds=3"), trainer.config.objective, 0)
     training.train(model, questions, fewshot.grid_table, lessons_of(questions, questions.asked)[0][:1])
+    assert next(clock) == 5  # the beginning, before each of three steps, and before the fourth, which is not taken
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+@pytest.mark.parametrize("control", ["none", "shuffled_demonstrations", "query_only"])
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+def test_no_query_is_among_what_is_learned_for_it(split, control, layout, fewshot, puzzle):
+    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
+    questions = EvaluationSet(store, Trainer(store).config.data, split, 2, 0, control)
+    assert all(query.pair not in questions.demonstrations(query) for query in questions.queries)
+    assert any(questions.demonstrations(query) for query in questions.queries) == (control != "query_only")
+
+
+def test_training_turns_grids_only_if_the_model_has_seen_turned_grids(fewshot):
+    for augmentation, turned, recoloured in (("none", False, False), ("colours", False, True), ("random", True, True)):
+        config = Trainer(fewshot, "encoder=memory", f"data.augmentation={augmentation}").config.data
+        questions = EvaluationSet(fewshot, config, "test", 4, 0)
+        samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(64)
+        assert bool(samples.transform.any()) == turned and bool((samples.colours != np.arange(10)).any()) == recoloured
 
 
 def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on(puzzle, tmp_path):
@@ -251,14 +272,14 @@ def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on
     assert all(torch.equal(value, own[name]) for name, value in trained.weights(0).items()), "and at first nothing else"
 
 
-def test_a_broken_gradient_is_no_step(memory):
+def test_a_broken_gradient_counts_as_none(memory):
     model, questions, trainer = memory
     trained = Trained(model, questions, lessons_of(questions, questions.asked)[0][:2], ttt_config())
     for value in trained.values.values():
         value.grad = torch.ones_like(value)
         value.grad[0, ...] = 5.0
     next(iter(trained.values.values())).grad[1].view(-1)[0] = math.nan
-    trained.prepare_gradients(1.0)
+    assert trained.prepare_gradients(1.0).tolist() == [True, False]
     first, second = (sum(value.grad[task].square().sum() for value in trained.values.values()) for task in (0, 1))
     assert first == pytest.approx(1.0, abs=1e-4) and second == 0
 
@@ -297,7 +318,7 @@ def test_one_task_is_answered_under_a_protocol(fewshot, tmp_path):
 
 
 def test_agreement_is_the_share_of_demonstrations_answered_exactly_from_the_others(memory, fewshot, monkeypatch):
-    model, questions, trainer = memory
+    model, _, trainer = memory
     data = episodes(trainer, 2)
     rows, _ = leave_one_out(data)
     right = torch.tensor([True, False] * (len(rows["labels"]) // 4) + [True, True] * (len(rows["labels"]) // 4))
@@ -310,8 +331,6 @@ def test_agreement_is_the_share_of_demonstrations_answered_exactly_from_the_othe
 
     monkeypatch.setattr("evaluation.inference.solve", answer)
     assert agreement(model, data).tolist() == right.view(-1, 2).float().mean(1).tolist()
-    with pytest.raises(UserError, match="only a model with an encoder"):
-        agreement(model, {"inputs": data["inputs"]})
 
 
 def test_votes_ranked_by_agreement():

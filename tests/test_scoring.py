@@ -232,7 +232,7 @@ def about(**changes) -> dict:
         "protocol": "inductive",
         "split": "test",
         "dataset": {"path": "data/x", "sha256": "d"},
-        "checkpoint": {"path": "runs/x", "sha256": "c", "weights": "ema"},
+        "checkpoint": {"path": "runs/x", "sha256": "c", "weights": "ema", "file": "ema.safetensors"},
         "model": {"arch": "etrm"},
         "num_views": 16,
         "ranking": "votes",
@@ -475,7 +475,7 @@ def test_the_puzzle_id_ablation_changes_what_the_model_is_told_and_nothing_else(
     assert {"difference", "p_permutation"} <= result["modes"]["blank"]["against_normal"].keys()
 
 
-def test_a_model_that_needs_its_identifier_fails_without_it_and_votes_are_not_lost(opened, monkeypatch):
+def test_votes_stay_with_the_true_puzzle_whatever_the_model_is_told(opened, monkeypatch):
     """Every mode has all its votes under the true puzzle: the ancestor lost or misfiled them, and scored zero for that alone."""
     found = []
     plain = Session.evaluate

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -219,6 +220,11 @@ def load_torch(file: Path) -> Any:
         raise UserError(f"no such file: {file}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(f"{file} is damaged or no PyTorch file: {str(error).splitlines()[0]}") from None
+
+
+def load_trained_pairs(path: Path) -> np.ndarray:
+    """The fingerprints (N,) uint64 of the pairs that a checkpoint was trained on."""
+    return load_torch(path / "trained_pairs.pt").numpy().view("uint64")
 
 
 def git_commit() -> str | None:

@@ -10,7 +10,7 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from models.context import EncoderConfig
-from models.layers import Attention, CrossAttention, Rotary, SiluMLP, SwiGLU, layer_norm, rms_norm
+from models.layers import Attention, CrossAttention, Packed, Rotary, SiluMLP, SwiGLU, layer_norm, rms_norm
 
 NORMS = {"rms": rms_norm, "layer": layer_norm}
 MLPS = {"swiglu": SwiGLU, "silu": SiluMLP}
@@ -41,7 +41,7 @@ class Residual(nn.Module):
         self.branch, self.norm, self.pre = branch, NORMS[config.norm], config.norm_style == "pre"
         self.scale = None if config.layer_scale is None else nn.Parameter(torch.full((width,), config.layer_scale))
 
-    def forward(self, x: Tensor, *arguments: Tensor | Rotary | None) -> Tensor:
+    def forward(self, x: Tensor, *arguments: Tensor | Rotary | Packed | None) -> Tensor:
         y = self.branch(self.norm(x) if self.pre else x, *arguments)
         if self.scale is not None:
             y = y * self.scale.to(y.dtype)
@@ -56,7 +56,7 @@ class SelfBlock(nn.Module):
         self.attention = Residual(Attention(width, num_heads, config.qk_norm), width, config)
         self.mlp = Residual(MLPS[config.mlp](width, expansion), width, config)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | Packed | None = None) -> Tensor:
         return self.mlp(self.attention(x, rotary, mask))
 
 

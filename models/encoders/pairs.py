@@ -15,10 +15,23 @@ from torch import Tensor, nn
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.task import MAX_SIDE
 from models.encoders.blocks import BlockConfig, SelfBlock
-from models.layers import CrossAttention, Embedding, Linear, Rotary, keys_mask, rms_norm, rotary_line, rotary_square, truncated_normal
+from models.layers import (
+    CrossAttention,
+    Embedding,
+    Linear,
+    Packed,
+    Rotary,
+    keys_mask,
+    rms_norm,
+    rotary_line,
+    rotary_square,
+    truncated_normal,
+)
 
 if TYPE_CHECKING:
     from models.core import ArchConfig
+
+PACKED_LENGTH, PACKED_SHARE = 100, 0.8
 
 
 class PairConfig(BlockConfig):
@@ -60,6 +73,14 @@ class PairTokens:
     cells: Tensor
 
 
+def worth_packing(valid: Tensor) -> bool:
+    """Whether to leave invalid tokens (N, S) out of the computation: on CPUs, where shapes may change from batch to batch, and
+    where it saves more than the attention of one sequence after the other costs. Never under `vmap`, where shapes must be known."""
+    if torch._C._functorch.is_batchedtensor(valid):
+        return False
+    return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and float(valid.float().mean()) < PACKED_SHARE
+
+
 class PairEncoder(nn.Module):
     """The tokens of every pair after `num_layers` blocks over the pair; `registers` learned tokens stand before them."""
 
@@ -97,10 +118,25 @@ class PairEncoder(nn.Module):
         if self.registers is not None:
             x = torch.cat((self.registers.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
             valid = torch.cat((torch.ones_like(valid[..., :registers]), valid), dim=2)
-        rotary, keys = self._rotary(side, places, registers), keys_mask(valid.flatten(0, 1))
+        rotary, rows = self._rotary(side, places, registers), valid.flatten(0, 1)
+        blocks = self._blocks_packed if worth_packing(rows) else self._blocks
+        return PairTokens(self.config.final_norm(blocks(x, rotary, rows)).unflatten(0, (batch, demos)), valid, places)
+
+    def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
+        keys = keys_mask(valid)
         for layer in self.layers:
             x = layer(x, rotary, keys)
-        return PairTokens(self.config.final_norm(x).unflatten(0, (batch, demos)), valid, places)
+        return x
+
+    def _blocks_packed(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
+        """The same for valid tokens (zero elsewhere), which lie in one row without what is between them."""
+        index = valid.flatten().nonzero().squeeze(1)
+        lengths = Packed([length for length in valid.sum(1).tolist() if length])
+        rotary = None if rotary is None else rotary.rows(index % x.shape[1])
+        packed = x.flatten(0, 1)[index][None]
+        for layer in self.layers:
+            packed = layer(packed, rotary, lengths)
+        return torch.zeros_like(x).flatten(0, 1).index_copy(0, index, packed[0]).view_as(x)
 
     def _rotary(self, side: int, places: Tensor, registers: int) -> Rotary | None:
         if self.config.positions == "embedded":

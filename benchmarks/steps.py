@@ -1,0 +1,98 @@
+"""Our training step or evaluation as a contestant: python -m benchmarks.steps {train,eval} OPTIONS (JSON), see `serve`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.ancestors.turns import serve
+from benchmarks.identical import as_the_ancestor
+from benchmarks.useful import useful_flops
+from config import compose
+from config.schema import PretrainConfig
+from dataset import store as datasets
+from dataset.batch import Cell, materialise
+from dataset.samplers import SAMPLERS, EpisodeSampler, Sampler
+from dataset.store import Store
+from evaluation.evaluate import evaluate
+from models.core import DataSizes
+from models.trm import build_model
+from training.ema import EMA
+from training.optim import build_optimizers
+from training.state import TrainState
+from training.step import StepSettings, train_step
+from utils.device import choose_device
+from utils.distributed import World
+
+GOLDEN_RATIO = 0.5 * (5**0.5 - 1)
+ALONE = World()
+
+
+class AllDemonstrations(EpisodeSampler):
+    """The ETRM ancestor's samples: a task's own query with all of its demonstrations."""
+
+    def _demo_counts(self, task: int) -> list[int]:
+        return super()._demo_counts(task)[-1:]
+
+
+def build_sampler(config: PretrainConfig, store: Store) -> Sampler:
+    """The samples of a run, or the ancestor's for `query_sampling: test`."""
+    ancestral = config.encoder is not None and config.data.query_sampling == "test"
+    kind = AllDemonstrations if ancestral else SAMPLERS[store.metadata.layout]
+    return kind(store, config.data, config.seed, config.global_batch_size)
+
+
+def cells(sampler: Sampler) -> Iterator[Cell]:
+    """The sampler's cells in their shares, evenly spread, so that few steps already meet them as often as many would."""
+    number = 0
+    while True:
+        number += 1
+        yield sampler.cells[int(np.searchsorted(sampler.cell_cumulative, number * GOLDEN_RATIO % 1, side="right"))]
+
+
+def training(config: PretrainConfig, store: Store, device: torch.device, identical: bool) -> Callable[[], dict[str, float]]:
+    """A step as the training loop makes it, sampling included."""
+    sampler, table = build_sampler(config, store), store.grid_table.to(device)
+    torch.manual_seed(config.seed)
+    model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
+    model = (as_the_ancestor(model) if identical else model).to(device)
+    state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
+    settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE)
+    order = cells(sampler)
+
+    def step() -> dict[str, float]:
+        batch = materialise(sampler.sample(state.step, next(order)), store, table)
+        train_step(state, batch, settings)
+        return {"samples": batch.size, "flops": useful_flops(config, batch.data)}
+
+    return step
+
+
+def evaluation(config: PretrainConfig, store: Store, device: torch.device, tasks: int) -> Callable[[], dict[str, float]]:
+    """An evaluation of `tasks` tasks of the training split, from checkpoint to pass@k."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
+    run = partial(evaluate, model, store, config.data, config.evaluation, config.objective, device, ALONE)
+
+    def step() -> dict[str, float]:
+        views: list[int] = []
+        run(seed=config.seed, trained_pairs=np.zeros(0, np.uint64), max_tasks=tasks, report=views.append)
+        return {"samples": sum(views)}
+
+    return step
+
+
+def main(what: str, overrides: list[str], threads: int, **options: Any) -> None:
+    torch.set_num_threads(threads)
+    config = compose.load(PretrainConfig, "pretrain", overrides)
+    device = choose_device(config.device, ALONE)
+    store = datasets.load(config.data.path, *config.layouts)
+    serve({"train": training, "eval": evaluation}[what](config, store, device, **options), device)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], **json.loads(sys.argv[2]))
