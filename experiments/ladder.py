@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,12 +137,12 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
     if not data.is_dir():
         _python("-m", *shlex.split(build), "--output-dir", str(data))
     folder = options.output_dir / f"{name}-seed{seed}"
-    overrides = [f"data.path={data}", f"seed={seed}", f"run_name={folder.name}", f"output_dir={options.output_dir}"]
-    _python("pretrain_etrm.py", *recipe.overrides, *overrides, *options.overrides)
+    own = [f"data.path={data}", f"seed={seed}", f"run_name={folder.name}", f"output_dir={options.output_dir}"]
+    _python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
     seconds = _training_seconds(folder)
     for protocol, subset in ((protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets):
         how, *settings = protocol.split()
-        asked = folder / "evaluations" / "-".join([how, *settings, subset])
+        asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
             adapted = [f"protocol={how}", *(f"protocol.{setting}" for setting in settings)]
@@ -158,17 +159,28 @@ def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Name
                     protocol=" ".join([found["protocol"], *settings]),
                     **score,
                     seeds=[seed],
-                    command=shlex.join(["python", "-m", "experiments.ladder", name, "--seeds", str(seed), *options.overrides]),
+                    command=_command(name, seed, options),
                     commit=found["checkpoint"]["git_commit"],
                     machine=found["device"],
                     wall_seconds=seconds,
                 )
 
 
+def _command(name: str, seed: int, options: argparse.Namespace) -> str:
+    more = ["--overrides", *options.overrides] if options.overrides else []
+    return shlex.join(["python", "-m", "experiments.ladder", name, "--seeds", str(seed), *more])
+
+
 def _python(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT)
-    if done.returncode:
-        raise UserError(f"{shlex.join(arguments)} ended with status {done.returncode}; the same command continues")
+    """Run to the end. SIGTERM is handed on, so that training saves before it stops."""
+    process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    try:
+        status = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if status:
+        raise UserError(f"{shlex.join(arguments)} ended with status {status}; the same command continues")
 
 
 def _training_seconds(folder: Path) -> float:

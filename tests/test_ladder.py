@@ -1,7 +1,11 @@
 """The ladder: its recipes are runs, what is done is not done again, and tables say what the results say."""
 
 import json
+import os
 import shutil
+import signal
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -90,6 +94,22 @@ def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, mo
         (control, metric) for control in ("none", "query_only", "shuffled_demonstrations") for metric in ladder.METRICS
     }
     assert len(lines) == 6 and all(line["seeds"] == [3] and line["n"] == 5 and line["wall_seconds"] > 0 for line in lines)
+
+
+def test_a_request_to_stop_reaches_the_training_run_which_saves(tmp_path):
+    ready = tmp_path / "ready"
+    child = (
+        f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); pathlib.Path({str(ready)!r}).touch()"
+    )
+
+    def stop() -> None:
+        while not ready.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(UserError, match="status 75; the same command continues"):
+        ladder._python("-c", f"{child}; time.sleep(60)")
 
 
 def test_the_command_lists_the_recipes(monkeypatch, capsys):
