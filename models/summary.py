@@ -95,11 +95,10 @@ def cost(model: RecursiveModel, config: PretrainConfig, cell: Cell) -> Cost:
     """What one sample of `cell` costs. `model` is on the meta device."""
     data = meta_data(cell, config.encoder is not None)
     model.eval()
-    with torch.no_grad():
-        with FlopCounterMode(display=False) as encoding:
-            context: Context = model.context(data)
-        with FlopCounterMode(display=False) as stepping:
-            act_step(model, initial_carry(model, data), data, context=context)
+    with FlopCounterMode(display=False) as encoding:  # with gradients: without, the counter fails on views of parameters
+        context: Context = model.context(data)
+    with FlopCounterMode(display=False) as stepping:
+        act_step(model, initial_carry(model, data), data, context=context)
     model.train()
     with FlopCounterMode(display=False) as training:
         act_loss(_train_step(model, data), config.objective)[0].backward()

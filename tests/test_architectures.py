@@ -25,7 +25,7 @@ from models.encoders import ENCODERS
 from models.losses import act_loss
 from models.pretrained import load_decoder
 from models.trm import ARCHITECTURES, build_model
-from tests.conftest import ROOT, load_config
+from tests.conftest import ROOT, TINY, load_config
 from tests.test_models import SIDE, episodes
 from training.ema import EMA
 from training.optim import build_optimizers
@@ -528,3 +528,10 @@ def test_labels_that_are_all_ignored_train_nothing():
     data["labels"] = torch.full_like(data["labels"], IGNORE_LABEL_ID)
     loss, metrics = act_loss(act_step(model, initial_carry(model, data), data), config.objective)
     assert loss == 0 and metrics["rows"] == 0
+
+
+@pytest.mark.parametrize("encoder", ["standard", "perceiver"])
+def test_costs_are_counted_where_learned_queries_read(encoder):
+    config = compose.load(PretrainConfig, "pretrain", [f"encoder={encoder}", *TINY, "arch.forward_dtype=float32"])
+    counted = summary.cost(summary.on_meta(config, SIZES), config, Cell(SIDE, 3))
+    assert 0 < counted.context < counted.train_step and counted.act_step < counted.train_step
