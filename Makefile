@@ -1,9 +1,9 @@
-# make setup: a virtual environment with everything. make demo: the main job. make test, lint, smoke: the checks.
+# make setup: a virtual environment with everything. make demo: the main job. make test, test-slow, lint, smoke: the checks.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint smoke format clean
+.PHONY: setup demo test test-slow lint smoke format clean
 
 setup: $(VENV)/.installed
 
@@ -16,7 +16,10 @@ demo: setup
 	PYTHON=$(BIN)/python bash experiments/demo.sh
 
 test: setup
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: setup
 	$(BIN)/ruff check .

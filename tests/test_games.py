@@ -447,6 +447,7 @@ def test_numbers_are_counted_in_ranges_of_powers_of_two():
     assert pairs.histogram(np.array([0, 0, 1, 2, 3, 4, 7, 8, 100])) == "0: 2, 1: 1, 2-3: 2, 4-7: 2, 8-15: 1, 64-127: 1"
 
 
+@pytest.mark.slow
 def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_path):
     done = run(
         "-m",

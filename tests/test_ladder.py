@@ -75,6 +75,7 @@ def test_a_table_shows_the_mean_over_seeds_the_widest_interval_and_the_controls(
     assert fill(filled, recipes, results) == filled
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, monkeypatch, capsys):
     overrides = [*TINY, "train_steps=2", "data.max_demos=2"]
     recipe = {"title": "t", "rung": "a", "data": "d", "subsets": {"inductive": ["b"]}, "overrides": overrides}

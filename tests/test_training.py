@@ -281,6 +281,7 @@ def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path):
     assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
     """The model must have learned to read its demonstrations: colour permutations on 3x3 grids, seconds of training."""
     from dataset import store as datasets
