@@ -22,7 +22,7 @@ from evaluation.test_time_training import TestTimeTraining, Trained, _Episodes, 
 from evaluation.voting import VoteTable
 from models.latent_search import LeaveOneOut, search
 from models.losses import ObjectiveConfig
-from tests.conftest import random_task, write_store
+from tests.conftest import random_task, run, write_store
 from tests.test_predict import untrained
 from tests.test_report import embedded
 from tests.test_training import ALONE, CPU, Trainer
@@ -397,3 +397,17 @@ def test_tasks_on_a_large_canvas_are_trained_side_by_side(tmp_path):
     alone = training.train(trainer.state.model, questions, store.grid_table, [lesson]).weights(0)
     for name, value in trained.weights(1).items():
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_processes_share_the_tasks_to_train(fewshot, tmp_path):
+    """Two processes and one stack of tasks, so that one of them has nothing to do; and one task at a time, shared by both."""
+    checkpoint = untrained(fewshot, tmp_path / "run" / "checkpoints")
+    for name in ("tasks_at_once=8", "tasks_at_once=1"):
+        keys = [f"checkpoint={checkpoint}", "num_views=2", "controls=[]", "device=cpu", "report=false", "max_eval_groups=4"]
+        keys += ["protocol=test_time_training", "protocol.steps=2", "protocol.batch_size=4", f"protocol.{name}"]
+        for world in (1, 2):
+            done = run("evaluate.py", *keys, f"output_dir={tmp_path / f'{name}-{world}'}", world=world)
+            assert done.returncode == 0, done.stderr
+        one, two = ((tmp_path / f"{name}-{world}" / "per_example.jsonl").read_text() for world in (1, 2))
+        assert one == two and '"protocol": "test_time_training"' in one
