@@ -46,6 +46,19 @@ def test_packed_demonstrations_give_the_same_gradients(encoder, positions, fewsh
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.parametrize("encoder", ["memory", "standard"])
+def test_hidden_demonstrations_leave_nothing_to_pack(encoder, fewshot, monkeypatch):
+    """The control query_only on a canvas where demonstrations are packed."""
+    model = make_model(fewshot, f"encoder={encoder}")
+    batch = episodes()
+    batch.data["demo_mask"][:] = False
+    for name in ("demo_inputs", "demo_labels"):
+        batch.data[name][:] = PAD
+    plain = one_loss(model, batch.data)
+    monkeypatch.setattr(pairs, "PACKED_LENGTH", 1)
+    assert torch.equal(one_loss(model, batch.data), plain)
+
+
 def test_weights_are_cast_once_without_gradient_and_forgotten(fewshot):
     model = make_model(fewshot, "arch.forward_dtype=bfloat16")
     linear = model.L_level.layers[0].mlp.down_proj

@@ -78,7 +78,7 @@ def worth_packing(valid: Tensor) -> bool:
     where it saves more than the attention of one sequence after the other costs. Never under `vmap`, where shapes must be known."""
     if torch._C._functorch.is_batchedtensor(valid):
         return False
-    return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and float(valid.float().mean()) < PACKED_SHARE
+    return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and 0 < float(valid.float().mean()) < PACKED_SHARE
 
 
 class PairEncoder(nn.Module):
