@@ -403,11 +403,12 @@ def test_tasks_on_a_large_canvas_are_trained_side_by_side(tmp_path):
 def test_processes_share_the_tasks_to_train(fewshot, tmp_path):
     """Two processes and one stack of tasks, so that one of them has nothing to do; and one task at a time, shared by both."""
     checkpoint = untrained(fewshot, tmp_path / "run" / "checkpoints")
-    for name in ("tasks_at_once=8", "tasks_at_once=1"):
+    for count in (8, 1):
         keys = [f"checkpoint={checkpoint}", "num_views=2", "controls=[]", "device=cpu", "report=false", "max_eval_groups=4"]
-        keys += ["protocol=test_time_training", "protocol.steps=2", "protocol.batch_size=4", f"protocol.{name}"]
-        for world in (1, 2):
-            done = run("evaluate.py", *keys, f"output_dir={tmp_path / f'{name}-{world}'}", world=world)
+        keys += ["protocol=test_time_training", "protocol.steps=2", "protocol.batch_size=4", f"protocol.tasks_at_once={count}"]
+        folders = {world: tmp_path / f"{count}-{world}" for world in (1, 2)}
+        for world, folder in folders.items():
+            done = run("evaluate.py", *keys, f"output_dir={folder}", world=world)
             assert done.returncode == 0, done.stderr
-        one, two = ((tmp_path / f"{name}-{world}" / "per_example.jsonl").read_text() for world in (1, 2))
+        one, two = ((folder / "per_example.jsonl").read_text() for folder in folders.values())
         assert one == two and '"protocol": "test_time_training"' in one
