@@ -8,7 +8,6 @@ rows "Test-time Adaptation of Tiny Recursive Models" (arXiv 2511.02886).
 Shapes: G tasks side by side, B episodes, V views.
 """
 
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from models.losses import ObjectiveConfig, act_loss
 from training.optim import AdamATan2
 from training.schedule import learning_rate
 from training.step import HALTING_STREAM
+from utils.device import clock
 from utils.distributed import World
 
 BETAS = (0.9, 0.95)
@@ -107,7 +107,7 @@ class TestTimeTraining:
     @torch.enable_grad()
     def train(self, model: RecursiveModel, questions: EvaluationSet, table: GridTable, lessons: Sequence[Lesson]) -> "Trained":
         """The weights of `lessons`, which lie on one canvas and have equally many demonstrations."""
-        config, started = self.config, _now(table.pixels.device)
+        config, started = self.config, clock(table.pixels.device)
         trained = Trained(model, questions, lessons, config)
         draws = [_Episodes(questions, lesson, self.seed) for lesson in lessons]
         optimizer = AdamATan2(trained.groups(config), lr=config.lr, betas=BETAS, weight_decay=config.weight_decay)
@@ -117,7 +117,7 @@ class TestTimeTraining:
         model.context.eval()  # a variational encoder tells its mean, at test time too
         try:
             for step in range(config.steps):
-                if config.seconds is not None and _now(table.pixels.device) - started > config.seconds * len(lessons):
+                if config.seconds is not None and clock(table.pixels.device) - started > config.seconds * len(lessons):
                     break
                 batches = [materialise(draw(config.batch_size), questions.store, table).data for draw in draws]
                 data = {name: torch.stack([batch[name] for batch in batches]) for name in batches[0]}
@@ -318,13 +318,6 @@ def _rows(questions: EvaluationSet, lesson: Lesson) -> tuple[Tensor, np.ndarray]
     """The different puzzle identifiers (R,) that a lesson's queries are asked with, and each view's place (V,) among them."""
     told, place = np.unique(questions.told(questions.queries[lesson.queries[0]])[1].astype(np.int64), return_inverse=True)
     return torch.from_numpy(told), place
-
-
-def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.monotonic()
 
 
 def _stacked(values: list[Any]) -> Any:

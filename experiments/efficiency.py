@@ -14,7 +14,6 @@ there, the resident memory otherwise, libraries included.
 
 import resource
 import sys
-import time
 from itertools import cycle, islice
 from typing import Any
 
@@ -25,6 +24,7 @@ from dataset.batch import materialise
 from evaluation.session import Session
 from experiments.commands import folder_of, for_model, opened
 from models.act import solve
+from utils.device import clock
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_json
 
@@ -38,17 +38,17 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
     table = session.store.grid_table.to(session.device)
     model = session.model.eval()
     loading, solving, samples, act_steps = [], [], 0, 0.0
-    started = first_timed = now(on_gpu)
+    started = first_timed = clock(session.device)
     for i, batch in enumerate(islice(cycle(batches), warmup + steps)):
         if i == warmup:
-            first_timed = now(on_gpu)
+            first_timed = clock(session.device)
             if on_gpu:
                 torch.cuda.reset_peak_memory_stats(session.device)
-        begin = now(on_gpu)
+        begin = clock(session.device)
         data = materialise(batch.samples, session.store, table, with_labels=False).data
-        drawn = now(on_gpu)
+        drawn = clock(session.device)
         answer = solve(model, data)
-        done = now(on_gpu)
+        done = clock(session.device)
         if i >= warmup:
             loading.append(drawn - begin)
             solving.append(done - drawn)
@@ -71,13 +71,6 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
         "latency_batch_ms_p95": 1e3 * float(np.percentile(solving, 95)),
         "about": session.about(),
     }
-
-
-def now(on_gpu: bool) -> float:
-    """Seconds, once the device has done what it was given."""
-    if on_gpu:
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def peak_memory(device: torch.device) -> int:

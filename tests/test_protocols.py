@@ -225,7 +225,7 @@ def test_what_cannot_learn_is_answered_as_it_is_and_said(tmp_path):
 def test_seconds_are_a_budget_per_task(memory, fewshot, monkeypatch):
     model, questions, trainer = memory
     clock = iter(range(1000))
-    monkeypatch.setattr("evaluation.test_time_training._now", lambda device: float(next(clock)))
+    monkeypatch.setattr("evaluation.test_time_training.clock", lambda device: float(next(clock)))
     training = TestTimeTraining(ttt_config("steps=1000", "seconds=3"), trainer.config.objective, 0)
     training.train(model, questions, fewshot.grid_table, lessons_of(questions, questions.asked)[0][:1])
     assert next(clock) == 5  # the beginning, before each of three steps, and before the fourth, which is not taken

@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -57,6 +58,13 @@ def _missing_compiler(device: torch.device) -> str | None:
     if not any(map(shutil.which, [os.environ[variable]] if variable in os.environ else usual)):
         return f"a {'C' if variable == 'CC' else 'C++'} compiler ({usual[-2]})"
     return "the package triton" if device.type == "cuda" and not find_spec("triton") else None
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 @contextmanager
