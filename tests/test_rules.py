@@ -288,6 +288,24 @@ def test_a_limited_number_of_rules_is_shared_evenly(tmp_path):
     assert max(map(counts["train"].count, counts["train"])) == 5 and not set(counts["test_rules"]) & set(counts["train"])
 
 
+def test_a_weighted_family_trains_more_often_and_is_asked_no_more(tmp_path):
+    arguments = ("--families", "geometry", "recolour", "shift", "--train-tasks", "120", "--test-tasks", "60")
+    for name, more in (("plain", ()), ("weighted", ("--weights", "geometry=4"))):
+        build(options_for(tmp_path / name, *arguments, *more))
+    plain, weighted = ([*read_json(tmp_path / name / "rules.json").values()] for name in ("plain", "weighted"))
+
+    def share(rules, split, wanted=("geometry",)):
+        families = [tuple(rule["families"]) for rule in rules if rule["split"] == split]
+        return sum(names == wanted for names in families if len(names) == 1) / sum(len(names) == 1 for names in families)
+
+    assert 0.3 < share(plain, "train") < 0.37 and 0.63 < share(weighted, "train") < 0.7
+    assert share(weighted, "test_instances") < 0.5
+    assert [rule for rule in plain if rule["split"] == "test_rules"] == [rule for rule in weighted if rule["split"] == "test_rules"]
+    for wrong in ("geometry", "count=2", "shift=0"):
+        with pytest.raises(UserError, match=f"--weights: '{wrong}' is not FAMILY=N"):
+            build(options_for(tmp_path / "d", *arguments, "--weights", wrong))
+
+
 @pytest.mark.parametrize(
     "families, stages", [([name for name in FAMILIES if name != "fill"], "1"), (["geometry", "gravity", "recolour"], "2")]
 )
