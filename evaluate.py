@@ -12,6 +12,7 @@ from tqdm import tqdm
 from config.compose import launch
 from config.schema import EvaluateConfig
 from evaluation.evaluate import Evaluation
+from evaluation.metrics import Score
 from evaluation.predictions import FILE
 from evaluation.protocols import less_memory
 from evaluation.session import Session
@@ -40,7 +41,7 @@ def run(config: EvaluateConfig) -> None:
 
 
 def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
-    """The scores as text: one line per control, with intervals, denominator and protocol."""
+    """The scores as text: one line per control, with intervals, denominator and protocol; then those of each subset."""
     metrics = list(dict.fromkeys(score.metric for score in evaluation.scores))
     last = f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}"
     arc = ["ARC/single_view", *(f"ARC/pass@{k}" for k in config.pass_ks[:2]), last]
@@ -51,13 +52,24 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
         f"({counts['no_prediction']} without a prediction, {counts['answer_exceeds_canvas']} larger than their canvas, "
         f"{counts['unlabelled']} unlabelled), {evaluation.num_views} view{'s' * (evaluation.num_views > 1)}, 95 % intervals",
         "",
-        f"{'':<26}" + "".join(f"{name:<26}" for name in shown),
+        *_rows({name: [s for s in evaluation.scores if s.metric == name] for name in shown}),
     ]
-    for control in dict.fromkeys(score.control for score in evaluation.scores):
-        by_name = {s.metric: s for s in evaluation.scores if s.control == control}
-        cells = (f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" for s in (by_name[name] for name in shown))
-        lines.append(f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells))
+    if evaluation.by_subset:
+        best = shown[-2] if shown is arc else shown[0]
+        columns = {name: [s for s in own if s.metric == best] for name, own in evaluation.by_subset.items()}
+        headings = {f"{name} ({own[0].n})": own for name, own in columns.items()}
+        lines += ["", f"{best} by subset (tasks)", "", *_rows(headings)]
     return "\n".join([*lines, "", *evaluation.notes])
+
+
+def _rows(columns: dict[str, list[Score]]) -> list[str]:
+    """A heading and a line per control; a column is one score of every control."""
+    lines = [f"{'':<26}" + "".join(f"{name:<26}" for name in columns)]
+    for of_control in zip(*columns.values(), strict=True):
+        cells = (f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" for s in of_control)
+        control = of_control[0].control
+        lines.append(f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells))
+    return lines
 
 
 @reports_user_errors

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -163,12 +164,17 @@ class EvaluationSet:
         return transform, colours, np.full(len(transform), self.store.identifiers_of(rows[:1])[0])
 
     def _choose_donors(self) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """For each task another one, the next larger first, and those of its demonstrations that fit on the task's canvas."""
+        """For each task another one, of its own subset if one fits, the next larger first, and those of its demonstrations that
+        fit on the task's canvas."""
         order = [int(task) for task in self.tasks[np.argsort(self.sides[self.tasks], kind="stable")]]
+        subset = self.store.task_subset.tolist()
+        same: dict[int, list[int]] = {}
+        for task in order:
+            same.setdefault(subset[task], []).append(task)
         donors = {}
-        for position, task in enumerate(order):
+        for task in order:
             side = smallest_bucket(self.sides[task], self.config.sides) or 0
-            for other in order[position + 1 :] + order[:position]:
+            for other in chain(*(group[(at := group.index(task)) + 1 :] + group[:at] for group in (same[subset[task]], order))):
                 first = int(self.store.task_pairs[other])
                 demos = range(first, first + int(self.store.task_demonstrations[other]))
                 fitting = [pair for pair in demos if self.store.pair_side[pair].max() <= side]

@@ -67,9 +67,9 @@ class Evaluation:
     """What an evaluation found.
 
     adaptation: the protocol by which tasks were adapted to, which differs from `protocol` where training has seen tasks.
-    num_views: at most so many views per query. predictions: the model's own, and the seconds that they took. means: of single
-    views (`CanvasScores`). counts: queries by status, and views asked. On the first process alone: records, one per query;
-    puzzles, the tasks in the ARC format; submission.
+    num_views: at most so many views per query. predictions: the model's own, and the seconds that they took. by_subset: the scores
+    of each subset, where there are several. means: of single views (`CanvasScores`). counts: queries by status, and views asked.
+    On the first process alone: records, one per query; puzzles, the tasks in the ARC format; submission.
     """
 
     protocol: str
@@ -79,6 +79,7 @@ class Evaluation:
     predictions: Predictions
     prediction_seconds: float
     scores: list[Score]
+    by_subset: dict[str, list[Score]]
     means: dict[str, float]
     counts: dict[str, int]
     records: list[dict[str, Any]]
@@ -139,9 +140,20 @@ def evaluate(
     stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
 
-    def scored(asked: EvaluationSet, answered: list[Answered], control: str = "none") -> list[Score]:
+    scores: list[Score] = []
+    subset_of = {task: store.subset_names[store.task_subset[task]] for task in questions.tasks.tolist()}
+    names = list(dict.fromkeys(subset_of.values()))
+    by_subset: dict[str, list[Score]] = {name: [] for name in names} if len(names) > 1 else {}
+
+    def add_scores(asked: EvaluationSet, answered: list[Answered], control: str = "none") -> None:
         labelled = [query for query, was_asked in zip(answered, asked.asked, strict=True) if was_asked and query.truth is not None]
-        return score_pairs(labelled, control) if pairs else score(labelled, config.pass_ks, control)
+
+        def scored(queries: list[Answered]) -> list[Score]:
+            return score_pairs(queries, control) if pairs else score(queries, config.pass_ks, control)
+
+        scores.extend(scored(labelled))
+        for name, own in by_subset.items():
+            own.extend(scored([query for query in labelled if subset_of[query.task] == name]))
 
     canvas_scores = CanvasScores(store, table, objective)
     started = time.monotonic()
@@ -154,14 +166,14 @@ def evaluate(
     )
     prediction_seconds = time.monotonic() - started
     answered = _answered(questions, predictions.vote(config.ranking))
-    scores = scored(questions, answered)
+    add_scores(questions, answered)
     for control in config.controls:
         if control == "copy_input":
-            scores += scored(questions, _answered(questions, copy_input(questions)), control)
+            add_scores(questions, _answered(questions, copy_input(questions)), control)
         elif not pairs:
             asked = question_set(control)
             votes = predict(model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking)
-            scores += scored(asked, _answered(asked, votes), control)
+            add_scores(asked, _answered(asked, votes), control)
     statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
     counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
@@ -204,6 +216,7 @@ def evaluate(
         predictions=predictions,
         prediction_seconds=prediction_seconds,
         scores=scores,
+        by_subset=by_subset,
         means=canvas_scores.means(),
         counts=counts,
         records=records,
@@ -228,8 +241,9 @@ def write_files(
     metrics and contexts are what the report draws beside the answers (`render_report`).
     """
     scores = [s.to_json() for s in evaluation.scores]
+    by_subset = {name: [s.to_json() for s in own] for name, own in evaluation.by_subset.items()}
     results = {"protocol": evaluation.protocol, **about, "prediction_seconds": round(evaluation.prediction_seconds, 3)}
-    results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "means": evaluation.means}
+    results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "by_subset": by_subset, "means": evaluation.means}
     with directory_written_whole(folder, marker="results.json") as temporary:
         write_json(temporary / "results.json", results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)
