@@ -10,6 +10,7 @@ not what its recipe expects.
 import argparse
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -32,6 +33,7 @@ RECIPES = Path(__file__).with_name("ladder.yaml")
 RESULTS = Path(__file__).with_name("results.jsonl")
 CONTROLS = ("query_only", "shuffled_demonstrations")
 METRICS = ("ARC/pass@1", "ARC/pass@2")
+DATASET = re.compile(r"@([\w-]+)")
 
 
 class Expected(Config):
@@ -59,7 +61,9 @@ class Recipe(Config):
 
 
 class Ladder(Config):
-    """datasets: a builder's module and options by name, without --output-dir. recipes: by name."""
+    """datasets: a builder's module and options by name, without --output-dir; `@name` there is another one's folder. recipes: by
+    name.
+    """
 
     datasets: dict[str, str]
     recipes: dict[str, Recipe]
@@ -82,6 +86,12 @@ def read_ladder(path: Path = RECIPES) -> Ladder:
         ladder = Ladder(**OmegaConf.to_container(OmegaConf.load(path), resolve=True))
     except ValidationError as error:
         raise UserError("\n".join(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+    above: list[str] = []
+    for name, build in ladder.datasets.items():
+        for other in DATASET.findall(build):
+            if other not in above:
+                raise UserError(f"{path}: dataset {name}: @{other} is no dataset above it{nearest(other, above)}")
+        above.append(name)
     for name in ladder.recipes:
         recipe = ladder.recipe(name)
         if recipe.data not in ladder.datasets:
@@ -131,11 +141,17 @@ def read_results(path: Path = RESULTS) -> list[Result]:
     return list(found.values())
 
 
-def run(name: str, recipe: Recipe, build: str, seed: int, options: argparse.Namespace) -> Iterator[Result]:
+def dataset(name: str, ladder: Ladder, data_dir: Path) -> Path:
+    """The folder of a dataset, built with all that it is made of unless it is there."""
+    folder = data_dir / f"ladder-{name}"
+    if not folder.is_dir():
+        command = DATASET.sub(lambda other: shlex.quote(str(dataset(other[1], ladder, data_dir))), ladder.datasets[name])
+        _python("-m", *shlex.split(command), "--output-dir", str(folder))
+    return folder
+
+
+def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Namespace) -> Iterator[Result]:
     """Train and evaluate one seed; the scores as they come in."""
-    data = options.data_dir / f"ladder-{recipe.data}"
-    if not data.is_dir():
-        _python("-m", *shlex.split(build), "--output-dir", str(data))
     folder = options.output_dir / f"{name}-seed{seed}"
     own = [f"data.path={data}", f"seed={seed}", f"run_name={folder.name}", f"output_dir={options.output_dir}"]
     _python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
@@ -243,7 +259,7 @@ def main() -> None:
     for name in options.recipes:
         recipe = ladder.recipe(name)
         for seed in options.seeds:
-            results = list(run(name, recipe, ladder.datasets[recipe.data], seed, options))
+            results = list(run(name, recipe, dataset(recipe.data, ladder, options.data_dir), seed, options))
             append(results, options.results)
             broken += [result for result in results if not keeps_promise(result, recipe)]
     sys.exit(1 if broken else 0)

@@ -2,22 +2,27 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from dataset import augment, canvas
+from dataset import store as datasets
 from dataset.batch import materialise
 from dataset.task import Pair, Task
+from dataset.views import EvaluationSet
 from evaluation import inference
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Answered, score, wilson
 from evaluation.predictions import Predictions
 from evaluation.voting import Candidate, VoteTable
+from experiments.publish import MOST_BYTES, publish
 from models.act import Answer
-from tests.conftest import run
+from tests.conftest import load_config, random_task, run
 from tests.test_training import ALONE, CPU, Trainer, arguments_for
+from utils.errors import UserError
 
 A, B, C = (np.array([[value]], np.uint8) for value in (1, 2, 3))
 
@@ -110,6 +115,49 @@ def test_an_evaluation_writes_scores_records_submission_and_page(trained, fewsho
     assert [len(submission[name]) for name in submission] == [len(fewshot.task(int(task)).queries) for task in fewshot.tasks_of("test")]
     assert all(set(entry) == {"attempt_1", "attempt_2"} for entries in submission.values() for entry in entries)
     assert "inductive" in done.stdout and "query_only" in done.stdout and (tmp_path / "report.html").stat().st_size > 1000
+
+
+def test_several_subsets_are_scored_side_by_side(trained, tmp_path):
+    rng = np.random.default_rng(3)
+    tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)] for name, count in (("x", 1), ("p", 2), ("q", 3))}
+    datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
+    done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path / "e")[0]
+    assert {name: {score["n"] for score in own} for name, own in results["by_subset"].items()} == {"p": {2}, "q": {3}}
+    for i, whole in enumerate(results["scores"]):
+        parts = [own[i] for own in results["by_subset"].values()]
+        assert {(part["metric"], part["control"]) for part in parts} == {(whole["metric"], whole["control"])}
+        assert sum(part["value"] * part["n"] for part in parts) == pytest.approx(5 * whole["value"])
+    lines = done.stdout.splitlines()
+    assert lines[lines.index("ARC/pass@2 by subset (tasks)") + 2].split() == ["p", "(2)", "q", "(3)"]
+
+
+def test_shuffled_demonstrations_come_from_the_same_subset(tmp_path):
+    rng = np.random.default_rng(3)
+    tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(3)] for name in "xpq"}
+    datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
+    store = datasets.load(tmp_path / "d")
+    questions = EvaluationSet(store, load_config(store).data, "test", 1, 0, "shuffled_demonstrations")
+    for query in questions.queries:
+        others = np.searchsorted(store.task_pairs, questions.told(query)[0], side="right") - 1
+        assert query.task not in others and set(store.task_subset[others]) == {store.task_subset[query.task]}
+
+
+def test_a_shared_model_is_a_run_folder_with_its_scores(trained, fewshot, tmp_path):
+    run_folder = shutil.copytree(trained, tmp_path / "run")
+    with pytest.raises(UserError, match="no evaluation of step_3 with averaged weights"):
+        shutil.rmtree(run_folder / "evaluations", ignore_errors=True)
+        publish(run_folder, tmp_path / "model")
+    assert run("evaluate.py", f"checkpoint={run_folder}", "num_views=1").returncode == 0
+    publish(run_folder, tmp_path / "model")
+    about = json.loads((tmp_path / "model" / "scores.json").read_text())
+    done = run("evaluate.py", f"checkpoint={tmp_path / 'model'}", "num_views=1", f"output_dir={tmp_path / 'e'}")
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path / "e")[0]
+    assert results["scores"] == about["evaluations"][0]["scores"] and results["protocol"] == "inductive"
+    assert about["data"]["hash"] == fewshot.metadata.content_hash
+    assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*") if path.is_file()) < MOST_BYTES
 
 
 @pytest.mark.parametrize("world, batch", [(1, 5), (2, 64)])
