@@ -1,4 +1,4 @@
-"""What a training run costs beside forward, backward and update: python -m benchmarks.overhead [--rounds N] [--record]
+"""What a training run costs beside forward, backward and update: python -m benchmarks.overhead [--rounds N]
 
 The same steps of the same configured run, over and over, by loops that do more and more, in turn, so that what else the
 machine does meets all of them. What the last one loses against the first is the price of everything that is logged and guarded.
@@ -138,10 +138,10 @@ def configurations(work: Path) -> dict[str, PretrainConfig]:
     rules = work / "rules"
     options = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6 --train-tasks 2000"
     run(["-m", "dataset.build_rules_dataset", *options.split(), "--test-tasks", "10", "--output-dir", str(rules)])
-    paths = {"rules_smoke": rules, "demo": small_dataset(work)}
+    recipes = {"rules_smoke": (rules,), "demo": (small_dataset(work), "data.query_sampling=any", "data.subset_shares=null")}
     return {
-        name: compose.load(PretrainConfig, "pretrain", [f"experiment={name}", f"data.path='{path}'", "logging.progress=false"])
-        for name, path in paths.items()
+        name: compose.load(PretrainConfig, "pretrain", [f"experiment={name}", f"data.path='{path}'", "logging.progress=false", *more])
+        for name, (path, *more) in recipes.items()
     }
 
 

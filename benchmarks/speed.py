@@ -49,7 +49,6 @@ SECTION = "Training and evaluation"
 SLOTS = 10  # demonstrations that the ETRM ancestor encodes, empty ones included
 BATCHES = 8  # different ones that the ancestor sees
 SAME_CONTEXT = 1e-3
-EVALUATED_TASKS = 4
 MAX_VIEWS_AT_ONCE = 64
 # What both sides have in common; --arch changes it for both.
 ARCH = {
@@ -131,7 +130,7 @@ def our_overrides(options: argparse.Namespace, dataset: Path, *more: str) -> lis
     """Our configuration with the same sizes; `more` follows."""
     shared = [f"arch.{name}={value}" for name, value in {**ARCH, **options.arch}.items()]
     batch = [f"global_batch_size={options.batch}", f"device={options.device}", f"data.path='{dataset}'"]
-    return [*more[:2], *shared, *batch, "data.query_sampling=test", "objective=stablemax", *more[2:]]
+    return [*more[:2], *shared, *batch, "data.query_sampling=all", "objective=stablemax", *more[2:]]
 
 
 def their_batches(config: PretrainConfig, count: int, file: Path) -> float:
@@ -155,11 +154,11 @@ def in_their_layout(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def their_views(config: PretrainConfig, folder: Path) -> int:
-    """Write the evaluation views of `config` as the ETRM ancestor reads them, with its list of names and its tasks; their number."""
+def their_views(config: PretrainConfig, tasks: int, folder: Path) -> None:
+    """Write the evaluation views of the first tasks as the ETRM ancestor reads them, with its list of names and its tasks."""
     store = datasets.load(config.data.path, *config.layouts)
-    questions = EvaluationSet(store, config.data, "test", config.evaluation.num_views, config.seed, max_tasks=EVALUATED_TASKS)
-    names, drawn, number = ["<blank>"], [], 0
+    questions = EvaluationSet(store, config.data, "test", config.evaluation.num_views, config.seed, max_tasks=tasks)
+    names, drawn = ["<blank>"], []
     for batch in questions.batches(config.evaluation.batch_size):
         samples = batch.samples[: batch.valid]
         arrays = in_their_layout(materialise(samples, store, store.grid_table, with_labels=False).data)
@@ -172,17 +171,15 @@ def their_views(config: PretrainConfig, folder: Path) -> int:
             arrays["puzzle_identifiers"][row] = len(names)
             names.append(name)
         drawn.append(arrays)
-        number += batch.valid
     rows = {name: np.concatenate([arrays[name] for arrays in drawn]) for name in drawn[0]}
-    missing = -number % config.global_batch_size  # padded like the ancestor's last batch, by rows of the blank identifier
+    missing = -len(rows["inputs"]) % config.global_batch_size  # padded like the ancestor's last batch, by rows of the blank identifier
     rows = {name: np.pad(values, [(0, missing), *[(0, 0)] * (values.ndim - 1)]) for name, values in rows.items()}
     np.savez(
         folder / "views.npz", **{name: values.reshape(-1, config.global_batch_size, *values.shape[1:]) for name, values in rows.items()}
     )
     (folder / "identifiers.json").write_text(json.dumps(names))
-    tasks = {store.task_ids[task]: store.task(int(task)).to_json() for task in questions.tasks}
-    (folder / "test_puzzles.json").write_text(json.dumps(tasks))
-    return number
+    puzzles = {store.task_ids[task]: store.task(int(task)).to_json() for task in questions.tasks}
+    (folder / "test_puzzles.json").write_text(json.dumps(puzzles))
 
 
 def check_context(options: argparse.Namespace, config: PretrainConfig, work: Path) -> float:
@@ -284,12 +281,12 @@ def evaluation(options: argparse.Namespace, race: Race) -> None:
         "pretrain",
         our_overrides(options, dataset, "arch=etrm", "data=arc1", "encoder=standard", "data.canvas=full", "evaluation.num_views=1"),
     )
-    their_views(full, race.work)
+    their_views(full, options.tasks, race.work)
     race.theirs("eval", None, data=str(race.work / "views.npz"), tasks=str(race.work))
     views = [f"evaluation.num_views={options.views}", f"evaluation.batch_size={min(options.views, MAX_VIEWS_AT_ONCE)}"]
     for encoder in ("standard", "memory"):
         ours = our_overrides(options, dataset, "arch=etrm", "data=arc1", f"encoder={encoder}", *views, *options.override)
-        race.ours(f"task canvas, encoder {encoder}", "eval", 1, ours, tasks=EVALUATED_TASKS)
+        race.ours(f"task canvas, encoder {encoder}", "eval", 1, ours, tasks=options.tasks)
 
 
 def small(options: argparse.Namespace, race: Race) -> None:
@@ -323,6 +320,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--steps", type=int, default=1, help="of a round, for what computes full canvases (default: %(default)s)")
     add("--task-steps", type=int, default=16, help="of a round, on task canvases, whose costs differ (default: %(default)s)")
     add("--views", type=int, default=8, help="of ours in an evaluation (default: %(default)s)")
+    add("--tasks", type=int, default=4, help="of an evaluation, for both (default: %(default)s)")
     add("--threads", type=int, default=2, help="of PyTorch, for both")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--arch", nargs="+", default=[], metavar="KEY=VALUE", help=f"sizes of both models (default: {ARCH})")

@@ -16,7 +16,7 @@ from config import compose
 from config.schema import PretrainConfig
 from dataset import store as datasets
 from dataset.batch import Cell, materialise
-from dataset.samplers import SAMPLERS, EpisodeSampler, Sampler
+from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation.evaluate import evaluate
 from models.core import DataSizes
@@ -33,18 +33,9 @@ GOLDEN_RATIO = 0.5 * (5**0.5 - 1)
 ALONE = World()
 
 
-class AllDemonstrations(EpisodeSampler):
-    """The ETRM ancestor's samples: a task's own query with all of its demonstrations."""
-
-    def _demo_counts(self, task: int) -> list[int]:
-        return super()._demo_counts(task)[-1:]
-
-
 def build_sampler(config: PretrainConfig, store: Store) -> Sampler:
-    """The samples of a run, or the ancestor's for `query_sampling: test`."""
-    ancestral = config.encoder is not None and config.data.query_sampling == "test"
-    kind = AllDemonstrations if ancestral else SAMPLERS[store.metadata.layout]
-    return kind(store, config.data, config.seed, config.global_batch_size)
+    """The samples of a run."""
+    return SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
 
 
 def cells(sampler: Sampler) -> Iterator[Cell]:
@@ -74,14 +65,17 @@ def training(config: PretrainConfig, store: Store, device: torch.device, identic
 
 
 def evaluation(config: PretrainConfig, store: Store, device: torch.device, tasks: int) -> Callable[[], dict[str, float]]:
-    """An evaluation of `tasks` tasks of the training split, from checkpoint to pass@k."""
+    """An evaluation of `tasks` tasks of the test split, from checkpoint to pass@k."""
     torch.manual_seed(config.seed)
     model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
     run = partial(evaluate, model, store, config.data, config.evaluation, config.objective, device, ALONE)
+    trained = model.config
+    model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 
     def step() -> dict[str, float]:
         views: list[int] = []
         run(seed=config.seed, trained_pairs=np.zeros(0, np.uint64), max_tasks=tasks, report=views.append)
+        model.config = trained
         return {"samples": sum(views)}
 
     return step
