@@ -35,7 +35,7 @@ def test_every_recipe_is_a_valid_run(name):
 def test_a_recipe_inherits_what_it_does_not_name():
     own = read_ladder().recipe("a-all-rules-64")
     base = read_ladder().recipe("a-all")
-    assert own.overrides == base.overrides and own.subsets == base.subsets and own.data == "rules-64" != base.data
+    assert own.overrides == base.overrides and own.subsets == base.subsets and own.data == "small-64" != base.data
     with pytest.raises(UserError, match="no recipe a-al; did you mean 'a-all'|no recipe a-al.*a-all"):
         read_ladder().recipe("a-al")
 
