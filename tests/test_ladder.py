@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
@@ -46,6 +47,24 @@ def test_a_recipe_inherits_what_it_does_not_name():
 def test_a_malformed_recipe_is_one_message(recipe, words, tmp_path):
     OmegaConf.save({"datasets": {"d": "m"}, "recipes": {"r": recipe}}, tmp_path / "ladder.yaml")
     with pytest.raises(UserError, match=words):
+        read_ladder(tmp_path / "ladder.yaml")
+
+
+def test_a_dataset_may_be_made_of_another(tmp_path, monkeypatch):
+    built = []
+
+    def build(*arguments):
+        built.append(arguments)
+        Path(arguments[-1]).mkdir(parents=True)
+
+    monkeypatch.setattr(ladder, "_python", build)
+    recipes = Ladder(datasets={"a": "build a", "b": "build b --dataset x=@a"}, recipes={})
+    data = tmp_path / "with space"
+    assert ladder.dataset("b", recipes, data) == ladder.dataset("b", recipes, data) == data / "ladder-b"
+    a, b = str(data / "ladder-a"), str(data / "ladder-b")
+    assert built == [("-m", "build", "a", "--output-dir", a), ("-m", "build", "b", "--dataset", f"x={a}", "--output-dir", b)]
+    OmegaConf.save({"datasets": {"b": "build --dataset x=@a", "a": "m"}, "recipes": {}}, tmp_path / "ladder.yaml")
+    with pytest.raises(UserError, match="dataset b: @a is no dataset above it"):
         read_ladder(tmp_path / "ladder.yaml")
 
 
