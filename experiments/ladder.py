@@ -45,13 +45,14 @@ class Expected(Config):
 
 class Recipe(Config):
     """One row of a table. based_on: another recipe, whose rung, data, evaluation and subsets hold where this one names none, and
-    whose overrides come first. data: a name in `datasets`. evaluation: overrides of evaluate.py. subsets: what is asked, by the
-    protocol of evaluate.py with its settings behind it (`latent_search search=random`). expected: pass@1 by subset under the
-    first protocol.
+    whose overrides come first. starts_from: the recipe whose model, of the same seed, this one trains on. data: a name in
+    `datasets`. evaluation: overrides of evaluate.py. subsets: what is asked, by the protocol of evaluate.py with its settings
+    behind it (`latent_search search=random`). expected: pass@1 by subset under the first protocol.
     """
 
     title: str
     based_on: str | None = None
+    starts_from: str | None = None
     rung: str | None = None
     data: str | None = None
     overrides: list[str] = Field(default_factory=list)
@@ -94,6 +95,8 @@ def read_ladder(path: Path = RECIPES) -> Ladder:
         above.append(name)
     for name in ladder.recipes:
         recipe = ladder.recipe(name)
+        if recipe.starts_from:
+            ladder.recipe(recipe.starts_from)
         if recipe.data not in ladder.datasets:
             raise UserError(f"{path}: recipe {name}: no dataset {recipe.data}{nearest(str(recipe.data), ladder.datasets)}")
     return ladder
@@ -154,6 +157,11 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
     """Train and evaluate one seed; the scores as they come in."""
     folder = options.output_dir / f"{name}-seed{seed}"
     own = [f"data.path={data}", f"seed={seed}", f"run_name={folder.name}", f"output_dir={options.output_dir}"]
+    if recipe.starts_from:
+        before = options.output_dir / f"{recipe.starts_from}-seed{seed}"
+        if checkpoint.latest(before / "checkpoints") is None:
+            raise UserError(f"{name} trains on the model of {recipe.starts_from}, which is not at {before}; run that recipe first")
+        own += [f"load_pretrained_decoder={before}", "pretrained_encoder=load"]
     _python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
     seconds = _training_seconds(folder)
     for protocol, subset in ((protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets):

@@ -42,22 +42,25 @@ class PretrainedConfig(Config):
 
     pretrained_mismatch: whether other cycles, heads or positions, and weights that do not fit, are refused or reported.
     pretrained_puzzle_rows: a model with puzzle rows takes them by the names of their puzzles, or starts with none.
+    pretrained_encoder: whether a model with the same encoder takes that one's weights, too, to train on with other data.
     """
 
     load_pretrained_decoder: str | None
     pretrained_mismatch: Literal["refuse", "allow"]
     pretrained_puzzle_rows: Literal["match", "skip"]
+    pretrained_encoder: Literal["load", "skip"]
 
 
 @dataclass
 class Source:
-    """Weights under our names, the settings they were trained with (None: unknown), and their puzzles' names."""
+    """Weights under our names, the settings they were trained with (None: unknown), those of their encoder, and their puzzles' names."""
 
     path: Path
     weights: dict[str, Tensor]
     which: str
     settings: dict[str, Any] | None
     identifiers: list[str] | None
+    encoder: dict[str, Any] | None = None
 
 
 @dataclass
@@ -142,13 +145,16 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
 def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: list[str]) -> DecoderReport:
     """Give a new model the recursion, embeddings and heads of `load_pretrained_decoder`, and say what became of each weight.
 
-    Never loaded: an encoder, since the file's context is not this model's; puzzle rows into a model with an encoder.
+    Not loaded: an encoder, since the file's context is not this model's, unless `pretrained_encoder` says that it is; puzzle rows
+    into a model with an encoder.
     identifiers: the names of this model's puzzle rows. Raises `UserError`, and changes nothing, when settings or weights
     do not fit (unless `pretrained_mismatch` allows it) or when rows cannot be matched by name.
     """
     source = _open(Path(config.load_pretrained_decoder))
     known = "its configuration was compared" if source.settings else "no configuration beside it, so that cycles could not be compared"
+    with_encoder = config.pretrained_encoder == "load"
     report = DecoderReport(str(source.path), source.which, known, differing=_differences(model, source))
+    report.differing += _encoder_differences(model, source) if with_encoder else []
     own = model.state_dict()
     new: dict[str, Tensor] = {}
     for name, value in source.weights.items():
@@ -157,7 +163,7 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
         elif name == _ROWS:
             with_rows = isinstance(model.context, PuzzleEmbedding)
             report.skipped[name] = "puzzle rows, as configured" if with_rows else "puzzle rows: this model has an encoder"
-        elif name.startswith(("context.", "encoder.")):
+        elif name.startswith(("context.", "encoder.")) and not with_encoder:
             report.skipped[name] = "what the file's model computed its context with"
         elif name.startswith("rotary_emb."):
             report.skipped[name] = "positions are computed"
@@ -170,7 +176,8 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
             new[name] = value
     report.loaded = sorted(new)
     report.missing = sorted(own.keys() - new.keys())
-    lacking = [name for name in report.missing if not name.startswith("context.") and name not in report.skipped]
+    expected = [name for name in report.missing if with_encoder or not name.startswith("context.")]
+    lacking = [name for name in expected if name not in report.skipped]
     report.differing += [f"{name} is not in the file" for name in lacking]
     if report.differing and config.pretrained_mismatch == "refuse":
         shown = "; ".join(report.differing[:6]) + ("; ..." if len(report.differing) > 6 else "")
@@ -185,7 +192,8 @@ def _open(path: Path) -> Source:
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
         which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
-        return Source(folder, checkpoint.load_weights(folder, which), which, info["config"]["arch"], _trained_names(info))
+        weights, config = checkpoint.load_weights(folder, which), info["config"]
+        return Source(folder, weights, which, config["arch"], _trained_names(info), config["encoder"])
     settings_file = path.with_name("all_config.yaml")
     settings = None
     if settings_file.is_file():
@@ -219,6 +227,17 @@ def _differences(model: RecursiveModel, source: Source) -> list[str]:
     different = [f"arch={names[1]} there, {names[0]} here"] if recursions[0] != recursions[1] else []
     shared = [key for key in _ARITHMETIC if key in ours and key in source.settings]
     return different + [f"arch.{key}={source.settings[key]} there, {ours[key]} here" for key in shared if ours[key] != source.settings[key]]
+
+
+def _encoder_differences(model: RecursiveModel, source: Source) -> list[str]:
+    """Settings in which the model's encoder differs from that of the weights."""
+    ours = None if isinstance(model.context, PuzzleEmbedding) else model.context.config.model_dump()
+    if ours is None or source.encoder is None:
+        return ["pretrained_encoder=load: " + ("this model has no encoder" if ours is None else "there is none")]
+    keys = ["name"] if ours["name"] != source.encoder["name"] else sorted(ours.keys() | source.encoder.keys())
+    return [
+        f"encoder.{key}={source.encoder.get(key)} there, {ours.get(key)} here" for key in keys if source.encoder.get(key) != ours.get(key)
+    ]
 
 
 def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: list[str], report: DecoderReport) -> Tensor:

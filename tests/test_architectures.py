@@ -25,7 +25,7 @@ from models.encoders import ENCODERS
 from models.losses import act_loss
 from models.pretrained import load_decoder
 from models.trm import ARCHITECTURES, build_model
-from tests.conftest import ROOT, TINY, load_config
+from tests.conftest import ROOT, TINY, load_config, write_store
 from tests.test_models import SIDE, episodes
 from training.ema import EMA
 from training.optim import build_optimizers
@@ -475,6 +475,27 @@ def test_a_run_starts_from_another_runs_averaged_decoder_and_reports_every_weigh
     train(load_config(puzzle, *start, "run_name=third"))
     third = load_file(tmp_path / "third/checkpoints/step_1/model.safetensors")
     assert third[name].shape == raw[name].shape and torch.allclose(third["context.weights"][2:], averaged["context.weights"][2:], atol=2e-2)
+
+
+def test_a_run_goes_on_with_a_whole_model_on_other_data(fewshot, tmp_path, capfd):
+    from safetensors.torch import load_file
+
+    from pretrain_etrm import train
+
+    other = write_store(tmp_path / "other", seed=1)
+    common = ["train_steps=1", f"output_dir={tmp_path}", "lr=0.1", "logging.wandb=disabled"]
+    train(load_config(fewshot, *common, "run_name=first"))
+    start = [*common, f"load_pretrained_decoder={tmp_path / 'first'}", "pretrained_encoder=load", "lr=0", "weight_decay=0"]
+    train(load_config(other, *start, "run_name=second"))
+    averaged, started = (load_file(tmp_path / name / "checkpoints/step_1/ema.safetensors") for name in ("first", "second"))
+    assert averaged.keys() == started.keys() and any(name.startswith("context.") for name in started)
+    assert all(torch.allclose(started[name], value, atol=1e-6) for name, value in averaged.items())
+    report = OmegaConf.load(tmp_path / "second" / "pretrained_decoder.json")
+    assert report.missing == [] and report.skipped == {}
+    with pytest.raises(UserError, match="encoder.num_layers=2 there, 1 here"):
+        train(load_config(other, *start, "encoder.num_layers=1", "run_name=third"))
+    with pytest.raises(UserError, match="encoder.name=memory there, standard here"):
+        train(load_config(other, *start, "encoder=standard", "run_name=third"))
 
 
 # --- counting ----------------------------------------------------------------------------------------------------------

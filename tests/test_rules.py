@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from dataset import store as datasets
-from dataset.build_rules_dataset import Generator, Made, build, parse_arguments, read_plan
+from dataset.build_rules_dataset import build, parse_arguments, read_plan
 from dataset.leaks import find_leaks
 from dataset.rule_families import FAMILIES, may_become
+from dataset.rule_tasks import Generator, Made
 from dataset.rules import Library, Rule, apply, describe, draw_inputs, stages_of
 from tests.conftest import run
 from utils.errors import UserError
