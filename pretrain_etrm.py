@@ -61,7 +61,7 @@ def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
     world = World.from_environment()
     device = choose_device(config.device, world)
-    compile_fused(should_compile(config.compile, device))
+    compile_fused(should_compile(config.compile, device, config.train_steps))
     distributed.start(world, device, config.timeout_minutes)
     folder = Path(config.output_dir) / config.name
 

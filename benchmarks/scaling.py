@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="key=value, as for pretrain_etrm.py")
     options = parser.parse_intermixed_args()
     device = choose_device(options.device, World())
-    compile_fused(should_compile(configuration(BASE, options.overrides).compile, device))
+    base = configuration(BASE, options.overrides)
+    compile_fused(should_compile(base.compile, device, base.train_steps))
     print(f"{describe(device)}; base: {BASE}")
     figure = Figure(figsize=(4 * len(AXES), 3), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):

@@ -86,7 +86,7 @@ def main(what: str, overrides: list[str], threads: int, **options: Any) -> None:
     torch.set_num_threads(threads)
     config = compose.load(PretrainConfig, "pretrain", overrides)
     device = choose_device(config.device, ALONE)
-    compile_fused(should_compile(config.compile, device))
+    compile_fused(should_compile(config.compile, device, config.train_steps))
     store = datasets.load(config.data.path, *config.layouts)
     serve({"train": training, "eval": evaluation}[what](config, store, device, **options), device, answers)
 

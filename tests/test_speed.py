@@ -85,8 +85,10 @@ def test_compiling_without_a_compiler_is_refused_unless_it_was_left_open(monkeyp
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"compile=true needs a C\+\+ compiler \(g\+\+\), which this machine lacks"):
-        should_compile(True, CPU)
-    assert [should_compile(wanted, device) for wanted in ("auto", False) for device in (CPU, CUDA)] == [False] * 4
+        should_compile(True, CPU, 1)
+    assert [should_compile(wanted, device, 10**6) for wanted in ("auto", False) for device in (CPU, CUDA)] == [False] * 4
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
+    assert [should_compile("auto", CPU, steps) for steps in (499, 500)] == [False, True]
 
 
 def test_attention_over_packed_sequences_stays_within_each():

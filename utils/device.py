@@ -15,6 +15,7 @@ import torch
 from utils.distributed import World
 from utils.errors import ProcessError, UserError
 
+CPU_COMPILE_STEPS = 500  # compiling takes some 20 s there, which shorter runs do not win back
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -41,13 +42,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def should_compile(wanted: bool | Literal["auto"], device: torch.device) -> bool:
-    """Whether to compile what `compile=wanted` asks for: `auto` does on a GPU, if it can.
+def should_compile(wanted: bool | Literal["auto"], device: torch.device, steps: int) -> bool:
+    """Whether a run of so many steps compiles what `compile=wanted` asks for: `auto` does if it can, on a CPU for long runs alone.
 
     Raises `UserError` where it is asked for and the machine lacks a compiler.
     """
     if wanted == "auto":
-        return device.type == "cuda" and not _missing_compiler(device)
+        return (device.type == "cuda" or steps >= CPU_COMPILE_STEPS) and not _missing_compiler(device)
     if wanted and (missing := _missing_compiler(device)):
         raise UserError(f"compile=true needs {missing}, which this machine lacks; install it, or say compile=false")
     return wanted
