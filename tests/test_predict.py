@@ -17,12 +17,14 @@ from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
 from evaluation.voting import Candidate
 from experiments import timeline
+from experiments.publish import MOST_BYTES
 from models.act import solve
 from models.core import DataSizes
 from models.trm import ETRM, count_parameters
-from tests.conftest import random_task, run
+from tests.conftest import ROOT, random_task, run
 from tests.test_training import ALONE, Trainer
 from utils.errors import UserError
+from utils.files import sha256_of
 from utils.images import lettering, write_gif
 
 COLOURED = "\033[48;2;"
@@ -314,3 +316,15 @@ def test_solve_gives_what_the_recorded_steps_end_in(solver):
     (batch,) = questions.batches(1)
     answer = solve(solver.model, materialise(batch.samples, store, store.grid_table, with_labels=False).data)
     assert solver.refine(a_task(), 0)[-1]["q"] == pytest.approx(answer.q_halt_logits.sigmoid().item(), abs=1e-5)
+
+
+def test_the_model_that_comes_with_the_repository_solves_its_example():
+    folder = ROOT / "pretrained"
+    files = [path for path in folder.rglob("*") if path.is_file() and "evaluations" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    about = json.loads((folder / "rules" / "scores.json").read_text())
+    (checkpoint,) = (folder / "rules" / "checkpoints").iterdir()
+    assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]
+    task = json.loads((folder / "example.json").read_text())
+    (answer,) = ETRM.from_pretrained(folder / "rules", device="cpu").solve(task)
+    assert answer[0]["grid"] == task["test"][0]["output"]
