@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from benchmarks.useful import useful_flops
 from config import compose
@@ -77,6 +78,24 @@ def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -
     return best / sizes["batch"], useful_flops(config, data) / sizes["batch"]
 
 
+def draw(measured: dict[str, list[tuple[float, float]]]) -> Figure:
+    """A panel per axis from the seconds and FLOPs of its values."""
+    figure = Figure(figsize=(4 * len(AXES), 3), layout="constrained")
+    for axes, (name, values) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
+        seconds, flops = zip(*measured[name], strict=True)
+        axes.loglog(values, seconds, marker="o", label="measured")
+        axes.loglog(values, [flop * seconds[0] / flops[0] for flop in flops], "--", label="as FLOPs grow")
+        axes.set(title=name, ylabel="s / sample")
+        axes.set_xticks(values, labels=map(str, values))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
+
+
 @reports_user_errors
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
@@ -88,20 +107,15 @@ def main() -> None:
     base = configuration(BASE, options.overrides)
     compile_fused(should_compile(base.compile, device, base.train_steps))
     print(f"{describe(device)}; base: {BASE}")
-    figure = Figure(figsize=(4 * len(AXES), 3), layout="constrained")
-    for axes, (name, values) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
-        seconds, flops = zip(*(measure({**BASE, name: value}, options.overrides, device) for value in values), strict=True)
-        for value, second, flop in zip(values, seconds, flops, strict=True):
+    measured = {}
+    for name, values in AXES.items():
+        measured[name] = [measure({**BASE, name: value}, options.overrides, device) for value in values]
+        for value, (second, flop) in zip(values, measured[name], strict=True):
             print(
                 f"{name:<16}{value:>5}{1000 * second:>12.1f} ms/sample{flop / 1e9:>10.1f} GFLOP{flop / second / 1e9:>8.0f} GFLOP/s",
                 flush=True,
             )
-        axes.loglog(values, seconds, marker="o", label="measured")
-        axes.loglog(values, [flop * seconds[0] / flops[0] for flop in flops], "--", label="as FLOPs grow")
-        axes.set(title=name, xlabel=name, ylabel="s / sample")
-        axes.grid(alpha=0.3)
-    axes.legend()
-    write_atomically(options.output / "scaling.png", lambda temporary: figure.savefig(temporary, format="png", dpi=90))
+    write_atomically(options.output / "scaling.png", lambda temporary: draw(measured).savefig(temporary, format="png", dpi=90))
 
 
 if __name__ == "__main__":
