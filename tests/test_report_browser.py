@@ -257,6 +257,18 @@ def test_a_page_of_one_task_is_called_so(browser, tmp_path):
     assert browser.problems() == []
 
 
+def test_several_subsets_have_their_scores_below_all_of_them(browser, tmp_path):
+    path = tmp_path / "report.html"
+    (score,) = results()["scores"]
+    by_subset = {name: [score | {"value": value, "n": 2}] for name, value in (("rules", 1.0), ("arc", 0.0))}
+    write_report(path, results(by_subset=by_subset), [record("mine", [answer(TRUTH, True)], 1)], {"mine": puzzle()})
+    browser.open(path)
+    headings = browser.value("[...document.querySelectorAll('#scores thead th:first-child')].map(cell => cell.innerText)")
+    assert headings == ["ARC/pass", "Subset rules", "Subset arc"]
+    rows = browser.value("[...document.querySelectorAll('#scores tr.model')].map(row => row.innerText.replace(/\\s+/g, ' '))")
+    assert [row.split()[1] for row in rows] == ["50.0%", "100.0%", "0.0%"] and browser.problems() == []
+
+
 def test_a_thousand_tasks_with_steps_open_at_once(browser, tmp_path):
     rng = np.random.default_rng(0)
     records, puzzles = [], {}
