@@ -11,5 +11,5 @@ $PYTHON -m dataset.build_arc_dataset --recipe arc1-small --dataset rules=data/de
 $PYTHON pretrain_etrm.py experiment=demo
 echo "--- ARC tasks it was trained on (every pair in turn as query): what it can fit"
 $PYTHON evaluate.py checkpoint=runs/demo split=train subsets=[training] max_eval_groups=40 num_views=1 controls=[query_only] output_dir=runs/demo/evaluations/seen-tasks
-echo "--- held-out ARC tasks (evaluation) and rules never seen (rules-test_rules): what it can generalise to"
+echo "--- held-out ARC tasks (evaluation) and held-out rules (rules-test_rules): what it can generalise to"
 $PYTHON evaluate.py checkpoint=runs/demo output_dir=runs/demo/evaluations/held-out
