@@ -29,6 +29,7 @@ TINY = [
     "global_batch_size=8",
     "log_interval=1",
     "logging.progress=false",
+    "compile=false",
     "device=cpu",
 ]
 
