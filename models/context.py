@@ -26,7 +26,7 @@ class Context:
     prefix (B, P, D) at the scale of the embedding tables (RMS 1 / sqrt(D)), since the core multiplies its whole input by
     sqrt(D). The first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others lie on the
     cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
-    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell
+    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (B, M), the canvas cell
     (0..L-1) of each token; or None.
     state: what the next ACT step's `ContextModule.forward` gets, by name, (B, ...); what is not named stays as it was.
     losses: auxiliary terms by name, (B,) each, which `ObjectiveConfig.<name>_weight` weighs.
@@ -52,7 +52,7 @@ class Context:
         return replace(self, prefix=moved) if self.memory is None else replace(self, memory=moved)
 
     def select(self, rows: Tensor) -> "Context":
-        """The context of the given rows (n,) alone; places on the canvas are the same for all."""
+        """The context of the given rows (n,) alone."""
 
         def chosen(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
@@ -63,6 +63,7 @@ class Context:
             prefix_mask=chosen(self.prefix_mask),
             memory=chosen(self.memory),
             memory_mask=chosen(self.memory_mask),
+            memory_cells=chosen(self.memory_cells),
             state={name: value[rows] for name, value in self.state.items()},
             losses={name: value[rows] for name, value in self.losses.items()},
         )

@@ -102,7 +102,7 @@ def layer_norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rotary:
-    """cos and sin (S, E) of a sequence's rotary positions."""
+    """cos and sin (S, E) of a sequence's rotary positions, or (B, 1, S, E) where they differ by sample."""
 
     cos: Tensor
     sin: Tensor

@@ -19,7 +19,7 @@ from models.core import DataSizes
 from models.encoders import pairs
 from models.summary import cost, on_meta
 from tests.conftest import load_config, write_store
-from tests.test_models import episodes, make_model, one_loss
+from tests.test_models import SIDE, episodes, make_model, one_loss
 from utils import device as devices
 from utils.device import should_compile
 from utils.errors import UserError
@@ -44,6 +44,23 @@ def test_packed_demonstrations_give_the_same_gradients(encoder, positions, fewsh
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*results, strict=True))
+
+
+def test_a_memory_without_its_padding_is_shorter_and_gives_the_same_answer(fewshot, monkeypatch):
+    model = make_model(fewshot, "encoder=memory").eval()
+    batch = episodes()
+    batch.data["demo_mask"][0, 0] = False
+    batch.data["demo_labels"][:, -1, 5:] = batch.data["demo_inputs"][:, -1, 5:] = PAD
+    contexts = []
+    for length in (10**6, 1):
+        monkeypatch.setattr(pairs, "PACKED_LENGTH", length)
+        contexts.append(model.context(batch.data))
+    dense, packed = contexts
+    assert packed.memory.shape[1] == int(dense.memory_mask.sum(1).max()) < dense.memory.shape[1]
+    assert packed.memory_mask.sum(1).tolist() == dense.memory_mask.sum(1).tolist()
+    states = [state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1) for state in model.initial_states()]
+    answers = [model(tuple(states), batch.data["inputs"], context).logits for context in contexts]
+    assert torch.allclose(*answers, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["memory", "standard"])
