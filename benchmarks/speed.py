@@ -1,12 +1,14 @@
-"""Training and evaluation against an ancestor's: python -m benchmarks.speed --against PATH --what {etrm,trm,eval}
+"""Training and evaluation against an ancestor's: python -m benchmarks.speed --against PATH --what {etrm,trm,sudoku,eval}
 
-PATH is a checkout of SamsungSAILMontreal/TinyRecursiveModels (trm) or bdsaglam/etrm (etrm, eval), which runs unchanged in a
-process of its own. Theirs and ours take turns on the same ARC-AGI-1 tasks, with the same model sizes, precision and batch.
+PATH is a checkout of SamsungSAILMontreal/TinyRecursiveModels (trm, sudoku) or bdsaglam/etrm (etrm, eval), which runs unchanged
+in a process of its own. Theirs and ours take turns on the same ARC-AGI-1 tasks, with the same model sizes, precision and batch.
 
 etrm    a training step of the seed ETRM: ours on the task's canvas, and on the full canvas with the same mathematics
 trm     a training step of the original TRM: ours on the full canvas and on the task's
+sudoku  a training step of the original TRM on Sudokus, with its feed-forward network over the cells instead of attention
 eval    an evaluation of the ETRM from weights to pass@k
-small   no ancestor: our own compiled step against the plain one, in a model so small that PyTorch's overhead is most of it
+small   no ancestor: our own step against the plain one, compiled and with a process per core, in a model so small that PyTorch's
+        overhead is most of it
 build   the datasets: `python -m benchmarks.data`
 """
 
@@ -47,6 +49,7 @@ STEPS = ROOT / "benchmarks" / "ancestors" / "steps.py"
 TRM_FILES, ETRM_FILES = ("pretrain.py", "models/recursive_reasoning/trm.py"), ("pretrain_etrm.py", "models/recursive_reasoning/etrm.py")
 SECTION = "Training and evaluation"
 SLOTS = 10  # demonstrations that the ETRM ancestor encodes, empty ones included
+SUDOKUS = 1000
 BATCHES = 8  # different ones that the ancestor sees
 SAME_CONTEXT = 1e-3
 MAX_VIEWS_AT_ONCE = 64
@@ -62,6 +65,8 @@ ARCH = {
     "halt_exploration_prob": 0.1,
     "forward_dtype": "bfloat16",
 }
+# What the original's recipe for Sudoku-Extreme changes.
+SUDOKU = {"L_cycles": 6, "mlp_t": True, "pos_encodings": "none"}
 
 
 @dataclass(frozen=True)
@@ -105,17 +110,21 @@ def spread(values: np.ndarray, digits: int) -> str:
     return f"{np.median(values):,.{digits}f} [{values.min():,.{digits}f}, {values.max():,.{digits}f}]"
 
 
+def sizes(options: argparse.Namespace) -> dict[str, Any]:
+    """What both models have in common."""
+    return {**ARCH, **(SUDOKU if options.what == "sudoku" else {}), **options.arch}
+
+
 def their_config(options: argparse.Namespace) -> dict[str, Any]:
     """The ancestor's configuration, as its YAML files and `ARCH` have it."""
-    encoder = options.what != "trm"
+    encoder = options.what not in ("trm", "sudoku")
     arch = {
-        **ARCH,
-        **options.arch,
+        "pos_encodings": "rope",
+        "mlp_t": False,
+        **sizes(options),
         "loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"},
         "H_layers": 0,
-        "pos_encodings": "rope",
         "puzzle_emb_len": 16,
-        "mlp_t": False,
         "no_ACT_continue": True,
     }
     rates = {"lr": 1e-4, "lr_min_ratio": 1.0, "lr_warmup_steps": 2000, "weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95}
@@ -128,7 +137,7 @@ def their_config(options: argparse.Namespace) -> dict[str, Any]:
 
 def our_overrides(options: argparse.Namespace, dataset: Path, *more: str) -> list[str]:
     """Our configuration with the same sizes; `more` follows."""
-    shared = [f"arch.{name}={value}" for name, value in {**ARCH, **options.arch}.items()]
+    shared = [f"arch.{name}={value}" for name, value in sizes(options).items()]
     batch = [f"global_batch_size={options.batch}", f"device={options.device}", f"data.path='{dataset}'"]
     return [*more[:2], *shared, *batch, "data.query_sampling=all", "objective=stablemax", *more[2:]]
 
@@ -211,10 +220,11 @@ class Race:
         options |= {"config": their_config(self.options), "device": self.options.device, "threads": self.options.threads}
         self._enter("theirs", [str(STEPS), what, json.dumps(options)], self.options.against, self.options.steps, flops)
 
-    def ours(self, name: str, what: str, steps: int, overrides: list[str], **options: Any) -> None:
-        """Enter a configuration of ours."""
-        options |= {"overrides": overrides, "threads": self.options.threads}
-        self._enter(name, ["-m", "benchmarks.steps", what, json.dumps(options)], ROOT, steps)
+    def ours(self, name: str, what: str, steps: int, overrides: list[str], processes: int = 1, **options: Any) -> None:
+        """Enter a configuration of ours. Several processes share the threads."""
+        options |= {"overrides": overrides, "threads": self.options.threads // processes}
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+        self._enter(name, [*launcher, "-m", "benchmarks.steps", what, json.dumps(options)], ROOT, steps)
 
     def _enter(self, name: str, command: list[str], pythonpath: Path, steps: int, flops: float | None = None) -> None:
         contestant = Contestant(command, pythonpath, self.work / f"{len(self.sides)}.log")
@@ -223,7 +233,7 @@ class Race:
 
     def run(self) -> tuple[list[Result], float]:
         """All rounds, and the rate of `F.linear` in the middle of them."""
-        dtype = getattr(torch, {**ARCH, **self.options.arch}["forward_dtype"])
+        dtype = getattr(torch, sizes(self.options)["forward_dtype"])
         device = choose_device(self.options.device, World())
         results, rates = [Result(side, []) for side in self.sides], []
         for side in self.sides:
@@ -272,6 +282,17 @@ def trm(options: argparse.Namespace, race: Race) -> None:
         race.ours(name, "train", steps, ours, identical=False)
 
 
+def sudoku(options: argparse.Namespace, race: Race) -> None:
+    """A training step on generated 9x9 Sudokus, which cost what those of Sudoku-Extreme do."""
+    dataset = race.work / "dataset"
+    run(["-m", "dataset.build_sudoku_dataset", "--train-puzzles", str(SUDOKUS), "--test-puzzles", "1", "--output-dir", str(dataset)])
+    ours = our_overrides(options, dataset, "arch=trm", "data=sudoku", *options.override)
+    config = compose.load(PretrainConfig, "pretrain", ours)
+    flops = their_batches(config, BATCHES, race.work / "batches.npz")
+    race.theirs("sudoku", flops, data=str(race.work / "batches.npz"), identifiers=1)
+    race.ours("Sudoku 9x9, MLP over cells", "train", options.steps, ours, identical=False)
+
+
 def evaluation(options: argparse.Namespace, race: Race) -> None:
     """An evaluation up to pass@k of the first tasks, in `views` views; the ancestor's cost is the same for every view."""
     dataset = race.work / "dataset"
@@ -290,18 +311,20 @@ def evaluation(options: argparse.Namespace, race: Race) -> None:
 
 
 def small(options: argparse.Namespace, race: Race) -> None:
-    """A training step of the recipe rules_smoke, hidden size 64 on canvases of 4 to 6, plain and compiled."""
+    """A training step of the recipe rules_smoke, hidden size 64 on canvases of 4 to 6, plain, compiled, and with a process per core."""
     dataset = race.work / "dataset"
     families = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6 --train-tasks 2000"
     run(["-m", "dataset.build_rules_dataset", *families.split(), "--test-tasks", "10", "--output-dir", str(dataset)])
-    for name, compiled in (("theirs", "false"), ("compiled", "true")):
+    each = options.threads if options.device == "cpu" else 1
+    for name, compiled, processes in (("theirs", "false", 1), ("compiled", "true", 1), (f"compiled, {each} processes", "true", each)):
         overrides = ["experiment=rules_smoke", f"data.path='{dataset}'", f"device={options.device}", f"compile={compiled}"]
-        race.ours(name, "train", options.task_steps, [*overrides, *options.override], identical=False)
+        race.ours(name, "train", options.task_steps, [*overrides, *options.override], processes, identical=False)
 
 
 CASES = {
     "etrm": (etrm, ETRM, ETRM_FILES),
     "trm": (trm, TRM, TRM_FILES),
+    "sudoku": (sudoku, TRM, TRM_FILES),
     "eval": (evaluation, ETRM, ETRM_FILES),
     "small": (small, None, ()),
 }

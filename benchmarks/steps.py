@@ -1,4 +1,7 @@
-"""Our training step or evaluation as a contestant: python -m benchmarks.steps {train,eval} OPTIONS (JSON), see `serve`."""
+"""Our training step or evaluation as a contestant: python -m benchmarks.steps {train,eval} OPTIONS (JSON), see `serve`.
+
+Under torchrun the first process answers for all.
+"""
 
 import json
 import sys
@@ -26,6 +29,7 @@ from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepSettings, train_step
+from utils import distributed
 from utils.device import choose_device, should_compile
 from utils.distributed import World
 
@@ -33,9 +37,9 @@ GOLDEN_RATIO = 0.5 * (5**0.5 - 1)
 ALONE = World()
 
 
-def build_sampler(config: PretrainConfig, store: Store) -> Sampler:
-    """The samples of a run."""
-    return SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
+def build_sampler(config: PretrainConfig, store: Store, world: World = ALONE) -> Sampler:
+    """The samples of a run that this process draws."""
+    return SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
 
 
 def cells(sampler: Sampler) -> Iterator[Cell]:
@@ -46,29 +50,29 @@ def cells(sampler: Sampler) -> Iterator[Cell]:
         yield sampler.cells[int(np.searchsorted(sampler.cell_cumulative, number * GOLDEN_RATIO % 1, side="right"))]
 
 
-def training(config: PretrainConfig, store: Store, device: torch.device, identical: bool) -> Callable[[], dict[str, float]]:
-    """A step as the training loop makes it, sampling included."""
-    sampler, table = build_sampler(config, store), store.grid_table.to(device)
+def training(config: PretrainConfig, store: Store, device: torch.device, world: World, identical: bool) -> Callable[[], dict[str, float]]:
+    """A step as the training loop makes it, sampling included. Its counts are those of all processes."""
+    sampler, table = build_sampler(config, store, world), store.grid_table.to(device)
     torch.manual_seed(config.seed)
     model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
     model = (as_the_ancestor(model) if identical else model).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
-    settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE)
+    settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
     order = cells(sampler)
 
     def step() -> dict[str, float]:
         batch = materialise(sampler.sample(state.step, next(order)), store, table)
         train_step(state, batch, settings)
-        return {"samples": batch.size, "flops": useful_flops(config, batch.data)}
+        return {"samples": world.size * batch.size, "flops": world.size * useful_flops(config, batch.data)}
 
     return step
 
 
-def evaluation(config: PretrainConfig, store: Store, device: torch.device, tasks: int) -> Callable[[], dict[str, float]]:
+def evaluation(config: PretrainConfig, store: Store, device: torch.device, world: World, tasks: int) -> Callable[[], dict[str, float]]:
     """An evaluation of `tasks` tasks of the test split, from checkpoint to pass@k."""
     torch.manual_seed(config.seed)
     model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
-    run = partial(evaluate, model, store, config.data, config.evaluation, config.objective, device, ALONE)
+    run = partial(evaluate, model, store, config.data, config.evaluation, config.objective, device, world)
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 
@@ -81,14 +85,24 @@ def evaluation(config: PretrainConfig, store: Store, device: torch.device, tasks
     return step
 
 
+def questions(world: World) -> Iterator[int]:
+    """The numbers of steps that the first process reads, in every process."""
+    lines = iter(sys.stdin) if world.is_main else None
+    while steps := int(distributed.sum_tensor(torch.tensor(0 if lines is None else int(next(lines, 0))))):
+        yield steps
+
+
 def main(what: str, overrides: list[str], threads: int, **options: Any) -> None:
-    answers = answer_channel()
+    answers, world = answer_channel(), World.from_environment()
     torch.set_num_threads(threads)
     config = compose.load(PretrainConfig, "pretrain", overrides)
-    device = choose_device(config.device, ALONE)
+    device = choose_device(config.device, world)
+    distributed.start(world, device)
     compile_fused(should_compile(config.compile, device, config.train_steps))
     store = datasets.load(config.data.path, *config.layouts)
-    serve({"train": training, "eval": evaluation}[what](config, store, device, **options), device, answers)
+    step = {"train": training, "eval": evaluation}[what](config, store, device, world, **options)
+    serve(step, device, answers if world.is_main else sys.stderr, questions(world))
+    distributed.close()
 
 
 if __name__ == "__main__":

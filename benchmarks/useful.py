@@ -39,6 +39,12 @@ def block_flops(tokens: Tensor, hidden: int, expansion: float, memory: Tensor | 
     return 2 * tokens * weights + 4 * tokens * (tokens + memory) * hidden
 
 
+def mixer_flops(tokens: Tensor, hidden: int, expansion: float) -> Tensor:
+    """The same of a block that mixes tokens by a feed-forward network over the sequence."""
+    along = torch.tensor([swiglu_width(int(length), expansion) for length in tokens.tolist()])
+    return 2 * tokens * 3 * hidden * (along + swiglu_width(hidden, expansion))
+
+
 def useful_flops(config: PretrainConfig, data: dict[str, Tensor]) -> float:
     """FLOPs of a training step of a TRM, or an ETRM with the encoder `standard` or `memory`, on a batch.
 
@@ -60,5 +66,6 @@ def useful_flops(config: PretrainConfig, data: dict[str, Tensor]) -> float:
             total += 3 * arch.L_layers * float((memory * 4 * hidden**2).sum())
         else:
             prefix = encoder.output_tokens
-    passes = arch.L_layers * (arch.L_cycles + 1) * (arch.H_cycles + 2 * arch.grad_cycles)
-    return total + passes * float(block_flops(prefix + cells.cpu(), hidden, expansion, memory.cpu()).sum())
+    passes, tokens = arch.L_layers * (arch.L_cycles + 1) * (arch.H_cycles + 2 * arch.grad_cycles), prefix + cells.cpu()
+    mixed = mixer_flops(tokens, hidden, expansion) if arch.mlp_t else block_flops(tokens, hidden, expansion, memory.cpu())
+    return total + passes * float(mixed.sum())

@@ -1,4 +1,4 @@
-"""Drives an ancestor's own training step or evaluation: PYTHONPATH=CHECKOUT python steps.py {trm,etrm,eval,reference} OPTIONS
+"""Drives an ancestor's own training step or evaluation: PYTHONPATH=CHECKOUT python steps.py {trm,sudoku,etrm,eval,reference} OPTIONS
 
 OPTIONS are JSON. The ancestor's files run unchanged. What its environment lacks is put in its place from here: small
 packages that it imports, and on a CPU the word "cuda".
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from turns import answer_channel, serve
 
-TOKENS, CELLS = 12, 900
+TOKENS = {900: 12, 81: 11}  # vocabulary by cells of the canvas: ARC, Sudoku
 
 
 class AdamATan2(torch.optim.AdamW):
@@ -74,11 +74,12 @@ def batches(file: str) -> Any:
     return cycle([{name: torch.from_numpy(values[i]) for name, values in stored.items()} for i in range(count)])
 
 
-def metadata(identifiers: int) -> SimpleNamespace:
-    """What the scripts ask of a dataset; so large that the training never ends."""
+def metadata(data: str, identifiers: int) -> SimpleNamespace:
+    """What the scripts ask of a dataset of these batches; so large that the training never ends."""
+    cells = next(batches(data))["inputs"].shape[1]
     return SimpleNamespace(
-        vocab_size=TOKENS,
-        seq_len=CELLS,
+        vocab_size=TOKENS[cells],
+        seq_len=cells,
         num_puzzle_identifiers=identifiers,
         total_groups=10**6,
         mean_puzzle_examples=1.0,
@@ -94,7 +95,7 @@ def training(module: ModuleType, config: dict[str, Any], data: str, identifiers:
     else:
         settings, init, train_batch = module.PretrainConfig, module.init_train_state, module.train_batch
     config = settings(**config)
-    state = init(config, metadata(identifiers), rank=0, world_size=1)
+    state = init(config, metadata(data, identifiers), rank=0, world_size=1)
     average = module.EMAHelper(mu=config.ema_rate)
     average.register(state.model)
     state.model.train()
@@ -112,7 +113,7 @@ def training(module: ModuleType, config: dict[str, Any], data: str, identifiers:
 def evaluation(module: ModuleType, config: dict[str, Any], data: str, tasks: str) -> Any:
     """The ancestor's evaluation of all views in `data`, up to pass@k over the tasks in the folder `tasks`."""
     config = module.PretrainEncoderConfig(**config)
-    about = metadata(1)
+    about = metadata(data, 1)
     state = module.init_train_state_encoder(config, about, rank=0, world_size=1)
     state.model.eval()
     evaluator = importlib.import_module("evaluators.arc").ARC(tasks, about, aggregated_voting=False)
@@ -134,7 +135,7 @@ def evaluation(module: ModuleType, config: dict[str, Any], data: str, tasks: str
 
 def reference(module: ModuleType, config: dict[str, Any], data: str, output: str) -> None:
     """Write the ETRM ancestor's initial weights and the context that its encoder computes from the first batch."""
-    state = module.init_train_state_encoder(module.PretrainEncoderConfig(**config), metadata(1), rank=0, world_size=1)
+    state = module.init_train_state_encoder(module.PretrainEncoderConfig(**config), metadata(data, 1), rank=0, world_size=1)
     batch, model = next(batches(data)), state.model.model
     with torch.no_grad():
         context = model.encoder(batch["demo_inputs"], batch["demo_labels"], batch["demo_mask"])
@@ -145,7 +146,7 @@ def main(what: str, options: dict[str, Any]) -> None:
     answers, device = answer_channel(), torch.device(options.pop("device"))
     torch.set_num_threads(options.pop("threads"))
     torch.manual_seed(0)
-    module = script("pretrain" if what == "trm" else "pretrain_etrm", device)
+    module = script("pretrain" if what in ("trm", "sudoku") else "pretrain_etrm", device)
     if what == "reference":
         reference(module, **options)
     else:

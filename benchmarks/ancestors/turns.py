@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -22,9 +22,12 @@ def answer_channel() -> TextIO:
     return answers
 
 
-def serve(step: Callable[[], dict[str, float]], device: torch.device, answers: TextIO) -> None:
-    """Answer until the input ends: the sums of what the steps return, their seconds, and the peak memory so far in bytes."""
-    for line in sys.stdin:
+def serve(
+    step: Callable[[], dict[str, float]], device: torch.device, answers: TextIO, questions: Iterable[str | int] | None = None
+) -> None:
+    """Answer until the questions (default: the input) end: the sums of what the steps return, their seconds, and the peak memory so
+    far in bytes."""
+    for line in sys.stdin if questions is None else questions:
         started = time.perf_counter()
         done = [step() for _ in range(int(line))]
         if device.type == "cuda":
