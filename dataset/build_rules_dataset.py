@@ -134,6 +134,8 @@ def read_plan(options: argparse.Namespace) -> Plan:
         compositions = [] if options.families or options.stages == 1 else HELD_OUT_COMPOSITIONS
     elif compositions and options.stages == 1:
         raise UserError("--held-out-compositions needs --stages 2")
+    if options.weights and options.rules:
+        raise UserError("--weights says how often a family's rules are drawn; with --rules the drawn ones take turns alike: leave one out")
     weights = []
     for text in options.weights:
         name, _, number = text.partition("=")

@@ -69,10 +69,10 @@ class ArchConfig(Config):
     def _check(self) -> "ArchConfig":
         if self.hidden_size % self.num_heads:
             raise ValueError(f"arch.hidden_size={self.hidden_size} is not divisible by arch.num_heads={self.num_heads}")
-        multiple = {"rope": 2, "rope2d": 4}.get(self.pos_encodings, 1)
+        multiple = {"rope": 2, "rope2d": 4, "rope2d_values": 4}.get(self.pos_encodings, 1)
         if self.hidden_size // self.num_heads % multiple:
             raise ValueError(f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads divisible by {multiple}")
-        if self.mlp_t and self.pos_encodings in ("rope", "rope2d"):
+        if self.mlp_t and self.pos_encodings.startswith("rope"):
             raise ValueError(
                 f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"
             )
@@ -251,8 +251,9 @@ class RecursiveModel(nn.Module):
         head_dim = self.config.hidden_size // self.config.num_heads
         if self.config.pos_encodings == "rope":
             return rotary_line(registers + cells, head_dim, device)
-        if self.config.pos_encodings == "rope2d":
-            return rotary_square(round(cells**0.5), head_dim, device).after_registers(registers)
+        if self.config.pos_encodings in ("rope2d", "rope2d_values"):
+            values = self.config.pos_encodings == "rope2d_values"
+            return rotary_square(round(cells**0.5), head_dim, device, values).after_registers(registers)
         return None
 
     @staticmethod

@@ -7,7 +7,7 @@ Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E 
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
 # With fewer keys, the backward pass of PyTorch's bfloat16 attention on CPUs is up to six times slower than the float32 one.
 SLOW_BACKWARD_KEYS = 640
-POSITION_KINDS = Literal["rope", "rope2d", "learned", "none"]
+POSITION_KINDS = Literal["rope", "rope2d", "rope2d_values", "learned", "none"]
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
 
 
@@ -102,22 +102,31 @@ def layer_norm(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rotary:
-    """cos and sin (S, E) of a sequence's rotary positions, or (B, 1, S, E) where they differ by sample."""
+    """cos and sin (S, E) of a sequence's rotary positions, or (B, 1, S, E) where they differ by sample.
+
+    values: attention turns the values, too, and turns back what a token reads by that token's own position. What is read then says
+    where it was, seen from the reader; otherwise positions decide what is read and leave no trace in it.
+    """
 
     cos: Tensor
     sin: Tensor
+    values: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Rotate queries or keys (B, H, S, E), in the table's float32."""
+        """Rotate queries, keys or values (B, H, S, E), in the table's float32."""
         return _rotate(x, self.cos, self.sin)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Undo the rotation."""
+        return _rotate(x, self.cos, -self.sin)
 
     def rows(self, index: Tensor) -> "Rotary":
         """The positions of selected rows."""
-        return Rotary(self.cos[index], self.sin[index])
+        return replace(self, cos=self.cos[index], sin=self.sin[index])
 
     def after_registers(self, count: int) -> "Rotary":
         """`count` unrotated rows, then this table."""
-        return Rotary(F.pad(self.cos, (0, 0, count, 0), value=1.0), F.pad(self.sin, (0, 0, count, 0)))
+        return replace(self, cos=F.pad(self.cos, (0, 0, count, 0), value=1.0), sin=F.pad(self.sin, (0, 0, count, 0)))
 
 
 @Fused
@@ -137,13 +146,13 @@ def rotary_line(length: int, head_dim: int, device: torch.device) -> Rotary:
 
 
 @functools.lru_cache(maxsize=64)
-def rotary_square(side: int, head_dim: int, device: torch.device) -> Rotary:
+def rotary_square(side: int, head_dim: int, device: torch.device, values: bool = False) -> Rotary:
     """2-D rotary positions of a side x side canvas in row-major order: half of each head turns with the row, half with the column."""
     frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
     turn = torch.outer(torch.arange(side, dtype=torch.float32, device=device), frequency)  # (side, E / 4)
     rows, columns = turn[:, None].expand(side, side, -1), turn[None].expand(side, side, -1)
     angle = torch.cat((rows, columns), dim=-1).reshape(side * side, -1).repeat(1, 2)
-    return Rotary(angle.cos(), angle.sin())
+    return Rotary(angle.cos(), angle.sin(), values)
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,9 @@ class Attention(nn.Module):
         hidden_size = memory.shape[-1]
         key, value = split_heads(F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2)
         key = rms_norm(key) if self.qk_norm else key
-        return KeyValue(rotary(key) if rotary is not None else key, value)
+        if rotary is not None:
+            key, value = rotary(key), rotary(value) if rotary.values else value
+        return KeyValue(key, value)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | Packed | None = None, memory: KeyValue | None = None) -> Tensor:
         heads = self.qkv_proj(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
@@ -202,11 +213,14 @@ class Attention(nn.Module):
         if self.qk_norm:
             both = rms_norm(both)
         if rotary is not None:
-            both = rotary(both)
+            both, value = rotary(both), rotary(value) if rotary.values else value
         query, key = both.chunk(2, dim=1)
         if memory is not None:
             key, value = torch.cat((key, memory.key), dim=2), torch.cat((value, memory.value), dim=2)
-        return self.o_proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+        read = attend(query, key, value, mask)
+        if rotary is not None and rotary.values:
+            read = rotary.back(read)
+        return self.o_proj(read.transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):

@@ -101,11 +101,29 @@ def test_rotary_scores_depend_on_the_offset_only():
     assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(a, c, atol=1e-3)
 
 
-def test_memory_gives_what_the_same_tokens_in_the_sequence_would_give():
+def test_turned_values_say_where_they_were_seen_from_the_reader():
+    """Uniform attention, so that positions cannot decide what is read: the same tokens at other places are read as something else
+    with turned values, as the same without; moving all of them together never matters."""
+    torch.manual_seed(0)
+    attention, x = Attention(32, 2), torch.randn(1, 3, 32)
+    with torch.no_grad():
+        attention.qkv_proj.weight[:64] = 0
+
+    def read(values: bool, *places: int) -> torch.Tensor:
+        return attention(x, rotary_square(8, 16, torch.device("cpu"), values).rows(torch.tensor(places)))
+
+    here, moved, apart = (0, 1, 9), (18, 19, 27), (0, 1, 10)
+    assert torch.allclose(read(True, *here), read(True, *moved), atol=1e-5)
+    assert not torch.allclose(read(True, *here), read(True, *apart), atol=1e-2)
+    assert torch.allclose(read(False, *here), read(False, *apart), atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [False, True])
+def test_memory_gives_what_the_same_tokens_in_the_sequence_would_give(values):
     torch.manual_seed(0)
     attention, x, memory = Attention(32, 2), torch.randn(2, 5, 32), torch.randn(2, 7, 32)
     valid = torch.rand(2, 7) < 0.6
-    table = rotary_line(12, 16, torch.device("cpu"))
+    table = dataclasses.replace(rotary_line(12, 16, torch.device("cpu")), values=values)
     mask = torch.cat((torch.ones(2, 5, dtype=torch.bool), valid), 1)[:, None, None]
     whole = attention(torch.cat((x, memory), 1), table, mask)[:, :5]
     read = attention(x, table.rows(torch.arange(5)), mask, attention.project_memory(memory, table.rows(torch.arange(5, 12))))
@@ -214,7 +232,7 @@ def test_embeddings_have_unit_rms_after_scaling():
 
 
 @pytest.mark.parametrize(
-    "positions, mlp", [("rope", False), ("rope2d", False), ("learned", False), ("none", False), ("none", True), ("learned", True)]
+    "positions, mlp", [("rope", False), ("rope2d", False), ("rope2d_values", False), ("learned", False), ("none", False), ("none", True), ("learned", True)]
 )
 def test_trm_takes_every_position_encoding(positions, mlp, puzzle):
     model = make_model(puzzle, f"arch.pos_encodings={positions}", f"arch.mlp_t={mlp}")

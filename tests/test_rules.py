@@ -305,6 +305,8 @@ def test_a_weighted_family_trains_more_often_and_is_asked_no_more(tmp_path):
     for wrong in ("geometry", "count=2", "shift=0"):
         with pytest.raises(UserError, match=f"--weights: '{wrong}' is not FAMILY=N"):
             build(options_for(tmp_path / "d", *arguments, "--weights", wrong))
+    with pytest.raises(UserError, match="--weights .* with --rules .*: leave one out"):
+        read_plan(options_for(tmp_path / "x", *arguments, "--weights", "geometry=4", "--rules", "8"))
 
 
 @pytest.mark.parametrize(

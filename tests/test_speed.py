@@ -28,7 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize("encoder", ["memory", "standard", "perceiver"])
-@pytest.mark.parametrize("positions", ["rope2d", "embedded"])
+@pytest.mark.parametrize("positions", ["rope2d", "rope2d_values", "embedded"])
 def test_packed_demonstrations_give_the_same_gradients(encoder, positions, fewshot, monkeypatch):
     model = make_model(fewshot, f"encoder={encoder}", f"encoder.positions={positions}")
     model.train()

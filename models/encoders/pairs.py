@@ -39,14 +39,14 @@ class PairConfig(BlockConfig):
 
     num_layers: blocks over each pair. pair_tokens: `summed` adds the input's and the output's embedding at each cell of
     their common canvas, so that "what becomes of this cell" is one token; `concatenated` keeps two tokens per cell.
-    positions: `rope2d` and `rope` turn queries and keys, by row and column or along the sequence of tokens; `embedded` adds
-    learned embeddings of row and column. shared_colours: one colour table for inputs and outputs, which then differ by a
+    positions: `rope2d` and `rope` turn queries and keys, by row and column or along the sequence of tokens; `rope2d_values` turns
+    the values, too (`models.layers.Rotary`); `embedded` adds learned embeddings of row and column. shared_colours: one colour table for inputs and outputs, which then differ by a
     channel embedding; so they do with `embedded` positions. attend_padding: cells outside the grids count as tokens, too.
     """
 
     num_layers: NonNegativeInt
     pair_tokens: Literal["summed", "concatenated"]
-    positions: Literal["rope2d", "rope", "embedded"]
+    positions: Literal["rope2d", "rope2d_values", "rope", "embedded"]
     shared_colours: bool
     attend_padding: bool
 
@@ -143,7 +143,8 @@ class PairEncoder(nn.Module):
             return None
         if self.config.positions == "rope":
             return rotary_line(len(places), self.head_dim, places.device).after_registers(registers)
-        return rotary_square(side, self.head_dim, places.device).rows(places).after_registers(registers)
+        values = self.config.positions == "rope2d_values"
+        return rotary_square(side, self.head_dim, places.device, values).rows(places).after_registers(registers)
 
 
 class MeanPool(nn.Module):
