@@ -14,6 +14,7 @@ cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch}"
 PYTHON=${PYTHON:-.venv/bin/python}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / SLURM_GPUS_ON_NODE))
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else torchrun keeps the addresses of dead processes over a restart
 
 start() {  # start RESTARTS PORT ARGUMENTS...
   srun "$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$SLURM_GPUS_ON_NODE" --max-restarts "$1" \
