@@ -104,8 +104,8 @@ def layer_norm(x: Tensor) -> Tensor:
 class Rotary:
     """cos and sin (S, E) of a sequence's rotary positions, or (B, 1, S, E) where they differ by sample.
 
-    values: attention turns the values, too, and turns back what a token reads by that token's own position. What is read then says
-    where it was, seen from the reader; otherwise positions decide what is read and leave no trace in it.
+    values: in half of the heads attention turns the values, too, and turns back what a token reads by that token's own position.
+    What these heads read says where it was, seen from the reader; otherwise positions decide what is read and leave no trace in it.
     """
 
     cos: Tensor
@@ -116,9 +116,19 @@ class Rotary:
         """Rotate queries, keys or values (B, H, S, E), in the table's float32."""
         return _rotate(x, self.cos, self.sin)
 
-    def back(self, x: Tensor) -> Tensor:
-        """Undo the rotation."""
-        return _rotate(x, self.cos, -self.sin)
+    def turn_values(self, value: Tensor) -> Tensor:
+        """What attention averages, from values (B, H, S, E)."""
+        if not self.values:
+            return value
+        turned, plain = value.chunk(2, dim=1)
+        return torch.cat((self(turned), plain), dim=1)
+
+    def turn_back(self, read: Tensor) -> Tensor:
+        """What tokens at these positions have read (B, H, S, E)."""
+        if not self.values:
+            return read
+        turned, plain = read.chunk(2, dim=1)
+        return torch.cat((_rotate(turned, self.cos, -self.sin), plain), dim=1)
 
     def rows(self, index: Tensor) -> "Rotary":
         """The positions of selected rows."""
@@ -204,7 +214,7 @@ class Attention(nn.Module):
         key, value = split_heads(F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2)
         key = rms_norm(key) if self.qk_norm else key
         if rotary is not None:
-            key, value = rotary(key), rotary(value) if rotary.values else value
+            key, value = rotary(key), rotary.turn_values(value)
         return KeyValue(key, value)
 
     def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | Packed | None = None, memory: KeyValue | None = None) -> Tensor:
@@ -213,13 +223,13 @@ class Attention(nn.Module):
         if self.qk_norm:
             both = rms_norm(both)
         if rotary is not None:
-            both, value = rotary(both), rotary(value) if rotary.values else value
+            both, value = rotary(both), rotary.turn_values(value)
         query, key = both.chunk(2, dim=1)
         if memory is not None:
             key, value = torch.cat((key, memory.key), dim=2), torch.cat((value, memory.value), dim=2)
         read = attend(query, key, value, mask)
-        if rotary is not None and rotary.values:
-            read = rotary.back(read)
+        if rotary is not None:
+            read = rotary.turn_back(read)
         return self.o_proj(read.transpose(1, 2).flatten(2))
 
 
