@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 from config import compose
-from config.schema import PretrainConfig
+from config.schema import EvaluateConfig, PretrainConfig
 from dataset import store as datasets
 from dataset.store import Store
 from dataset.task import Pair, Task
@@ -98,3 +99,8 @@ def run(
     return subprocess.run(
         [sys.executable, *launcher, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment
     )
+
+
+def evaluate_here(*overrides: str) -> None:
+    """An evaluation in this process, as the command runs it."""
+    evaluate.run(compose.load(EvaluateConfig, "evaluate", ["device=cpu", *overrides]))

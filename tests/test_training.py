@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import pretrain_etrm
+from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import materialise
 from dataset.samplers import SAMPLERS
@@ -31,7 +33,7 @@ from training.state import TrainState
 from training.step import StepSettings, train_step
 from utils import checkpoint
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, reports_user_errors
 
 ALONE = World()
 NO_PAIRS = np.zeros(0, np.uint64)
@@ -206,6 +208,12 @@ def arguments_for(store, output: Path, *overrides: str) -> list[str]:
     return ["pretrain_etrm.py", *layout, *TINY, f"data.path={store.path}", f"output_dir={output}", "run_name=r", *overrides]
 
 
+def train_here(store, output: Path, *overrides: str) -> Path:
+    """A run in this process, as the command runs it; its folder."""
+    pretrain_etrm.train(compose.load(PretrainConfig, "pretrain", arguments_for(store, output, *overrides)[1:]))
+    return output / "r"
+
+
 def weights_of(output: Path, step: int, which: str = "model") -> dict[str, torch.Tensor]:
     return load_file(output / "r" / "checkpoints" / f"step_{step}" / f"{which}.safetensors")
 
@@ -258,12 +266,12 @@ def test_a_run_of_two_processes_resumes_in_one(fewshot, tmp_path):
 
 
 def test_resume_refuses_another_configuration_and_never_overwrites(fewshot, tmp_path):
-    assert run(*arguments_for(fewshot, tmp_path, "train_steps=2")).returncode == 0
+    train_here(fewshot, tmp_path, "train_steps=2")
     before = weights_of(tmp_path, 2)
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4", "lr=0.5"))
-    assert done.returncode == 2 and "lr: 0.0001 then, 0.5 now" in done.stderr and "Traceback" not in done.stderr
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4", "resume=never"))
-    assert done.returncode == 2 and "resume=never would overwrite" in done.stderr
+    with pytest.raises(UserError, match="lr: 0.0001 then, 0.5 now"):
+        train_here(fewshot, tmp_path, "train_steps=4", "lr=0.5")
+    with pytest.raises(UserError, match="resume=never would overwrite"):
+        train_here(fewshot, tmp_path, "train_steps=4", "resume=never")
     assert all(torch.equal(before[name], value) for name, value in weights_of(tmp_path, 2).items())
 
 
@@ -275,10 +283,11 @@ def test_a_world_size_that_does_not_divide_the_batch_is_one_message(fewshot, tmp
     assert not (tmp_path / "r").exists()
 
 
-def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path):
+def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path, capsys):
     (tmp_path / "blocked").write_text("a file where the folder should be")
-    done = run(*arguments_for(fewshot, tmp_path / "blocked"))
-    assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        reports_user_errors(train_here)(fewshot, tmp_path / "blocked")
+    assert ended.value.code == 2 and "cannot write" in capsys.readouterr().err
 
 
 @pytest.mark.slow
