@@ -218,12 +218,11 @@ def weights_of(output: Path, step: int, which: str = "model") -> dict[str, torch
     return load_file(output / "r" / "checkpoints" / f"step_{step}" / f"{which}.safetensors")
 
 
-@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+@pytest.mark.parametrize("layout", ["fewshot", pytest.param("puzzle", marks=pytest.mark.slow)])
 def test_a_killed_and_resumed_run_ends_bitwise_like_an_undisturbed_one(layout, fewshot, puzzle, tmp_path):
     store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
     options = ("train_steps=60", "checkpoint_interval=5", "lr=1e-3")
-    done = run(*arguments_for(store, tmp_path / "whole", *options))
-    assert done.returncode == 0, done.stderr
+    train_here(store, tmp_path / "whole", *options)
     command = [sys.executable, *arguments_for(store, tmp_path / "killed", *options)]
     killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     folder = tmp_path / "killed" / "r" / "checkpoints"
@@ -241,28 +240,36 @@ def test_a_killed_and_resumed_run_ends_bitwise_like_an_undisturbed_one(layout, f
         assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
-def test_two_processes_train_like_one(layout, fewshot, puzzle, tmp_path):
-    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
-    losses = {}
-    for world in (1, 2):
-        done = run(*arguments_for(store, tmp_path / str(world), "train_steps=5", "checkpoint_interval=5"), world=world)
-        assert done.returncode == 0, done.stderr
-        lines = (tmp_path / str(world) / "r" / "metrics.jsonl").read_text().splitlines()
-        losses[world] = [json.loads(line)["train/lm_loss"] for line in lines]
-    assert losses[1] == pytest.approx(losses[2], abs=1e-6)
-    one, two = weights_of(tmp_path / "1", 5), weights_of(tmp_path / "2", 5)
-    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
-
-
-def test_a_run_of_two_processes_resumes_in_one(fewshot, tmp_path):
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4"), world=2)
+def train_both_ways(store, output: Path, steps: int) -> None:
+    """A run of two processes in `two` and one of one process in `one`, compared: logged losses and weights."""
+    options = (f"train_steps={steps}", f"checkpoint_interval={steps}")
+    done = run(*arguments_for(store, output / "two", *options), world=2)
     assert done.returncode == 0, done.stderr
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=8"))
-    assert done.returncode == 0 and "resumed at step 4" in done.stderr, done.stderr
-    done = run(*arguments_for(fewshot, tmp_path / "one", "train_steps=8"))
-    one, mixed = weights_of(tmp_path / "one", 8), weights_of(tmp_path, 8)
-    assert max((one[name] - mixed[name]).abs().max().item() for name in one) <= 1e-5
+    train_here(store, output / "one", *options)
+    lines = {name: (output / name / "r" / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")}
+    losses = {name: [json.loads(line)["train/lm_loss"] for line in lines[name]] for name in lines}
+    assert len(losses["one"]) == steps and losses["one"] == pytest.approx(losses["two"], abs=1e-6)
+    assert farthest(output / "one", output / "two", steps) <= 1e-6
+
+
+def farthest(one: Path, other: Path, step: int) -> float:
+    """The largest difference between weights of two runs."""
+    ours, theirs = weights_of(one, step), weights_of(other, step)
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def test_two_processes_train_puzzle_rows_like_one(puzzle, tmp_path):
+    train_both_ways(puzzle, tmp_path, 5)
+
+
+def test_two_processes_train_like_one_which_resumes_their_run(fewshot, tmp_path, capsys):
+    train_both_ways(fewshot, tmp_path, 4)
+    capsys.readouterr()
+    train_here(fewshot, tmp_path / "two", "train_steps=8")
+    assert "resumed at step 4" in capsys.readouterr().err
+    train_here(fewshot, tmp_path / "whole", "train_steps=8")
+    assert farthest(tmp_path / "whole", tmp_path / "two", 8) <= 1e-5
 
 
 def test_resume_refuses_another_configuration_and_never_overwrites(fewshot, tmp_path):
