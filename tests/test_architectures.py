@@ -133,14 +133,10 @@ def test_every_architecture_trains_and_its_checkpoint_restores_it(case, dtype, t
 def test_every_architecture_trains_with_every_encoder(arch, dtype):
     small = {"num_layers": 1, "hidden_size": 16, "num_heads": 2, "output_tokens": 3, "latent_dim": 4}
     for name in ENCODERS:
-        config = config_of(*CASES[arch, "memory"], f"encoder={name}")
-        shrunk = {key: value for key, value in small.items() if getattr(config.encoder, key, None) is not None}
-        config = config.model_copy(
-            update={
-                "arch": config.arch.model_copy(update={"forward_dtype": dtype}),
-                "encoder": config.encoder.model_copy(update=shrunk),
-            }
-        )
+        encoder = config_of(*CASES["etrm", "memory"], f"encoder={name}").encoder
+        shrunk = {key: value for key, value in small.items() if getattr(encoder, key, None) is not None}
+        values = dict(config_of(*CASES[arch, "memory"], forward_dtype=dtype))
+        config = PretrainConfig(**values | {"encoder": encoder.model_copy(update=shrunk)})  # each is composed once, every pair is checked
         state, settings = train_state(config)
         touched = reached_by_gradients(state.model)
         results = [train_step(state, Batch(Cell(SIDE, 3), data_of(config, seed)), settings) for seed in range(3)]

@@ -4,11 +4,16 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+import evaluate
+import pretrain_etrm
 from config import compose
 from config.compose import CONFIG_DIR
 from config.schema import EvaluateConfig, PretrainConfig
+from dataset import build_arc_dataset
 from tests.conftest import ROOT, run
+from tests.test_predict import untrained
 from utils.errors import UserError
 
 
@@ -112,38 +117,69 @@ def test_the_resolved_configuration_is_printed():
     assert "hidden_size: 64" in done.stdout and "name: memory" in done.stdout and "hydra" not in done.stdout
 
 
+def assert_one_error(printed: str, words: str) -> None:
+    (line,) = printed.strip().splitlines()
+    assert line.startswith("error: ") and words in line
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["pretrain_etrm.py", "arch.hidden=1"], "did you mean 'arch.hidden_size'"),
-        (["pretrain_etrm.py", "data.path=nowhere"], "no dataset at nowhere"),
-        (["pretrain_etrm.py", "device=cuda"], "PyTorch finds no usable GPU"),
-        (["evaluate.py"], "checkpoint has no default"),
-        (["evaluate.py", "checkpoint=nowhere"], "checkpoint nowhere does not exist"),
-        (["evaluate.py", f"checkpoint={CONFIG_DIR}"], "is not a checkpoint directory of this framework"),
+        ([str(ROOT / "pretrain_etrm.py"), "data.path=nowhere"], "no dataset at nowhere"),
+        ([str(ROOT / "evaluate.py"), "checkpoint=nowhere"], "checkpoint nowhere does not exist"),
         (["-m", "dataset.build_arc_dataset", "--input-file", "none.json", "--output-dir", "out"], "no such file"),
-        (["-m", "dataset.build_arc_dataset", "--subsets", "trainin", "--output-dir", "out"], "did you mean 'training'"),
-        (["-m", "dataset.build_arc_dataset", "--max-grid-size", "99", "--output-dir", "out"], "--max-grid-size must be 1..30"),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(arguments, words, tmp_path):
-    import torch
-
-    if "device=cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("a GPU is present, so device=cuda is no mistake")
-    done = run(*[str(ROOT / a) if a.endswith(".py") else a for a in arguments], cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+def test_every_program_ends_a_mistake_with_one_line_and_exit_code_2(arguments, words, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, words)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "empty info"])
-def test_a_damaged_or_foreign_checkpoint_is_one_line(damage, fewshot, tmp_path):
-    from tests.test_training import arguments_for
+@pytest.fixture
+def error_of(monkeypatch, capsys):
+    """What a program prints to stderr in this process while it ends with exit code 2."""
 
-    assert run(*arguments_for(fewshot, tmp_path, "train_steps=1")).returncode == 0
-    path = tmp_path / "r" / "checkpoints" / "step_1"
+    def call(main, *arguments: str) -> str:
+        monkeypatch.setattr("sys.argv", ["program", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+@pytest.mark.parametrize(
+    "program, arguments, words",
+    [
+        (pretrain_etrm, ["arch.hidden=1"], "did you mean 'arch.hidden_size'"),
+        (pretrain_etrm, ["device=cuda"], "PyTorch finds no usable GPU"),
+        (evaluate, [], "checkpoint has no default"),
+        (evaluate, [f"checkpoint={CONFIG_DIR}"], "is not a checkpoint directory of this framework"),
+        (build_arc_dataset, ["--subsets", "trainin", "--output-dir", "out"], "did you mean 'training'"),
+        (build_arc_dataset, ["--max-grid-size", "99", "--output-dir", "out"], "--max-grid-size must be 1..30"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(program, arguments, words, error_of, tmp_path, monkeypatch):
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("a GPU is present, so device=cuda is no mistake")
+    monkeypatch.chdir(tmp_path)
+    assert_one_error(error_of(program.main, *arguments), words)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        ("truncated", "ema.safetensors is damaged or no safetensors file"),
+        ("foreign", "ema.safetensors is damaged or no safetensors file"),
+        ("empty info", "info.json is not of checkpoint format"),
+    ],
+)
+def test_a_damaged_or_foreign_checkpoint_is_one_line(damage, words, fewshot, error_of, tmp_path):
+    path = untrained(fewshot, tmp_path / "checkpoints")
     if damage == "truncated":
         weights = (path / "ema.safetensors").read_bytes()
         (path / "ema.safetensors").write_bytes(weights[: len(weights) // 2])
@@ -151,8 +187,7 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(damage, fewshot, tmp_path):
         (path / "ema.safetensors").write_bytes(b"something else")
     else:
         (path / "info.json").write_text("{}")
-    done = run("evaluate.py", f"checkpoint={path}", f"output_dir={tmp_path / 'e'}")
-    assert done.returncode == 2 and "Traceback" not in done.stderr and done.stderr.count("error: ") == 1
+    assert_one_error(error_of(evaluate.main, f"checkpoint={path}", f"output_dir={tmp_path / 'e'}"), words)
     assert not (tmp_path / "e").exists()
 
 

@@ -11,6 +11,7 @@ import torch
 from dataset import augment, canvas
 from dataset import store as datasets
 from dataset.batch import materialise
+from dataset.build_arc_dataset import build, parse_arguments
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from evaluation import inference
@@ -20,8 +21,8 @@ from evaluation.predictions import Predictions
 from evaluation.voting import Candidate, VoteTable
 from experiments.publish import MOST_BYTES, publish
 from models.act import Answer
-from tests.conftest import load_config, random_task, run
-from tests.test_training import ALONE, CPU, Trainer, arguments_for
+from tests.conftest import evaluate_here, load_config, random_task, run
+from tests.test_training import ALONE, CPU, Trainer, train_here
 from utils.errors import UserError
 
 A, B, C = (np.array([[value]], np.uint8) for value in (1, 2, 3))
@@ -91,10 +92,7 @@ def test_wilson_intervals_are_the_published_ones():
 @pytest.fixture(scope="module")
 def trained(fewshot, tmp_path_factory):
     """A run folder with a checkpoint of a barely trained model."""
-    output = tmp_path_factory.mktemp("runs")
-    done = run(*arguments_for(fewshot, output, "train_steps=3"))
-    assert done.returncode == 0, done.stderr
-    return output / "r"
+    return train_here(fewshot, tmp_path_factory.mktemp("runs"), "train_steps=3")
 
 
 def results_of(folder) -> tuple[dict, list, dict]:
@@ -117,19 +115,18 @@ def test_an_evaluation_writes_scores_records_submission_and_page(trained, fewsho
     assert "inductive" in done.stdout and "query_only" in done.stdout and (tmp_path / "report.html").stat().st_size > 1000
 
 
-def test_several_subsets_are_scored_side_by_side(trained, tmp_path):
+def test_several_subsets_are_scored_side_by_side(trained, tmp_path, capsys):
     rng = np.random.default_rng(3)
     tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)] for name, count in (("x", 1), ("p", 2), ("q", 3))}
     datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
-    done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
-    assert done.returncode == 0, done.stderr
+    evaluate_here(f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
     results = results_of(tmp_path / "e")[0]
     assert {name: {score["n"] for score in own} for name, own in results["by_subset"].items()} == {"p": {2}, "q": {3}}
     for i, whole in enumerate(results["scores"]):
         parts = [own[i] for own in results["by_subset"].values()]
         assert {(part["metric"], part["control"]) for part in parts} == {(whole["metric"], whole["control"])}
         assert sum(part["value"] * part["n"] for part in parts) == pytest.approx(5 * whole["value"])
-    lines = done.stdout.splitlines()
+    lines = capsys.readouterr().out.splitlines()
     assert lines[lines.index("ARC/pass@2 by subset (tasks)") + 2].split() == ["p", "(2)", "q", "(3)"]
 
 
@@ -149,25 +146,37 @@ def test_a_shared_model_is_a_run_folder_with_its_scores(trained, fewshot, tmp_pa
     with pytest.raises(UserError, match="no evaluation of step_3 with averaged weights"):
         shutil.rmtree(run_folder / "evaluations", ignore_errors=True)
         publish(run_folder, tmp_path / "model")
-    assert run("evaluate.py", f"checkpoint={run_folder}", "num_views=1").returncode == 0
+    evaluate_here(f"checkpoint={run_folder}", "num_views=1")
     publish(run_folder, tmp_path / "model")
     about = json.loads((tmp_path / "model" / "scores.json").read_text())
-    done = run("evaluate.py", f"checkpoint={tmp_path / 'model'}", "num_views=1", f"output_dir={tmp_path / 'e'}")
-    assert done.returncode == 0, done.stderr
+    evaluate_here(f"checkpoint={tmp_path / 'model'}", "num_views=1", f"output_dir={tmp_path / 'e'}")
     results = results_of(tmp_path / "e")[0]
     assert results["scores"] == about["evaluations"][0]["scores"] and results["protocol"] == "inductive"
     assert about["data"]["hash"] == fewshot.metadata.content_hash
     assert sum(path.stat().st_size for path in (tmp_path / "model").rglob("*") if path.is_file()) < MOST_BYTES
 
 
+ANSWERS = ("device=cpu", "num_views=4", "controls=[]", "report=false")
+
+
+@pytest.fixture(scope="module")
+def answers(trained, tmp_path_factory):
+    """Scores and records of one process with batches of 64."""
+    folder = tmp_path_factory.mktemp("answers")
+    evaluate_here(f"checkpoint={trained}", *ANSWERS, "batch_size=64", f"output_dir={folder}")
+    return results_of(folder)[:2]
+
+
 @pytest.mark.parametrize("world, batch", [(1, 5), (2, 64)])
-def test_the_answers_do_not_depend_on_batch_or_world_size(trained, world, batch, tmp_path):
-    common = ("evaluate.py", f"checkpoint={trained}", "num_views=4", "controls=[]", "report=false")
-    assert run(*common, "batch_size=64", f"output_dir={tmp_path / 'a'}").returncode == 0
-    done = run(*common, f"batch_size={batch}", f"output_dir={tmp_path / 'b'}", world=world)
-    assert done.returncode == 0, done.stderr
-    (first, records, _), (second, others, _) = results_of(tmp_path / "a"), results_of(tmp_path / "b")
-    assert first["scores"] == second["scores"]
+def test_the_answers_do_not_depend_on_batch_or_world_size(trained, answers, world, batch, tmp_path):
+    arguments = (f"checkpoint={trained}", *ANSWERS, f"batch_size={batch}", f"output_dir={tmp_path}")
+    if world == 1:
+        evaluate_here(*arguments)
+    else:
+        done = run("evaluate.py", *arguments, world=world)
+        assert done.returncode == 0, done.stderr
+    (first, records), (second, others, _) = answers, results_of(tmp_path)
+    assert second["processes"] == world and first["scores"] == second["scores"]
     for one, other in zip(records, others, strict=True):
         assert one["top1_pred_hash"] == other["top1_pred_hash"] and one["num_votes"] == other["num_votes"]
 
@@ -185,12 +194,8 @@ def test_the_protocol_follows_from_what_the_model_has_seen(trained, fewshot, tmp
         pairs = [Pair(moved(pair.input), moved(pair.output)) for pair in task.pairs]
         tasks[f"renamed{index}"] = Task("x", tuple(pairs[:1]), tuple(pairs[1:2])).to_json()
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
-    assert (
-        run("-m", "dataset.build_arc_dataset", "--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")).returncode
-        == 0
-    )
-    done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=1", f"output_dir={tmp_path / 'e'}")
-    assert done.returncode == 0, done.stderr
+    build(parse_arguments(["--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")]))
+    evaluate_here(f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=1", f"output_dir={tmp_path / 'e'}")
     results = results_of(tmp_path / "e")[0]
     assert results["protocol"] == "transductive" and "2 of the 2 tasks share a pair with the training data" in results["notes"][0]
 
@@ -198,20 +203,19 @@ def test_the_protocol_follows_from_what_the_model_has_seen(trained, fewshot, tmp
 def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "notes.txt").write_text("keep me")
-    common = ("evaluate.py", f"checkpoint={trained}", "num_views=1", "controls=[]")
-    done = run(*common, f"output_dir={tmp_path / 'precious'}")
-    assert done.returncode == 2 and "was not written by this command" in done.stderr
+    common = (f"checkpoint={trained}", "num_views=1", "controls=[]")
+    with pytest.raises(UserError, match="was not written by this command"):
+        evaluate_here(*common, f"output_dir={tmp_path / 'precious'}")
     assert (tmp_path / "precious" / "notes.txt").read_text() == "keep me"
     for options in ((), ("report=false",)):
-        assert run(*common, f"output_dir={tmp_path / 'e'}", *options).returncode == 0
+        evaluate_here(*common, f"output_dir={tmp_path / 'e'}", *options)
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["per_example.jsonl", "results.json", "submission.json"]
-    done = run(*common)
-    assert (trained / "evaluations" / "step_3-ema-test" / "results.json").is_file() and done.returncode == 0
+    evaluate_here(*common)
+    assert (trained / "evaluations" / "step_3-ema-test" / "results.json").is_file()
 
 
 def test_training_tasks_are_scored_as_transductive(trained, tmp_path):
-    done = run("evaluate.py", f"checkpoint={trained}", "split=train", "num_views=1", "controls=[]", f"output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
+    evaluate_here(f"checkpoint={trained}", "split=train", "num_views=1", "controls=[]", f"output_dir={tmp_path}")
     results, records, _ = results_of(tmp_path)
     assert results["protocol"] == "transductive" and len(records) == results["counts"]["queries"] > results["counts"]["tasks"]
 
@@ -220,12 +224,8 @@ def test_a_query_without_an_answer_is_predicted_but_not_scored(trained, tmp_path
     task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}, {"input": [[2, 1]], "output": [[3]]}]}
     huge = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]], "output": [[0] * 9]}]}
     (tmp_path / "tasks.json").write_text(json.dumps({"open": task, "large": huge}))
-    assert (
-        run("-m", "dataset.build_arc_dataset", "--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")).returncode
-        == 0
-    )
-    done = run("evaluate.py", f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
-    assert done.returncode == 0, done.stderr
+    build(parse_arguments(["--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")]))
+    evaluate_here(f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
     results, records, submission = results_of(tmp_path / "e")
     status = {(record["task"], record["query"]): record["status"] for record in records}
     assert status == {("large", 0): "answer_exceeds_canvas", ("open", 0): "unlabelled", ("open", 1): "scored"}
@@ -234,23 +234,21 @@ def test_a_query_without_an_answer_is_predicted_but_not_scored(trained, tmp_path
 
 
 def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot, tmp_path):
-    done = run(*arguments_for(puzzle, tmp_path, "train_steps=2"))
-    assert done.returncode == 0, done.stderr
-    done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", "num_views=4", f"output_dir={tmp_path / 'e'}")
-    assert done.returncode == 0 and results_of(tmp_path / "e")[0]["protocol"] == "transductive", done.stderr
-    done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", f"data_path={fewshot.path}")
-    assert done.returncode == 2 and "layout 'fewshot' but this model needs 'puzzle'" in done.stderr
+    folder = train_here(puzzle, tmp_path, "train_steps=2")
+    evaluate_here(f"checkpoint={folder}", "num_views=4", f"output_dir={tmp_path / 'e'}")
+    assert results_of(tmp_path / "e")[0]["protocol"] == "transductive"
+    with pytest.raises(UserError, match="layout 'fewshot' but this model needs 'puzzle'"):
+        evaluate_here(f"checkpoint={folder}", f"data_path={fewshot.path}")
 
 
-def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path):
-    evaluated = run(*arguments_for(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2"))
-    plain = run(*arguments_for(fewshot, tmp_path / "b", "train_steps=4"))
-    assert evaluated.returncode == plain.returncode == 0, evaluated.stderr
+def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path, capsys):
+    train_here(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2")
+    assert "inductive" in capsys.readouterr().err
+    train_here(fewshot, tmp_path / "b", "train_steps=4")
     lines = {name: [json.loads(line) for line in (tmp_path / name / "r" / "metrics.jsonl").read_text().splitlines()] for name in "ab"}
     losses = {name: [line["train/lm_loss"] for line in lines[name] if "train/lm_loss" in line] for name in "ab"}
     assert losses["a"] == losses["b"]
     assert [line["step"] for line in lines["a"] if "ARC/pass@1" in line] == [2, 4]
-    assert "inductive" in evaluated.stderr
 
 
 def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):

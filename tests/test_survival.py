@@ -19,15 +19,13 @@ import pytest
 import torch
 
 import pretrain_etrm
-from config import compose
-from config.schema import PretrainConfig
 from dataset.batch import materialise
 from dataset.samplers import SAMPLERS
 from dataset.views import EvaluationSet
 from evaluation.evaluate import Evaluation
 from evaluation.metrics import Score
-from tests.conftest import ROOT, TINY, load_config, run
-from tests.test_training import ALONE, NO_PAIRS, Trainer, arguments_for, weights_of
+from tests.conftest import ROOT, TINY, evaluate_here, load_config, run
+from tests.test_training import ALONE, NO_PAIRS, Trainer, arguments_for, train_here, weights_of
 from training.nonfinite import load_batch
 from training.state import TrainState
 from utils import checkpoint, device
@@ -38,10 +36,8 @@ VALIDATED = ("validation=2", "eval_interval=2", "evaluation.num_views=1")
 
 
 def train(store, output: Path, *overrides: str) -> Path:
-    """A run in this process, as the command runs it; its folder."""
-    quick = ("arch.H_cycles=1", "arch.halt_max_steps=2", "log_interval=50", *overrides)
-    pretrain_etrm.train(compose.load(PretrainConfig, "pretrain", arguments_for(store, output, *quick)[1:]))
-    return output / "r"
+    """A quick run in this process; its folder."""
+    return train_here(store, output, "arch.H_cycles=1", "arch.halt_max_steps=2", "log_interval=50", *overrides)
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -148,10 +144,10 @@ def test_a_metric_that_is_not_evaluated_is_named(fewshot, tmp_path):
     assert steps_of(tmp_path / "r") == ["step_2"]
 
 
-def test_the_evaluate_command_knows_the_validation_tasks_and_the_best_checkpoint(fewshot, tmp_path):
+def test_the_evaluate_command_knows_the_validation_tasks_and_the_best_checkpoint(fewshot, tmp_path, capsys):
     folder = train(fewshot, tmp_path, *VALIDATED, "train_steps=2")
-    done = run("evaluate.py", f"checkpoint={folder}/best", "split=validation", "num_views=1", "controls=[]", "report=false", "device=cpu")
-    assert done.returncode == 0 and "split validation: 2 tasks" in done.stdout, done.stderr
+    evaluate_here(f"checkpoint={folder}/best", "split=validation", "num_views=1", "controls=[]", "report=false")
+    assert "split validation: 2 tasks" in capsys.readouterr().out
     (results,) = (folder / "evaluations").glob("*/results.json")
     scores = {s["metric"]: s["value"] for s in json.loads(results.read_text())["scores"]}
     assert scores["ARC/pass@1"] == checkpoint.load_score(folder / "checkpoints" / "step_2")

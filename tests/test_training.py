@@ -16,6 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import pretrain_etrm
+from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import materialise
 from dataset.samplers import SAMPLERS
@@ -31,7 +33,7 @@ from training.state import TrainState
 from training.step import StepSettings, train_step
 from utils import checkpoint
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, reports_user_errors
 
 ALONE = World()
 NO_PAIRS = np.zeros(0, np.uint64)
@@ -206,16 +208,21 @@ def arguments_for(store, output: Path, *overrides: str) -> list[str]:
     return ["pretrain_etrm.py", *layout, *TINY, f"data.path={store.path}", f"output_dir={output}", "run_name=r", *overrides]
 
 
+def train_here(store, output: Path, *overrides: str) -> Path:
+    """A run in this process, as the command runs it; its folder."""
+    pretrain_etrm.train(compose.load(PretrainConfig, "pretrain", arguments_for(store, output, *overrides)[1:]))
+    return output / "r"
+
+
 def weights_of(output: Path, step: int, which: str = "model") -> dict[str, torch.Tensor]:
     return load_file(output / "r" / "checkpoints" / f"step_{step}" / f"{which}.safetensors")
 
 
-@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+@pytest.mark.parametrize("layout", ["fewshot", pytest.param("puzzle", marks=pytest.mark.slow)])
 def test_a_killed_and_resumed_run_ends_bitwise_like_an_undisturbed_one(layout, fewshot, puzzle, tmp_path):
     store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
     options = ("train_steps=60", "checkpoint_interval=5", "lr=1e-3")
-    done = run(*arguments_for(store, tmp_path / "whole", *options))
-    assert done.returncode == 0, done.stderr
+    train_here(store, tmp_path / "whole", *options)
     command = [sys.executable, *arguments_for(store, tmp_path / "killed", *options)]
     killed = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     folder = tmp_path / "killed" / "r" / "checkpoints"
@@ -233,37 +240,45 @@ def test_a_killed_and_resumed_run_ends_bitwise_like_an_undisturbed_one(layout, f
         assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
-def test_two_processes_train_like_one(layout, fewshot, puzzle, tmp_path):
-    store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
-    losses = {}
-    for world in (1, 2):
-        done = run(*arguments_for(store, tmp_path / str(world), "train_steps=5", "checkpoint_interval=5"), world=world)
-        assert done.returncode == 0, done.stderr
-        lines = (tmp_path / str(world) / "r" / "metrics.jsonl").read_text().splitlines()
-        losses[world] = [json.loads(line)["train/lm_loss"] for line in lines]
-    assert losses[1] == pytest.approx(losses[2], abs=1e-6)
-    one, two = weights_of(tmp_path / "1", 5), weights_of(tmp_path / "2", 5)
-    assert max((one[name] - two[name]).abs().max().item() for name in one) <= 1e-6
-
-
-def test_a_run_of_two_processes_resumes_in_one(fewshot, tmp_path):
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4"), world=2)
+def train_both_ways(store, output: Path, steps: int) -> None:
+    """A run of two processes in `two` and one of one process in `one`, compared: logged losses and weights."""
+    options = (f"train_steps={steps}", f"checkpoint_interval={steps}")
+    done = run(*arguments_for(store, output / "two", *options), world=2)
     assert done.returncode == 0, done.stderr
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=8"))
-    assert done.returncode == 0 and "resumed at step 4" in done.stderr, done.stderr
-    done = run(*arguments_for(fewshot, tmp_path / "one", "train_steps=8"))
-    one, mixed = weights_of(tmp_path / "one", 8), weights_of(tmp_path, 8)
-    assert max((one[name] - mixed[name]).abs().max().item() for name in one) <= 1e-5
+    train_here(store, output / "one", *options)
+    lines = {name: (output / name / "r" / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")}
+    losses = {name: [json.loads(line)["train/lm_loss"] for line in lines[name]] for name in lines}
+    assert len(losses["one"]) == steps and losses["one"] == pytest.approx(losses["two"], abs=1e-6)
+    assert farthest(output / "one", output / "two", steps) <= 1e-6
+
+
+def farthest(one: Path, other: Path, step: int) -> float:
+    """The largest difference between weights of two runs."""
+    ours, theirs = weights_of(one, step), weights_of(other, step)
+    assert ours.keys() == theirs.keys()
+    return max((ours[name] - theirs[name]).abs().max().item() for name in ours)
+
+
+def test_two_processes_train_puzzle_rows_like_one(puzzle, tmp_path):
+    train_both_ways(puzzle, tmp_path, 5)
+
+
+def test_two_processes_train_like_one_which_resumes_their_run(fewshot, tmp_path, capsys):
+    train_both_ways(fewshot, tmp_path, 4)
+    capsys.readouterr()
+    train_here(fewshot, tmp_path / "two", "train_steps=8")
+    assert "resumed at step 4" in capsys.readouterr().err
+    train_here(fewshot, tmp_path / "whole", "train_steps=8")
+    assert farthest(tmp_path / "whole", tmp_path / "two", 8) <= 1e-5
 
 
 def test_resume_refuses_another_configuration_and_never_overwrites(fewshot, tmp_path):
-    assert run(*arguments_for(fewshot, tmp_path, "train_steps=2")).returncode == 0
+    train_here(fewshot, tmp_path, "train_steps=2")
     before = weights_of(tmp_path, 2)
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4", "lr=0.5"))
-    assert done.returncode == 2 and "lr: 0.0001 then, 0.5 now" in done.stderr and "Traceback" not in done.stderr
-    done = run(*arguments_for(fewshot, tmp_path, "train_steps=4", "resume=never"))
-    assert done.returncode == 2 and "resume=never would overwrite" in done.stderr
+    with pytest.raises(UserError, match="lr: 0.0001 then, 0.5 now"):
+        train_here(fewshot, tmp_path, "train_steps=4", "lr=0.5")
+    with pytest.raises(UserError, match="resume=never would overwrite"):
+        train_here(fewshot, tmp_path, "train_steps=4", "resume=never")
     assert all(torch.equal(before[name], value) for name, value in weights_of(tmp_path, 2).items())
 
 
@@ -275,10 +290,11 @@ def test_a_world_size_that_does_not_divide_the_batch_is_one_message(fewshot, tmp
     assert not (tmp_path / "r").exists()
 
 
-def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path):
+def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path, capsys):
     (tmp_path / "blocked").write_text("a file where the folder should be")
-    done = run(*arguments_for(fewshot, tmp_path / "blocked"))
-    assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended:
+        reports_user_errors(train_here)(fewshot, tmp_path / "blocked")
+    assert ended.value.code == 2 and "cannot write" in capsys.readouterr().err
 
 
 @pytest.mark.slow
