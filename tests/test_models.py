@@ -232,7 +232,8 @@ def test_embeddings_have_unit_rms_after_scaling():
 
 
 @pytest.mark.parametrize(
-    "positions, mlp", [("rope", False), ("rope2d", False), ("rope2d_values", False), ("learned", False), ("none", False), ("none", True), ("learned", True)]
+    "positions, mlp",
+    [("rope", False), ("rope2d", False), ("rope2d_values", False), ("learned", False), ("none", False), ("none", True), ("learned", True)],
 )
 def test_trm_takes_every_position_encoding(positions, mlp, puzzle):
     model = make_model(puzzle, f"arch.pos_encodings={positions}", f"arch.mlp_t={mlp}")
