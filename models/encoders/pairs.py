@@ -40,8 +40,9 @@ class PairConfig(BlockConfig):
     num_layers: blocks over each pair. pair_tokens: `summed` adds the input's and the output's embedding at each cell of
     their common canvas, so that "what becomes of this cell" is one token; `concatenated` keeps two tokens per cell.
     positions: `rope2d` and `rope` turn queries and keys, by row and column or along the sequence of tokens; `rope2d_values` turns
-    the values, too (`models.layers.Rotary`); `embedded` adds learned embeddings of row and column. shared_colours: one colour table for inputs and outputs, which then differ by a
-    channel embedding; so they do with `embedded` positions. attend_padding: cells outside the grids count as tokens, too.
+    the values, too (`models.layers.Rotary`); `embedded` adds learned embeddings of row and column. shared_colours: one colour
+    table for inputs and outputs, which then differ by a channel embedding; so they do with `embedded` positions. attend_padding:
+    cells outside the grids count as tokens, too.
     """
 
     num_layers: NonNegativeInt
