@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config.base import Config
+from models.layers import worth_packing
 
 # noise(*shape) draws a standard normal (B, *shape) for the batch's rows, the same whatever the number of processes.
 Noise = Callable[..., Tensor]
@@ -66,6 +67,19 @@ class Context:
             memory_cells=chosen(self.memory_cells),
             state={name: value[rows] for name, value in self.state.items()},
             losses={name: value[rows] for name, value in self.losses.items()},
+        )
+
+    def packed(self) -> "Context":
+        """This context with the padding at the end of its memory cut off, M as large as the most that a sample has, where that
+        saves work: every block projects the memory and attends to it."""
+        if self.memory is None or self.memory_mask is None or not worth_packing(self.memory_mask):
+            return self
+        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(self.memory_mask.sum(1).max())]
+        return replace(
+            self,
+            memory=self.memory.take_along_dim(first[:, :, None], 1),
+            memory_mask=self.memory_mask.gather(1, first),
+            memory_cells=self.memory_cells.gather(1, first),
         )
 
     def summary(self) -> Tensor:

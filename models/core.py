@@ -185,7 +185,7 @@ class RecursiveModel(nn.Module):
     def forward(self, states: States, inputs: Tensor, context: Context) -> ModelOutput:
         """One ACT step from states (B, S, D) on input tokens (B, L)."""
         tokens = self._embed(inputs, context)
-        apply = self._bind(inputs.shape[1], context)
+        apply = self._bind(inputs.shape[1], context.packed())
         latent, cycles, with_gradient = self.updates
         schedule = (*range(latent), None) * cycles
         first_with_gradient = len(schedule) - with_gradient

@@ -18,6 +18,7 @@ NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
 # With fewer keys, the backward pass of PyTorch's bfloat16 attention on CPUs is up to six times slower than the float32 one.
 SLOW_BACKWARD_KEYS = 640
+PACKED_LENGTH, PACKED_SHARE = 100, 0.8
 POSITION_KINDS = Literal["rope", "rope2d", "rope2d_values", "learned", "none"]
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
 
@@ -178,6 +179,14 @@ class Packed:
     """Sequences of these lengths that lie one after the other in a single row, each of which attends to itself alone."""
 
     lengths: list[int]
+
+
+def worth_packing(valid: Tensor) -> bool:
+    """Whether to leave invalid tokens (N, S) out of the computation: on CPUs, where shapes may change from batch to batch, and
+    where it saves more than the attention of one sequence after the other costs. Never under `vmap`, where shapes must be known."""
+    if torch._C._functorch.is_batchedtensor(valid):
+        return False
+    return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and 0 < float(valid.float().mean()) < PACKED_SHARE
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | None) -> Tensor:

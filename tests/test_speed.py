@@ -16,7 +16,6 @@ from dataset.batch import Cell
 from dataset.canvas import PAD
 from models import layers
 from models.core import DataSizes
-from models.encoders import pairs
 from models.summary import cost, on_meta
 from tests.conftest import load_config, write_store
 from tests.test_models import SIDE, episodes, make_model, one_loss
@@ -37,8 +36,8 @@ def test_packed_demonstrations_give_the_same_gradients(encoder, positions, fewsh
     batch.data["demo_inputs"][:, -1, 5:] = PAD
     results = []
     for length in (10**6, 1):
-        monkeypatch.setattr(pairs, "PACKED_LENGTH", length)
-        monkeypatch.setattr(pairs, "PACKED_SHARE", 2.0)
+        monkeypatch.setattr(layers, "PACKED_LENGTH", length)
+        monkeypatch.setattr(layers, "PACKED_SHARE", 2.0)
         model.zero_grad()
         loss = one_loss(model, batch.data)
         loss.backward()
@@ -51,16 +50,16 @@ def test_a_memory_without_its_padding_is_shorter_and_gives_the_same_answer(fewsh
     batch = episodes()
     batch.data["demo_mask"][0, 0] = False
     batch.data["demo_labels"][:, -1, 5:] = batch.data["demo_inputs"][:, -1, 5:] = PAD
-    contexts = []
-    for length in (10**6, 1):
-        monkeypatch.setattr(pairs, "PACKED_LENGTH", length)
-        contexts.append(model.context(batch.data))
-    dense, packed = contexts
+    dense = model.context(batch.data)
+    monkeypatch.setattr(layers, "PACKED_LENGTH", 10**6)
+    assert dense.packed() is dense
+    states = [state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1) for state in model.initial_states()]
+    answer = model(tuple(states), batch.data["inputs"], dense).logits
+    monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
+    packed = dense.packed()
     assert packed.memory.shape[1] == int(dense.memory_mask.sum(1).max()) < dense.memory.shape[1]
     assert packed.memory_mask.sum(1).tolist() == dense.memory_mask.sum(1).tolist()
-    states = [state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1) for state in model.initial_states()]
-    answers = [model(tuple(states), batch.data["inputs"], context).logits for context in contexts]
-    assert torch.allclose(*answers, atol=1e-5)
+    assert torch.allclose(model(tuple(states), batch.data["inputs"], dense).logits, answer, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["memory", "standard"])
@@ -72,7 +71,7 @@ def test_hidden_demonstrations_leave_nothing_to_pack(encoder, fewshot, monkeypat
     for name in ("demo_inputs", "demo_labels"):
         batch.data[name][:] = PAD
     plain = one_loss(model, batch.data)
-    monkeypatch.setattr(pairs, "PACKED_LENGTH", 1)
+    monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
     assert torch.equal(one_loss(model, batch.data), plain)
 
 

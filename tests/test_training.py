@@ -314,6 +314,8 @@ def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
         "arch.num_heads=4",
         "global_batch_size=64",
         "encoder.num_layers=1",
+        "encoder.positions=rope2d",
+        "arch.pos_encodings=rope2d",
     ]
     options += ["data.buckets=[3]", "data.augmentation=none", "data.query_sampling=test", "data.min_demos=3", "data.max_demos=3"]
     trainer = Trainer(store, *options, "lr=3e-3", "weight_decay=0.01", "train_steps=250")

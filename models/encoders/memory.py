@@ -1,6 +1,6 @@
 """The `memory` encoder: every demonstration cell stays a token that the recursion can look up. Nothing is pooled.
 
-Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, or the most that any sample has of real ones, D hidden.
+Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 """
 
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.context import Context, ContextModule
-from models.encoders.pairs import PairConfig, PairEncoder, worth_packing
+from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
 
 if TYPE_CHECKING:
@@ -53,11 +53,7 @@ class MemoryEncoder(ContextModule):
         tokens, valid, cells = read.tokens.flatten(1, 2), read.valid.flatten(1), read.cells.repeat(read.tokens.shape[1])
         register = self.register.to(tokens.dtype).expand(len(tokens), 1, -1)
         if self.config.placement == "memory":
-            cells = cells.expand_as(valid)
-            if worth_packing(valid):  # every block projects the memory and attends to it
-                first = valid.int().argsort(dim=1, descending=True, stable=True)[:, : int(valid.sum(1).max())]
-                tokens, valid, cells = tokens.take_along_dim(first[:, :, None], 1), valid.gather(1, first), cells.gather(1, first)
-            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells)
+            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells.expand_as(valid))
         always = torch.ones_like(valid[:, :1])
         return Context(
             prefix=self.as_prefix(torch.cat((register, tokens), 1)), prefix_mask=torch.cat((always, valid), 1), prefix_cells=cells

@@ -26,12 +26,11 @@ from models.layers import (
     rotary_line,
     rotary_square,
     truncated_normal,
+    worth_packing,
 )
 
 if TYPE_CHECKING:
     from models.core import ArchConfig
-
-PACKED_LENGTH, PACKED_SHARE = 100, 0.8
 
 
 class PairConfig(BlockConfig):
@@ -72,14 +71,6 @@ class PairTokens:
     tokens: Tensor
     valid: Tensor
     cells: Tensor
-
-
-def worth_packing(valid: Tensor) -> bool:
-    """Whether to leave invalid tokens (N, S) out of the computation: on CPUs, where shapes may change from batch to batch, and
-    where it saves more than the attention of one sequence after the other costs. Never under `vmap`, where shapes must be known."""
-    if torch._C._functorch.is_batchedtensor(valid):
-        return False
-    return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and 0 < float(valid.float().mean()) < PACKED_SHARE
 
 
 class PairEncoder(nn.Module):
