@@ -183,8 +183,9 @@ class Packed:
 
 def worth_packing(valid: Tensor) -> bool:
     """Whether to leave invalid tokens (N, S) out of the computation: on CPUs, where shapes may change from batch to batch, and
-    where it saves more than the attention of one sequence after the other costs. Never under `vmap`, where shapes must be known."""
-    if torch._C._functorch.is_batchedtensor(valid):
+    where it saves more than the attention of one sequence after the other costs. Never under `vmap` or in a compiled graph, where
+    shapes must be known."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(valid):
         return False
     return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and 0 < float(valid.float().mean()) < PACKED_SHARE
 

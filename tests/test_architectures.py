@@ -17,7 +17,7 @@ from config.compose import CONFIG_DIR
 from config.schema import PretrainConfig
 from dataset.batch import Batch, Cell
 from dataset.canvas import IGNORE_LABEL_ID, PAD
-from models import summary
+from models import layers, summary
 from models.act import Answer, act_step, initial_carry, solve
 from models.context import PuzzleEmbedding
 from models.core import DataSizes, RecursiveModel
@@ -307,7 +307,7 @@ def test_a_confident_sample_keeps_the_answer_at_which_it_halted_whatever_its_bat
     data = data_of(config)
     steps = all_steps(model, data)
     confidence = torch.stack([q_halt for _, q_halt in steps]).sigmoid()
-    threshold = 0.5 if q_learning else confidence[0].median().item()
+    threshold = 0.5 if q_learning else confidence[0].sort().values[1:3].mean().item()  # between two rows: no rounding decides
     model.config = config.arch.model_copy(update={"halt_threshold": threshold})
     answer = solve(model, data)
     assert len(set(answer.steps.tolist())) > 1
@@ -511,7 +511,8 @@ def test_flops_are_those_of_the_formula(arch):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_activations_are_what_a_real_training_step_keeps(context):
+def test_activations_are_what_a_real_training_step_keeps(context, monkeypatch):
+    monkeypatch.setattr(layers, "PACKED_LENGTH", 10**6)  # on CPUs a step keeps less than the estimate for every device
     config = config_of(*CASES["trm", context])
     model, data = model_of(config).train(), data_of(config)
     kept: dict[int, Tensor] = {}

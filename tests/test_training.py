@@ -146,8 +146,9 @@ def test_ema_follows_its_formula_and_swaps_without_copies():
 def test_five_steps_give_the_recorded_losses(fewshot, puzzle):
     """A golden curve: a change of the arithmetic, the sampling or the initial values shows here."""
     recorded = json.loads((Path(__file__).parent / "losses.json").read_text())
-    for name, store in (("etrm", fewshot), ("trm", puzzle)):
-        assert Trainer(store).steps(5) == pytest.approx(recorded[name], abs=2e-4), name
+    plain = ["arch.pos_encodings=rope2d", "encoder.positions=rope2d"]
+    for name, store, options in (("etrm", fewshot, plain), ("trm", puzzle, [])):
+        assert Trainer(store, *options).steps(5) == pytest.approx(recorded[name], abs=2e-4), name
 
 
 def test_a_non_finite_gradient_changes_nothing_but_the_step(fewshot):
