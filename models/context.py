@@ -70,8 +70,8 @@ class Context:
         )
 
     def packed(self) -> "Context":
-        """This context with the padding at the end of its memory cut off, M as large as the most that a sample has, where that
-        saves work: every block projects the memory and attends to it."""
+        """This context without the padding of its memory, M no more than the most real tokens that a sample has, where that saves
+        work: every block projects the memory and attends to it."""
         if self.memory is None or self.memory_mask is None or not worth_packing(self.memory_mask):
             return self
         first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(self.memory_mask.sum(1).max())]
