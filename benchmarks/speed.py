@@ -1,7 +1,7 @@
 """Training and evaluation against an ancestor's: python -m benchmarks.speed --against PATH --what {etrm,trm,sudoku,eval}
 
 PATH is a checkout of SamsungSAILMontreal/TinyRecursiveModels (trm, sudoku) or bdsaglam/etrm (etrm, eval), which runs unchanged
-in a process of its own. Theirs and ours take turns on the same ARC-AGI-1 tasks, with the same model sizes, precision and batch.
+in a process of its own. Theirs and ours take turns on the same tasks, with the same model sizes, precision and batch.
 
 etrm    a training step of the seed ETRM: ours on the task's canvas, and on the full canvas with the same mathematics
 trm     a training step of the original TRM: ours on the full canvas and on the task's
@@ -315,8 +315,10 @@ def small(options: argparse.Namespace, race: Race) -> None:
     dataset = race.work / "dataset"
     families = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6 --train-tasks 2000"
     run(["-m", "dataset.build_rules_dataset", *families.split(), "--test-tasks", "10", "--output-dir", str(dataset)])
-    each = options.threads if options.device == "cpu" else 1
-    for name, compiled, processes in (("theirs", "false", 1), ("compiled", "true", 1), (f"compiled, {each} processes", "true", each)):
+    variants = [("theirs", "false", 1), ("compiled", "true", 1)]
+    if options.device == "cpu" and options.threads > 1:
+        variants.append((f"compiled, {options.threads} processes", "true", options.threads))
+    for name, compiled, processes in variants:
         overrides = ["experiment=rules_smoke", f"data.path='{dataset}'", f"device={options.device}", f"compile={compiled}"]
         race.ours(name, "train", options.task_steps, [*overrides, *options.override], processes, identical=False)
 

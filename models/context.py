@@ -27,8 +27,8 @@ class Context:
     prefix (B, P, D) at the scale of the embedding tables (RMS 1 / sqrt(D)), since the core multiplies its whole input by
     sqrt(D). The first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others lie on the
     cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
-    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (B, M), the canvas cell
-    (0..L-1) of each token; or None.
+    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell
+    (0..L-1) of each token, (B, 1, M) once `packed`; or None.
     state: what the next ACT step's `ContextModule.forward` gets, by name, (B, ...); what is not named stays as it was.
     losses: auxiliary terms by name, (B,) each, which `ObjectiveConfig.<name>_weight` weighs.
     """
@@ -53,7 +53,7 @@ class Context:
         return replace(self, prefix=moved) if self.memory is None else replace(self, memory=moved)
 
     def select(self, rows: Tensor) -> "Context":
-        """The context of the given rows (n,) alone."""
+        """The context of the given rows (n,) alone; places on the canvas are the same for all, before `packed`."""
 
         def chosen(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
@@ -64,7 +64,6 @@ class Context:
             prefix_mask=chosen(self.prefix_mask),
             memory=chosen(self.memory),
             memory_mask=chosen(self.memory_mask),
-            memory_cells=chosen(self.memory_cells),
             state={name: value[rows] for name, value in self.state.items()},
             losses={name: value[rows] for name, value in self.losses.items()},
         )
@@ -79,7 +78,7 @@ class Context:
             self,
             memory=self.memory.take_along_dim(first[:, :, None], 1),
             memory_mask=self.memory_mask.gather(1, first),
-            memory_cells=self.memory_cells.gather(1, first),
+            memory_cells=self.memory_cells[first][:, None],
         )
 
     def summary(self) -> Tensor:

@@ -230,9 +230,7 @@ class RecursiveModel(nn.Module):
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
-        places = None
-        if table is not None and context.memory is not None:
-            places = table.rows(context.memory_cells[:, None] + registers)  # (B, 1, M, E): the same for all heads
+        places = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
         mask = self._mask(prefix, cells, context)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
