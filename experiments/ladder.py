@@ -47,7 +47,8 @@ class Recipe(Config):
     """One row of a table. based_on: another recipe, whose rung, data, evaluation and subsets hold where this one names none, and
     whose overrides come first. starts_from: the recipe whose model, of the same seed, this one trains on. data: a name in
     `datasets`. evaluation: overrides of evaluate.py. subsets: what is asked, by the protocol of evaluate.py with its settings
-    behind it (`latent_search search=random`). expected: pass@1 by subset under the first protocol.
+    behind it (`latent_search search=random`; `max_eval_groups=N` asks the first N tasks only). expected: pass@1 by subset under the
+    first protocol.
     """
 
     title: str
@@ -169,8 +170,8 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
         asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
         if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
-            adapted = [f"protocol={how}", *(f"protocol.{setting}" for setting in settings)]
-            _python("evaluate.py", f"checkpoint={folder}", *adapted, *recipe.evaluation, *arguments)
+            limited = [setting if setting.startswith("max_eval_groups=") else f"protocol.{setting}" for setting in settings]
+            _python("evaluate.py", f"checkpoint={folder}", f"protocol={how}", *limited, *recipe.evaluation, *arguments)
         found = read_json(asked / "results.json")
         for score in found["scores"]:
             if score["metric"] in METRICS:
