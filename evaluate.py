@@ -51,9 +51,9 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
         f"protocol {evaluation.described}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "
         f"({counts['no_prediction']} without a prediction, {counts['answer_exceeds_canvas']} larger than their canvas, "
         f"{counts['unlabelled']} unlabelled), {evaluation.num_views} view{'s' * (evaluation.num_views > 1)}, 95 % intervals",
-        "",
-        *_rows({name: [s for s in evaluation.scores if s.metric == name] for name in shown}),
     ]
+    if shown:
+        lines += ["", *_rows({name: [s for s in evaluation.scores if s.metric == name] for name in shown})]
     if evaluation.by_subset:
         best = shown[-2] if shown is arc else shown[0]
         columns = {name: [s for s in own if s.metric == best] for name, own in evaluation.by_subset.items()}

@@ -44,7 +44,7 @@ from utils.signals import StopRequest
 
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
 RESUMABLE_DIFFERENCES = {
-    *("train_steps", "max_seconds", "log_interval", "eval_interval", "patience", "max_nonfinite_steps", "micro_batch_size"),
+    *("train_steps", "max_seconds", "log_interval", "eval_interval", "eval_tasks", "patience", "max_nonfinite_steps", "micro_batch_size"),
     *("checkpoint_interval", "checkpoint_minutes", "keep_checkpoints", "keep_best_checkpoints"),
     *("resume", "timeout_minutes", "logging", "evaluation", "device", "compile", "output_dir", "run_name", "project_name"),
 }
@@ -101,8 +101,8 @@ def train(config: PretrainConfig) -> None:
     logger = RunLogger(config.logging, folder, config.project_name, config.name, info, world, config.train_steps, state.step)
     logger.say(f"{folder}: {model_line(info)}; {optimizer_name}; {describe(device)}, {world.size} process(es)")
     logger.say(f"data: {config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
-    if config.mode.warning:
-        logger.say(f"warning: {config.mode.warning}")
+    for warning in config.warnings:
+        logger.say(f"warning: {warning}")
     if state.step:
         logger.say(f"resumed at step {state.step}")
     if decoder_report:
@@ -276,7 +276,7 @@ def log_evaluation(
 
     What is found is logged and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
     """
-    split, limit = ("validation", None) if config.validation else ("test", config.data.max_eval_groups)
+    split, limits = ("validation", []) if config.validation else ("test", [config.eval_tasks, config.data.max_eval_groups])
     views, started = [], time.perf_counter()
     with (
         averaged_weights(state),
@@ -293,7 +293,7 @@ def log_evaluation(
             seed=config.seed,
             trained_pairs=sampler.trained_pairs,
             split=split,
-            max_tasks=limit,
+            max_tasks=min((limit for limit in limits if limit is not None), default=None),
             report=views.append,
         )
     seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))

@@ -47,6 +47,7 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     ema_rate: Annotated[float, Field(ge=0, lt=1)]
     log_interval: PositiveInt
     eval_interval: PositiveInt | None
+    eval_tasks: PositiveInt | None
     validation: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None
     best_metric: str
     patience: PositiveInt | None
@@ -128,6 +129,8 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
         for name in ("patience", "keep_best_checkpoints"):
             if getattr(self, name) and not (self.validation and self.eval_interval):
                 raise ValueError(f"{name} needs validation and eval_interval: what chooses by the test tasks' scores has seen them")
+        if self.validation and self.eval_tasks:
+            raise ValueError(f"eval_tasks={self.eval_tasks} limits the test tasks, but validation={self.validation} evaluates others")
         if self.encoder is None and not self.arch.puzzle_emb_ndim:
             raise ValueError("arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row")
         for name in ("reconstruct", "contrastive"):
@@ -150,6 +153,14 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
             if self.encoder.prefix_grows and (self.arch.mlp_t or self.arch.pos_encodings == "learned"):
                 raise ValueError(f"{what} needs a state of fixed length, but encoder.placement=prefix grows with the demonstrations")
         return self
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a valid run says of itself at its start."""
+        found = [self.mode.warning] if self.mode.warning else []
+        if self.encoder and self.encoder.gives_kl and not self.objective.kl_weight:
+            found.append("objective.kl_weight=0: nothing keeps the latents of the encoder near their prior (the ancestor: 1e-4)")
+        return found
 
     @property
     def layouts(self) -> tuple[Layout, ...]:

@@ -121,14 +121,14 @@ def evaluate(
     or the model has learned rows of the tasks, the scores are transductive, whatever the dataset says of itself.
     `protocol` says what may be done with a task's demonstrations before it is asked, in the controls too.
     `record_steps` keeps the model's answers after every ACT step in the predictions; votes count the last ones.
+    Where no answer is known there are no scores, and no controls to compare them with; the submission is complete.
     """
 
     def question_set(control: str) -> EvaluationSet:
         return EvaluationSet(store, data, split, config.num_views, seed, control, max_tasks, subsets)
 
     questions = question_set("none")
-    if not any(pair_known(store, query) for query in questions.queries):
-        raise UserError(f"{store.path}: none of the {len(questions.tasks)} chosen tasks of split {split} has a query with a known answer")
+    labelled = any(pair_known(store, query) for query in questions.queries)
     pairs = store.metadata.layout == "pairs"
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     found_protocol = label(protocol, store, seen, len(questions.tasks))
@@ -143,17 +143,17 @@ def evaluate(
     scores: list[Score] = []
     subset_of = {task: store.subset_names[store.task_subset[task]] for task in questions.tasks.tolist()}
     names = list(dict.fromkeys(subset_of.values()))
-    by_subset: dict[str, list[Score]] = {name: [] for name in names} if len(names) > 1 else {}
+    by_subset: dict[str, list[Score]] = {name: [] for name in names} if labelled and len(names) > 1 else {}
 
     def add_scores(asked: EvaluationSet, answered: list[Answered], control: str = "none") -> None:
-        labelled = [query for query, was_asked in zip(answered, asked.asked, strict=True) if was_asked and query.truth is not None]
+        known = [query for query, was_asked in zip(answered, asked.asked, strict=True) if was_asked and query.truth is not None]
 
         def scored(queries: list[Answered]) -> list[Score]:
             return score_pairs(queries, control) if pairs else score(queries, config.pass_ks, control)
 
-        scores.extend(scored(labelled))
+        scores.extend(scored(known))
         for name, own in by_subset.items():
-            own.extend(scored([query for query in labelled if subset_of[query.task] == name]))
+            own.extend(scored([query for query in known if subset_of[query.task] == name]))
 
     canvas_scores = CanvasScores(store, table, objective)
     started = time.monotonic()
@@ -166,8 +166,9 @@ def evaluate(
     )
     prediction_seconds = time.monotonic() - started
     answered = _answered(questions, predictions.vote(config.ranking))
-    add_scores(questions, answered)
-    for control in config.controls:
+    if labelled:
+        add_scores(questions, answered)
+    for control in config.controls if labelled else ():
         if control == "copy_input":
             add_scores(questions, _answered(questions, copy_input(questions)), control)
         elif not pairs:
@@ -180,6 +181,8 @@ def evaluate(
     views = len(predictions.rows()["query"])
     counts["views"] = views
     notes = []
+    if not labelled:
+        notes.append("no answer to these tasks is known: nothing was scored; the submission holds what the model answers")
     if len(seen):
         notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
     if isinstance(adaptation, Adaptation):

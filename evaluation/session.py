@@ -113,7 +113,7 @@ class Session:
         write_files(
             folder,
             evaluation,
-            {**self.about(), "seconds": round(seconds, 2)},
+            {**self.about(), "num_views": evaluation.num_views, "seconds": round(seconds, 2)},
             with_report=config.report,
             with_predictions=config.save_predictions,
             metrics=read_metrics(self.path.parent.parent / "metrics.jsonl") if config.report else (),

@@ -123,7 +123,7 @@ class Solver:
         if not 0 <= query < len(questions.queries):
             raise UserError(f"task {task.id} has no query {query}; it has {len(questions.queries)}, counted from 0")
         if view >= questions.views_of(questions.queries[query]):
-            why = "a regular task has few, a model trained without augmentation has one"
+            why = "a regular task has few, a model trained without turned grids has one"
             raise UserError(f"task {task.id} has no view {view} among num_views={num_views}: {why}")
         adaptation = self._adaptation(protocol, seed, num_views, store)
         table = store.grid_table.to(self.device)
@@ -157,7 +157,7 @@ class Solver:
         if shown < data.min_demos:
             notes.append(f"the task has {shown} demonstration(s); the model was trained with at least {data.min_demos} (data.min_demos)")
         if questions.num_views < num_views:
-            notes.append("one view only: the model was trained without augmentation")
+            notes.append("one view only: the model was trained without turned grids")
         elif (views := questions.views_of(questions.queries[0])) < num_views:
             notes.append(f"{views} views only: the task is so regular that it has no more")
         side = smallest_bucket(int(questions.sides[0]), data.sides)

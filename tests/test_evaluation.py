@@ -233,6 +233,19 @@ def test_a_query_without_an_answer_is_predicted_but_not_scored(trained, tmp_path
     assert next(r for r in records if r["status"] == "unlabelled")["top1_correct"] is None
 
 
+def test_tasks_without_answers_get_a_submission_and_no_scores(trained, tmp_path, capsys):
+    task = {"train": [{"input": [[1]], "output": [[2]]}], "test": [{"input": [[1]]}, {"input": [[2, 1]]}]}
+    (tmp_path / "tasks.json").write_text(json.dumps({"open": task, "other": task}))
+    build(parse_arguments(["--input-file", str(tmp_path / "tasks.json"), "--output-dir", str(tmp_path / "d")]))
+    evaluate_here(f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}", "report=true")
+    results, records, submission = results_of(tmp_path / "e")
+    assert results["scores"] == [] and results["counts"]["unlabelled"] == 4 and "nothing was scored" in results["notes"][0]
+    assert {name: len(answers) for name, answers in submission.items()} == {"open": 2, "other": 2}
+    assert all(record["num_votes"] for record in records) and (tmp_path / "e" / "report.html").is_file()
+    shown = capsys.readouterr().out
+    assert "4 unlabelled" in shown and "nothing was scored" in shown and "copy_input" not in shown
+
+
 def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot, tmp_path):
     folder = train_here(puzzle, tmp_path, "train_steps=2")
     evaluate_here(f"checkpoint={folder}", "num_views=4", f"output_dir={tmp_path / 'e'}")
