@@ -8,6 +8,7 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -23,7 +24,7 @@ from evaluation.evaluate import evaluate
 from evaluation.report import read_metrics, training_curves
 from models.core import DataSizes
 from models.layers import compile_fused
-from models.pretrained import load_decoder
+from models.pretrained import load_decoder, pairs_behind
 from models.trm import build_model, count_parameters
 from training.diagnostics import context_diagnostics
 from training.ema import EMA
@@ -71,7 +72,7 @@ def train(config: PretrainConfig) -> None:
     torch.manual_seed(config.seed)
     model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
     optimizers, optimizer_name = build_optimizers(model, config, device)
-    state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None)
+    state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None, sampler.trained_pairs)
     resume(state, config, store, folder, world, device)
     decoder_report = None if state.step else start_from_pretrained(state, config, store, folder, world)
 
@@ -146,14 +147,14 @@ def loop(
     def save() -> None:
         nonlocal saved, saved_at
         if saved != state.step:
-            state.save(folder / "checkpoints", world, info, sampler.trained_pairs, config.keep_checkpoints, config.keep_best_checkpoints)
+            state.save(folder / "checkpoints", world, info, config.keep_checkpoints, config.keep_best_checkpoints)
             saved, saved_at = state.step, time.monotonic()
 
     def evaluation_due() -> bool:
         return bool(config.eval_interval) and (state.step % config.eval_interval < stride or state.step == config.train_steps)
 
     def evaluate_checkpoint() -> None:
-        log_evaluation(logger, state, store, sampler, config, device, world, folder / "checkpoints" / f"step_{state.step}", meter)
+        log_evaluation(logger, state, store, config, device, world, folder / "checkpoints" / f"step_{state.step}", meter)
 
     (unfinished,) = distributed.any_true(world.is_main and checkpoint.lacks_evaluation(folder / "checkpoints" / f"step_{state.step}"))
     if unfinished and evaluation_due():
@@ -232,6 +233,7 @@ def start_from_pretrained(state: TrainState, config: PretrainConfig, store: Stor
     if config.load_pretrained_decoder is None:
         return None
     report = load_decoder(state.model, config, store.identifiers)
+    state.trained_pairs = np.union1d(state.trained_pairs, pairs_behind(Path(config.load_pretrained_decoder)))
     if state.ema:
         state.ema.load(dict(state.model.named_parameters()))
     if world.is_main:
@@ -265,7 +267,6 @@ def log_evaluation(
     logger: RunLogger,
     state: TrainState,
     store: Store,
-    sampler: Sampler,
     config: PretrainConfig,
     device: torch.device,
     world: World,
@@ -291,7 +292,7 @@ def log_evaluation(
             device,
             world,
             seed=config.seed,
-            trained_pairs=sampler.trained_pairs,
+            trained_pairs=state.trained_pairs,
             split=split,
             max_tasks=min((limit for limit in limits if limit is not None), default=None),
             report=views.append,

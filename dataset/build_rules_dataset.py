@@ -13,6 +13,9 @@ no trained one a task of the last two splits. All grids are new, no pair occurs 
                       many give the same rules
   test_families       families that never occur in training, each alone
 
+A model that starts from the weights of one trained on another dataset has seen that one, too: `--exclude` leaves out test tasks
+that share a pair with its training tasks, that ask a rule of theirs as a new one, or a family of theirs as an unseen one.
+
 Rules count as equal if they act alike on a fixed set of grids, whatever their names. `rules.json` in the dataset's folder
 says of every task its families, its rule and its split.
 """
@@ -28,12 +31,14 @@ from pathlib import Path
 import numpy as np
 
 from dataset import store
+from dataset.augment import fingerprints
 from dataset.leaks import find_leaks
 from dataset.rule_families import FAMILIES
 from dataset.rule_tasks import Generator, Job, Made, Plan
 from dataset.rules import Rule, describe, stages_of
 from dataset.task import MAX_SIDE, Task
 from utils.errors import UserError, reports_user_errors
+from utils.files import read_json
 
 TEST_SPLITS = ("test_instances", "test_rules", "test_compositions", "test_families")
 HELD_OUT_FAMILIES = ("gravity", "count")
@@ -105,6 +110,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, nargs=2, default=[5, 6], metavar=("MIN", "MAX"))
     parser.add_argument("--columns", type=int, nargs=2, default=[5, 6], metavar=("MIN", "MAX"), help="--rows 1 1 gives 1-D tasks")
     parser.add_argument("--demonstrations", type=int, default=3)
+    parser.add_argument("--exclude", type=Path, nargs="+", default=[], metavar="DIR", help="generated datasets; test tasks are new to them")
     parser.add_argument("--workers", type=int, default=1, help="processes; the dataset is the same for any number")
     parser.add_argument("--seed", type=int, default=42)
     return parser.parse_args(arguments)
@@ -172,6 +178,29 @@ def training_rules(make: Callable[[list[Job]], list[Made]], generator: Generator
     raise UserError(f"--rules {count}: found only {len(rules)} different rules of the training families; ask for fewer")
 
 
+def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]]) -> set[str]:
+    """The ids of the test tasks, among tasks with their splits by id, of which training on the dataset in `folder` tells
+    something. Raises `UserError`."""
+    other = store.load(folder, "fewshot")
+    if not (folder / "rules.json").is_file():
+        raise UserError(f"--exclude {folder}: it has no rules.json; only datasets of generated rules can be excluded")
+    rules = [about for about in read_json(folder / "rules.json").values() if about["split"] == "train"]
+    families = {family for about in rules for family in about["families"]}
+    descriptions = {about["description"] for about in rules}
+    tasks = other.tasks_of("train")
+    pairs = np.concatenate([other.pair_fingerprint[other.task_pairs[task] : other.task_pairs[task + 1]] for task in tasks])
+
+    def known(split: str, task: Made) -> bool:
+        if split == "train":
+            return False
+        shared = np.isin(fingerprints([*task.demonstrations, task.query]), pairs).any()
+        trained_rule = split != "test_instances" and describe(task.rule) in descriptions
+        trained_family = split == "test_families" and not families.isdisjoint(stages_of(task.rule))
+        return bool(shared or trained_rule or trained_family)
+
+    return {task_id for task_id, (split, task) in identified.items() if known(split, task)}
+
+
 def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]]:
     """Generate and write; also returns how many draws a task of each family or composition took on average.
 
@@ -204,6 +233,11 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
     if "test_instances" in chosen:
         trained = {identified[task.id][1].rule for task in tasks["train"]}
         tasks["test_instances"] = [task for task in tasks["test_instances"] if identified[task.id][1].rule in trained]
+    excluded = set[str]().union(*(known_elsewhere(folder, identified) for folder in options.exclude))
+    for split in chosen:
+        tasks[split] = [task for task in tasks[split] if task.id not in excluded]
+        if not tasks[split]:
+            raise UserError(f"--exclude leaves no task of {split}")
     kept = {task.id for subset in tasks.values() for task in subset}
     metadata = store.write(
         options.output_dir,
@@ -213,7 +247,7 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
         source=f"generated: {plan}",
         seed=plan.seed,
         max_grid_size=max(plan.rows[1], plan.columns[1]),
-        left_out={"leak": sorted(dropped)} if dropped else {},
+        left_out={reason: sorted(ids) for reason, ids in {"leak": dropped, "known_elsewhere": excluded}.items() if ids},
         extra_files={
             "rules.json": {
                 task_id: {"families": list(stages_of(task.rule)), "description": describe(task.rule), "split": split}
@@ -237,6 +271,8 @@ def main() -> None:
     print("redraws per task: " + ", ".join(f"{name} {mean - 1:.1f}" for name, mean in draws.items()))
     if leaking := metadata.left_out.get("leak"):
         print(f"left out {len(leaking)} training tasks that share a pair with an evaluation task")
+    if known := metadata.left_out.get("known_elsewhere"):
+        print(f"left out {len(known)} evaluation tasks that the excluded datasets give away")
 
 
 if __name__ == "__main__":

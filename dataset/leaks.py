@@ -1,6 +1,7 @@
 """Does an evaluation task occur in training? Compared by id, and pair by pair by content, up to dihedral transform and recolouring."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -35,7 +36,25 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: Layout) -> l
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
 
 
-def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> np.ndarray:
+UNKNOWN_PAIRS = np.array([np.iinfo(np.uint64).max], np.uint64)  # among fingerprints: training data of which nothing is known
+
+
+@dataclass(frozen=True)
+class Seen:
+    """tasks: those of `asked` tasks that a model may know from its training. why: the reason, in words."""
+
+    tasks: np.ndarray
+    asked: int
+    why: str
+
+    def __bool__(self) -> bool:
+        return len(self.tasks) > 0
+
+
+def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> Seen:
     """Which of `tasks` share a labelled pair with `trained`, the fingerprints of everything a model was trained on."""
-    seen = np.isin(store.pair_fingerprint, trained[trained > 0])
-    return np.array([task for task in tasks if seen[store.task_pairs[task] : store.task_pairs[task + 1]].any()], dtype=np.int64)
+    if np.isin(UNKNOWN_PAIRS, trained).any():
+        return Seen(tasks, len(tasks), "nothing is known of the training data of the weights that the model started from")
+    shared = np.isin(store.pair_fingerprint, trained[trained > 0])
+    seen = np.array([task for task in tasks if shared[store.task_pairs[task] : store.task_pairs[task + 1]].any()], dtype=np.int64)
+    return Seen(seen, len(tasks), f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, up to symmetry and colours")

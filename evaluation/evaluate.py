@@ -117,8 +117,8 @@ def evaluate(
 ) -> Evaluation:
     """Predict, vote and score a split, with every configured control on the same queries (all processes together).
 
-    `trained_pairs` are the fingerprints of what the model was trained on: if an evaluated task shares a pair with them,
-    or the model has learned rows of the tasks, the scores are transductive, whatever the dataset says of itself.
+    `trained_pairs` are the fingerprints of what the weights were trained on, in this run and before: if an evaluated task shares a
+    pair with them, or the model has learned rows of the tasks, the scores are transductive, whatever the dataset says of itself.
     `protocol` says what may be done with a task's demonstrations before it is asked, in the controls too.
     `record_steps` keeps the model's answers after every ACT step in the predictions; votes count the last ones.
     Where no answer is known there are no scores, and no controls to compare them with; the submission is complete.
@@ -131,7 +131,7 @@ def evaluate(
     labelled = any(pair_known(store, query) for query in questions.queries)
     pairs = store.metadata.layout == "pairs"
     seen = tasks_seen(store, questions.tasks, trained_pairs)
-    found_protocol = label(protocol, store, seen, len(questions.tasks))
+    found_protocol = label(protocol, store, seen)
     adaptation = adaptation_of(protocol, objective, seed, config.batch_size, store.metadata.layout)
     if config.vote_stop and isinstance(adaptation, TestTimeTraining):
         raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
@@ -183,8 +183,8 @@ def evaluate(
     notes = []
     if not labelled:
         notes.append("no answer to these tasks is known: nothing was scored; the submission holds what the model answers")
-    if len(seen):
-        notes.append(f"{len(seen)} of the {len(questions.tasks)} tasks share a pair with the training data, up to symmetry and colours")
+    if seen:
+        notes.append(seen.why)
     if isinstance(adaptation, Adaptation):
         too_few = sum(not questions.can_adapt(query) for query in questions.queries if query not in questions.too_large)
         if too_few:

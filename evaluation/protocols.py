@@ -8,11 +8,11 @@ transductive        training has seen pairs of the evaluated tasks, or their dem
 
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from config.base import Config
+from dataset.leaks import Seen
 from dataset.store import Store
 from evaluation.test_time_training import TestTimeTraining, TestTimeTrainingConfig
 from models.core import RecursiveModel
@@ -95,16 +95,16 @@ def less_memory(config: ProtocolConfig, batch_size: int) -> str:
     return remedy
 
 
-def label(config: ProtocolConfig, store: Store, seen: np.ndarray, tasks: int) -> str:
-    """The protocol of an evaluation of `tasks` tasks of which training has `seen` some.
+def label(config: ProtocolConfig, store: Store, seen: Seen) -> str:
+    """The protocol of an evaluation of tasks of which training may have seen some.
 
     Raises `UserError` when an explicitly named protocol is not what it would be.
     """
     learned_rows = store.metadata.layout == "puzzle" and not isinstance(config, TestTimeTrainingConfig)
-    found = "transductive" if len(seen) or learned_rows else "inductive"
+    found = "transductive" if seen or learned_rows else "inductive"
     if config.name in ("inductive", "transductive") and config.name != found:
         why = "none of the evaluated tasks shares a pair with the training data"
         if found == "transductive":
-            why = f"{len(seen)} of the {tasks} tasks share a pair with the training data" if len(seen) else "it has a learned row per task"
+            why = seen.why if seen else "it has a learned row per task"
         raise UserError(f"protocol={config.name}: the model's answers would be {found}, since {why}; use protocol=auto")
     return config.name if found == "inductive" and config.name != "auto" else found

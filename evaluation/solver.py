@@ -101,7 +101,7 @@ class Solver:
     ) -> Solution:
         """The answers to every query of `task`; with_steps records `steps`, the refinement of view 0, too."""
         questions, store = self.questions(task, num_views, seed)
-        found = label(protocol, store, tasks_seen(store, questions.tasks, self.trained_pairs), 1)
+        found = label(protocol, store, tasks_seen(store, questions.tasks, self.trained_pairs))
         adaptation = self._adaptation(protocol, seed, batch_size, store)
         table = store.grid_table.to(self.device)
         predictions = collect(self.model, questions, table, batch_size, World(), adaptation=adaptation, every_step=with_steps)

@@ -102,7 +102,7 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
         torch.manual_seed(config.seed)
         model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
         optimizers, optimizer_name = build_optimizers(model, config, device)
-        state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None)
+        state = TrainState(model, optimizers, EMA(model, config.ema_rate) if config.ema else None, sampler.trained_pairs)
         info = {"config": config.model_dump(), "parameters": count_parameters(model)}
         tell(f"{model_line(info)}; {optimizer_name}")
 
@@ -142,7 +142,7 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
                 device,
                 world,
                 seed=config.seed,
-                trained_pairs=sampler.trained_pairs,
+                trained_pairs=state.trained_pairs,
                 max_tasks=tasks,
             )
         tell(f"{result.protocol}, {result.counts['tasks']} tasks, {result.counts['queries']} queries")
@@ -157,7 +157,7 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
         tell(f"{len(values)} training and {len(result.metrics())} evaluation metrics")
 
     with checks.check("save") as tell:
-        path = state.save(scratch, world, info, sampler.trained_pairs, keep=1)
+        path = state.save(scratch, world, info, keep=1)
         size = sum(file.stat().st_size for file in path.iterdir())
         room = shutil.disk_usage(path).free + size
         if room < (config.keep_checkpoints + 1) * size:  # the new one is complete before the oldest goes

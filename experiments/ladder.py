@@ -26,7 +26,7 @@ from config.base import Config
 from experiments.commands import parser_of
 from utils import checkpoint
 from utils.errors import UserError, nearest, reports_user_errors
-from utils.files import read_json
+from utils.files import read_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = Path(__file__).with_name("ladder.yaml")
@@ -146,11 +146,17 @@ def read_results(path: Path = RESULTS) -> list[Result]:
 
 
 def dataset(name: str, ladder: Ladder, data_dir: Path) -> Path:
-    """The folder of a dataset, built with all that it is made of unless it is there."""
-    folder = data_dir / f"ladder-{name}"
+    """The folder of a dataset, built with all that it is made of unless it is there.
+
+    Raises `UserError` for one that another definition of the name has built.
+    """
+    folder, definition = data_dir / f"ladder-{name}", data_dir / f"ladder-{name}.txt"
+    command = DATASET.sub(lambda other: shlex.quote(str(dataset(other[1], ladder, data_dir))), ladder.datasets[name])
     if not folder.is_dir():
-        command = DATASET.sub(lambda other: shlex.quote(str(dataset(other[1], ladder, data_dir))), ladder.datasets[name])
+        write_atomically(definition, lambda path: path.write_text(command + "\n"))
         _python("-m", *shlex.split(command), "--output-dir", str(folder))
+    if not definition.is_file() or definition.read_text().strip() != command:
+        raise UserError(f"{folder} was not built by what {RECIPES.name} says now, {command}; delete it to have it built")
     return folder
 
 
@@ -169,9 +175,10 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
         how, *settings = protocol.split()
         asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
-        if not (asked / "results.json").is_file() or _step(asked) != checkpoint.latest(folder / "checkpoints").name:
-            limited = [setting if setting.startswith("max_eval_groups=") else f"protocol.{setting}" for setting in settings]
-            _python("evaluate.py", f"checkpoint={folder}", f"protocol={how}", *limited, *recipe.evaluation, *arguments)
+        limited = [setting if setting.startswith("max_eval_groups=") else f"protocol.{setting}" for setting in settings]
+        command = ("evaluate.py", f"checkpoint={folder}", f"protocol={how}", *limited, *recipe.evaluation, *arguments)
+        if not _is_done(asked, command, folder):
+            _python(*command)
         found = read_json(asked / "results.json")
         for score in found["scores"]:
             if score["metric"] in METRICS:
@@ -214,8 +221,15 @@ def _training_seconds(folder: Path) -> float:
     return round(sum({line["step"]: line.get("timing/train_time_per_interval_seconds", 0.0) for line in lines}.values()), 1)
 
 
-def _step(evaluation: Path) -> str:
-    return Path(read_json(evaluation / "results.json")["checkpoint"]["path"]).name
+def _is_done(evaluation: Path, command: tuple[str, ...], run_folder: Path) -> bool:
+    """Whether a finished evaluation is of the run's last checkpoint and by this command."""
+    if not (evaluation / "results.json").is_file():
+        return False
+    found = read_json(evaluation / "results.json")
+    return (
+        found["command"] == shlex.join(command)
+        and Path(found["checkpoint"]["path"]).name == checkpoint.latest(run_folder / "checkpoints").name
+    )
 
 
 def append(results: list[Result], path: Path = RESULTS) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -16,6 +17,7 @@ from yaml import YAMLError
 
 from config.base import Config
 from dataset import store as datasets
+from dataset.leaks import UNKNOWN_PAIRS
 from models.context import PuzzleEmbedding
 from models.core import DataSizes, RecursiveModel
 from models.encoders import ENCODERS
@@ -203,6 +205,11 @@ def _open(path: Path) -> Source:
             raise UserError(f"{settings_file} is no configuration of a TRM: {str(error).splitlines()[0]}") from None
         settings = {**settings, "name": settings["name"].split("@")[0].rsplit(".", 1)[-1]}
     return Source(path, load_original(path), "the file's", settings, _names(path.with_name("identifiers.json")))
+
+
+def pairs_behind(path: Path) -> np.ndarray:
+    """The fingerprints (N,) uint64 of all pairs that weights for `load_decoder` were trained on; an original's file does not say."""
+    return checkpoint.load_trained_pairs(checkpoint.resolve(path)) if path.is_dir() else UNKNOWN_PAIRS
 
 
 def _names(path: Path) -> list[str] | None:

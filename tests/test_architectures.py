@@ -17,13 +17,14 @@ from config.compose import CONFIG_DIR
 from config.schema import PretrainConfig
 from dataset.batch import Batch, Cell
 from dataset.canvas import IGNORE_LABEL_ID, PAD
+from dataset.leaks import UNKNOWN_PAIRS
 from models import layers, summary
 from models.act import Answer, act_step, initial_carry, solve
 from models.context import PuzzleEmbedding
 from models.core import DataSizes, RecursiveModel
 from models.encoders import ENCODERS
 from models.losses import act_loss
-from models.pretrained import load_decoder
+from models.pretrained import load_decoder, pairs_behind
 from models.trm import ARCHITECTURES, build_model
 from tests.conftest import ROOT, TINY, load_config, write_store
 from tests.test_models import SIDE, episodes
@@ -31,6 +32,7 @@ from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepSettings, train_step
+from utils import checkpoint
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -488,6 +490,11 @@ def test_a_run_goes_on_with_a_whole_model_on_other_data(fewshot, tmp_path, capfd
     assert all(torch.allclose(started[name], value, atol=1e-6) for name, value in averaged.items())
     report = OmegaConf.load(tmp_path / "second" / "pretrained_decoder.json")
     assert report.missing == [] and report.skipped == {}
+    first, second = (checkpoint.load_trained_pairs(tmp_path / name / "checkpoints/step_1") for name in ("first", "second"))
+    assert set(first) < set(second), "what the first weights were trained on counts as seen"
+    train(load_config(other, *start, "run_name=second", "train_steps=2"))
+    assert set(checkpoint.load_trained_pairs(tmp_path / "second" / "checkpoints" / "step_2")) == set(second)
+    assert pairs_behind(Path("original.pt")) == UNKNOWN_PAIRS
     with pytest.raises(UserError, match="encoder.num_layers=2 there, 1 here"):
         train(load_config(other, *start, "encoder.num_layers=1", "run_name=third"))
     with pytest.raises(UserError, match="encoder.name=memory there, standard here"):

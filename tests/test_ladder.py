@@ -63,6 +63,8 @@ def test_a_dataset_may_be_made_of_another(tmp_path, monkeypatch):
     assert ladder.dataset("b", recipes, data) == ladder.dataset("b", recipes, data) == data / "ladder-b"
     a, b = str(data / "ladder-a"), str(data / "ladder-b")
     assert built == [("-m", "build", "a", "--output-dir", a), ("-m", "build", "b", "--dataset", f"x={a}", "--output-dir", b)]
+    with pytest.raises(UserError, match="ladder-a was not built by what ladder.yaml says now, build other; delete it"):
+        ladder.dataset("b", recipes.model_copy(update={"datasets": {**recipes.datasets, "a": "build other"}}), data)
     OmegaConf.save({"datasets": {"b": "build --dataset x=@a", "a": "m"}, "recipes": {}}, tmp_path / "ladder.yaml")
     with pytest.raises(UserError, match="dataset b: @a is no dataset above it"):
         read_ladder(tmp_path / "ladder.yaml")
@@ -102,6 +104,7 @@ def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, mo
     recipe["expected"] = {"b": {"value": 1.0, "tolerance": 0.1}}
     OmegaConf.save({"datasets": {"d": "no.such.builder"}, "recipes": {"r": recipe}}, tmp_path / "ladder.yaml")
     shutil.copytree(fewshot.path, tmp_path / "data" / "ladder-d")
+    (tmp_path / "data" / "ladder-d.txt").write_text("no.such.builder\n")
     monkeypatch.setattr(ladder, "read_ladder", lambda: read_ladder(tmp_path / "ladder.yaml"))
     folders = ["--output-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path / "results.jsonl")]
     monkeypatch.setattr("sys.argv", ["ladder", "r", "--seeds", "3", *folders])

@@ -50,7 +50,7 @@ def untrained(store, folder, *overrides: str):
         "parameters": count_parameters(trainer.state.model),
         "git_commit": None,
     }
-    return trainer.state.save(folder, ALONE, info, trainer.sampler.trained_pairs, keep=1)
+    return trainer.state.save(folder, ALONE, info, keep=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from config import compose
 from config.schema import EvaluateConfig
 from dataset import canvas
 from dataset.batch import leave_one_out, materialise
+from dataset.leaks import UNKNOWN_PAIRS, tasks_seen
 from dataset.views import EvaluationSet
 from evaluation.evaluate import evaluate
 from evaluation.inference import agreement, collect
@@ -285,18 +286,22 @@ def test_a_broken_gradient_counts_as_none(memory):
 
 
 def test_a_named_protocol_is_checked(fewshot, puzzle):
-    seen, none = np.zeros(2, np.int64), np.zeros(0, np.int64)
+    none, tasks = np.zeros(0, np.uint64), np.arange(3)
+    known = fewshot.pair_fingerprint[fewshot.task_pairs[:2]]
+    seen, none, unknown = (tasks_seen(fewshot, tasks, trained) for trained in (known, none, np.append(known, UNKNOWN_PAIRS)))
     names = {name: AsItIsConfig(name=name) for name in ("auto", "inductive", "transductive")}
-    assert label(names["auto"], fewshot, none, 3) == label(names["inductive"], fewshot, none, 3) == "inductive"
-    assert label(names["auto"], fewshot, seen, 3) == label(ttt_config(), fewshot, seen, 3) == "transductive"
-    assert label(ttt_config(), fewshot, none, 3) == label(ttt_config(), puzzle, none, 3) == "test_time_training"
-    assert label(names["auto"], puzzle, none, 3) == "transductive"
+    assert label(names["auto"], fewshot, none) == label(names["inductive"], fewshot, none) == "inductive"
+    assert label(names["auto"], fewshot, seen) == label(ttt_config(), fewshot, seen) == "transductive"
+    assert label(ttt_config(), fewshot, none) == label(ttt_config(), puzzle, none) == "test_time_training"
+    assert label(names["auto"], puzzle, none) == "transductive"
     with pytest.raises(UserError, match="2 of the 3 tasks share a pair"):
-        label(names["inductive"], fewshot, seen, 3)
+        label(names["inductive"], fewshot, seen)
+    with pytest.raises(UserError, match="would be transductive, since nothing is known of the training data of the weights"):
+        label(names["inductive"], fewshot, unknown)
     with pytest.raises(UserError, match="learned row per task"):
-        label(names["inductive"], puzzle, none, 3)
+        label(names["inductive"], puzzle, none)
     with pytest.raises(UserError, match="none of the evaluated tasks shares"):
-        label(names["transductive"], fewshot, none, 3)
+        label(names["transductive"], fewshot, none)
     with pytest.raises(UserError, match="no encoder"):
         adaptation_of(SEARCH, None, 0, 8, "puzzle")
     with pytest.raises(UserError, match="share one rule have none"):

@@ -334,6 +334,28 @@ def test_generated_permutations_are_determined_new_and_bounded(tmp_path):
         assert set(np.unique(task.queries[0].input).tolist()) <= shown
 
 
+def test_what_another_dataset_trains_is_not_asked_as_new(tmp_path):
+    size = ("--stages", "1", "--rows", "4", "4", "--columns", "4", "4", "--test-tasks", "12")
+    build(options_for(tmp_path / "easy", "--families", "gravity", "shift", *size, "--train-tasks", "60"))
+    hard = ("--families", "gravity", "count", "shift", "recolour", "--held-out-families", "gravity", "count", *size, "--train-tasks", "40")
+    without, _ = build(options_for(tmp_path / "without", *hard))
+    metadata, _ = build(options_for(tmp_path / "hard", *hard, "--exclude", str(tmp_path / "easy")))
+    before, easy, store = (datasets.load(tmp_path / name) for name in ("without", "easy", "hard"))
+    rules = read_json(tmp_path / "hard" / "rules.json")
+    assert {rules[store.task_ids[i]]["families"][0] for i in store.tasks_of("test", subsets=["test_families"])} == {"count"}
+    assert "gravity" in {name.split("_", 1)[1] for name in metadata.left_out["known_elsewhere"]}
+    trained = {rule["description"] for rule in read_json(tmp_path / "easy" / "rules.json").values() if rule["split"] == "train"}
+    for split in {"test_rules", "test_families"} & set(metadata.test_subsets):
+        assert not trained & {rules[store.task_ids[i]]["description"] for i in store.tasks_of("test", subsets=[split])}
+    easy_pairs, asked = (
+        {pair for i in data.tasks_of(split) for pair in data.pair_fingerprint[data.task_pairs[i] : data.task_pairs[i + 1]].tolist()}
+        for data, split in ((easy, "train"), (store, "test"))
+    )
+    assert not easy_pairs & asked
+    assert [store.task_ids[i] for i in store.tasks_of("train")] == [before.task_ids[i] for i in before.tasks_of("train")]
+    assert metadata.subsets["train"] == without.subsets["train"] and metadata.subsets["test_families"] < without.subsets["test_families"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

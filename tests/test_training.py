@@ -47,11 +47,11 @@ class Trainer:
     def __init__(self, store, *overrides: str, config: PretrainConfig | None = None, world: World = ALONE):
         self.store = store
         self.config = config = config or load_config(store, *TRAINER, *overrides)
-        torch.manual_seed(config.seed)
-        model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
-        self.state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9))
         sampler = SAMPLERS[store.metadata.layout]
         self.sampler = sampler(store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
+        torch.manual_seed(config.seed)
+        model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
+        self.state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9), self.sampler.trained_pairs)
         self.settings = StepSettings(
             *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world),
             config.micro_batch_size,

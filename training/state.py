@@ -21,11 +21,14 @@ from utils.distributed import World
 class TrainState:
     """Model, optimisers, averages, one carry per cell, the number of updates made, and the validation score by step.
 
+    trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those it started from.
+
     Samplers have no state."""
 
     model: RecursiveModel
     optimizers: list
     ema: EMA | None
+    trained_pairs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     step: int = 0
     carries: dict[Cell, Carry] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
@@ -39,7 +42,7 @@ class TrainState:
         """Whether the last `patience` validation scores brought nothing better."""
         return patience is not None and sum(step > self.best_step for step in self.scores) >= patience
 
-    def save(self, folder: Path, world: World, info: dict[str, Any], trained_pairs: np.ndarray, keep: int, keep_best: int = 0) -> Path:
+    def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         weights = {"raw": self.model.state_dict()}
@@ -51,7 +54,7 @@ class TrainState:
             self.step,
             world,
             weights=weights,
-            shared={"training": {"optimizers": optimizers}, "trained_pairs": torch.from_numpy(trained_pairs.view(np.int64))},
+            shared={"training": {"optimizers": optimizers}, "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64))},
             rank_state={"carries": carries, "rng": torch.get_rng_state()},
             info={**info, "scores": self.scores},
             keep=keep,
@@ -71,6 +74,7 @@ class TrainState:
         ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
         self.carries = _merge_carries(ranks, world, device)
         torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])
+        self.trained_pairs = np.union1d(self.trained_pairs, checkpoint.load_trained_pairs(path))
         self.step = info["step"]
         self.scores = {int(step): score for step, score in info.get("scores", {}).items()}
         score = checkpoint.load_score(path)
