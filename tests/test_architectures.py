@@ -34,6 +34,7 @@ from training.step import StepSettings, train_step
 from utils.distributed import World
 from utils.errors import UserError
 
+from utils import checkpoint
 GOLDEN = Path(__file__).parent / "golden"
 CPU = torch.device("cpu")
 SIZES = DataSizes(12, 9, SIDE**2)
@@ -477,7 +478,7 @@ def test_a_run_starts_from_another_runs_averaged_decoder_and_reports_every_weigh
     from safetensors.torch import load_file
 
     averaged, started = load_file(source / "ema.safetensors"), load_file(tmp_path / "second/checkpoints/step_1/ema.safetensors")
-    raw = load_file(source / "model.safetensors")
+    raw = checkpoint.load_weights(source, "raw")
     name = "L_level.layers.0.self_attn.o_proj.weight"
     assert torch.allclose(started[name], averaged[name], atol=1e-6) and not torch.allclose(started[name], raw[name], atol=1e-6)
     report = OmegaConf.load(tmp_path / "second" / "pretrained_decoder.json")
@@ -485,7 +486,7 @@ def test_a_run_starts_from_another_runs_averaged_decoder_and_reports_every_weigh
     assert all(missing.startswith("context.") for missing in report.missing)
     assert "ema weights" in capfd.readouterr().err
     train(load_config(puzzle, *start, "run_name=third"))
-    third = load_file(tmp_path / "third/checkpoints/step_1/model.safetensors")
+    third = checkpoint.load_weights(tmp_path / "third/checkpoints/step_1", "raw")
     assert third[name].shape == raw[name].shape and torch.allclose(third["context.weights"][2:], averaged["context.weights"][2:], atol=2e-2)
 
 
