@@ -146,7 +146,7 @@ def loop(
 
     def save() -> None:
         nonlocal saved, saved_at
-        if saved != state.step:
+        if saved != state.step or not state.step:
             state.save(folder / "checkpoints", world, info, config.keep_checkpoints, config.keep_best_checkpoints)
             saved, saved_at = state.step, time.monotonic()
 
@@ -156,6 +156,8 @@ def loop(
     def evaluate_checkpoint() -> None:
         log_evaluation(logger, state, store, config, device, world, folder / "checkpoints" / f"step_{state.step}", meter)
 
+    if not config.train_steps:
+        save()
     (unfinished,) = distributed.any_true(world.is_main and checkpoint.lacks_evaluation(folder / "checkpoints" / f"step_{state.step}"))
     if unfinished and evaluation_due():
         evaluate_checkpoint()  # a run that was killed during an evaluation makes up for it

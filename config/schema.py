@@ -41,7 +41,7 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     compile: Literal["auto"] | bool
     global_batch_size: PositiveInt
     micro_batch_size: PositiveInt | None
-    train_steps: PositiveInt
+    train_steps: NonNegativeInt
     max_seconds: PositiveFloat | None
     ema: bool
     ema_rate: Annotated[float, Field(ge=0, lt=1)]

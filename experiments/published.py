@@ -26,17 +26,22 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Published:
-    """The weights of a checkpoint: folder and name in the repository, bytes, SHA-256."""
+    """The weights of a checkpoint: folder and name in the repository, bytes, SHA-256, and our choice of data for what starts from it."""
 
     folder: str
     weights: str
     size: int
     sha256: str
+    data: str
 
 
 CHECKPOINTS = {
-    "arc_v1": Published("arc_v1_public", "step_518071", 1_822_205_258, "53689643ad1606d7c22c758f8af0a71b3b66275dea074f214d2f1048d9a01fb0"),
-    "arc_v2": Published("arc_v2_public", "step_723914", 2_467_988_810, "8d7036b97e7ea38c7dd29d01216bfcfc4e212af3024d5233fe40dd3059e8f4a9"),
+    "arc_v1": Published(
+        "arc_v1_public", "step_518071", 1_822_205_258, "53689643ad1606d7c22c758f8af0a71b3b66275dea074f214d2f1048d9a01fb0", "arc1"
+    ),
+    "arc_v2": Published(
+        "arc_v2_public", "step_723914", 2_467_988_810, "8d7036b97e7ea38c7dd29d01216bfcfc4e212af3024d5233fe40dd3059e8f4a9", "arc2"
+    ),
 }
 
 
@@ -95,6 +100,12 @@ def check(path: Path, expected: Published, size: int, sha256: str, then: str) ->
         )
 
 
+def start_from(weights: Path, data: str) -> str:
+    """The command that trains an ETRM from these weights, under the cycles and positions that they were trained with."""
+    settings = "data.canvas=full arch.pos_encodings=rope arch.L_cycles=4"
+    return f"python pretrain_etrm.py data={data} {settings} load_pretrained_decoder={weights}"
+
+
 @reports_user_errors
 def main() -> None:
     parser = parser_of("published", __doc__)
@@ -104,7 +115,8 @@ def main() -> None:
     files = fetch(CHECKPOINTS[options.name], options.output_dir / options.name)
     for path in files:
         print(f"{path}: {path.stat().st_size:,} bytes, SHA-256 {sha256_of(path)}")
-    print(f"to start from it: python pretrain_etrm.py load_pretrained_decoder={files[0]}")
+    print(f"to start an ETRM from it: {start_from(files[0], CHECKPOINTS[options.name].data)}")
+    print("to evaluate it as it is: docs/architecture.md, Starting from a trained decoder")
 
 
 if __name__ == "__main__":

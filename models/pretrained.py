@@ -35,8 +35,8 @@ _RENAMED = {
 _ROWS = "context.weights"
 # What changes the arithmetic of the recursion but the shape of no weight.
 _ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings")
-# Architectures with the recursion of another one.
-_SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm"}
+# Architectures with the recursion of another one, and the name by which HRM's own repository calls it.
+_SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1": "hrm"}
 
 
 class PretrainedConfig(Config):

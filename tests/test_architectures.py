@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -18,15 +20,16 @@ from config.schema import PretrainConfig
 from dataset.batch import Batch, Cell
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from dataset.leaks import UNKNOWN_PAIRS
+from experiments import published
 from models import layers, summary
 from models.act import Answer, act_step, initial_carry, solve
 from models.context import PuzzleEmbedding
 from models.core import DataSizes, RecursiveModel
 from models.encoders import ENCODERS
 from models.losses import act_loss
-from models.pretrained import load_decoder, pairs_behind
+from models.pretrained import load_checkpoint, load_decoder, load_original, pairs_behind
 from models.trm import ARCHITECTURES, build_model
-from tests.conftest import ROOT, TINY, load_config, write_store
+from tests.conftest import ROOT, TINY, evaluate_here, load_config, write_store
 from tests.test_models import SIDE, episodes
 from training.ema import EMA
 from training.optim import build_optimizers
@@ -422,6 +425,22 @@ def test_another_recursion_is_refused_although_its_shapes_fit(original):
         load_decoder(decoder_model(config), config, [])
 
 
+@pytest.mark.parametrize(
+    "name", ["recursive_reasoning.hrm@HierarchicalReasoningModel_ACTV1", "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"]
+)
+def test_hrm_is_known_by_the_names_of_both_its_repositories(name, tmp_path):
+    shutil.copy(GOLDEN / "hrm.checkpoint.pt", tmp_path / "step_1")
+    arch = {"name": name, "H_cycles": 2, "L_cycles": 2, "num_heads": 2, "pos_encodings": "rope"}
+    OmegaConf.save({"arch": arch}, tmp_path / "all_config.yaml")
+    options = ["arch.hidden_size=16", "arch.num_heads=2", "data.buckets=[6]", f"load_pretrained_decoder={tmp_path / 'step_1'}"]
+    config = config_of("arch=hrm", *CYCLES["hrm"], *options, "pretrained_puzzle_rows=skip")
+    report = load_decoder(decoder_model(config), config, [])
+    assert not report.differing and report.missing == ["context.weights"]
+    config = config_of("arch=hrm", *CYCLES["hrm"], *options, "arch.L_cycles=3")
+    with pytest.raises(UserError, match="arch.L_cycles=2 there, 3 here"):
+        load_decoder(decoder_model(config), config, [])
+
+
 def test_a_file_without_configuration_says_that_nothing_was_compared(original):
     (original.parent / "all_config.yaml").unlink()
     config = decoder_config(original, "arch.L_cycles=2")
@@ -437,6 +456,40 @@ def test_puzzle_rows_go_to_the_puzzles_of_the_same_name(original):
     rows = model.context.weights
     assert torch.equal(rows[1], theirs[8]) and torch.equal(rows[3], theirs[1])
     assert not rows[2].any() and not rows[5].any() and "7 of 9 puzzle rows matched" in report.settings
+
+
+def test_an_originals_weights_are_evaluated_as_they_are(original, puzzle, tmp_path):
+    from pretrain_etrm import train
+
+    names = ["<blank>", *reversed(puzzle.identifiers[1:])]
+    state = torch.load(original, weights_only=True)
+    state["_orig_mod.model.inner.puzzle_emb.weights"] = torch.randn(len(names), 64, generator=torch.Generator().manual_seed(0))
+    torch.save(state, original)
+    (tmp_path / "identifiers.json").write_text(json.dumps(names))
+    options = [*DECODER[:-1], "arch.puzzle_emb_len=16", f"load_pretrained_decoder={original}", f"output_dir={tmp_path}", "run_name=run"]
+    config = load_config(puzzle, *options, "train_steps=0")
+    train(config)
+    evaluate_here(f"checkpoint={tmp_path / 'run'}", "num_views=1", "report=false", "controls=[]")
+    assert (tmp_path / "run/evaluations/step_0-ema-test/results.json").is_file()
+    theirs = build_model(config.arch, DataSizes(12, len(names), SIDE**2), None).eval()
+    theirs.load_state_dict(load_original(original))
+    ours, _ = load_checkpoint(checkpoint.resolve(tmp_path / "run"), "ema")
+    inputs = torch.randint(0, 12, (4, SIDE**2), generator=torch.Generator().manual_seed(1))
+    rows = torch.tensor([0, 1, 2, len(names) - 1])
+    their_rows = torch.tensor([names.index(puzzle.identifiers[row]) for row in rows.tolist()])
+    answers = [
+        solve(model, {"inputs": inputs, "puzzle_identifiers": its_rows}).logits for model, its_rows in ((ours, rows), (theirs, their_rows))
+    ]
+    assert torch.equal(*answers) and not torch.equal(rows, their_rows)
+    train(load_config(puzzle, *options, "train_steps=1"))  # the same run goes on from there
+    assert checkpoint.latest(tmp_path / "run/checkpoints").name == "step_1"
+
+
+@pytest.mark.parametrize("name", published.CHECKPOINTS)
+def test_the_command_that_is_printed_for_a_published_checkpoint_fits_it(name, original):
+    options = shlex.split(published.start_from(original, published.CHECKPOINTS[name].data))[2:]
+    config = compose.load(PretrainConfig, "pretrain", [*options, "arch.hidden_size=64", "arch.num_heads=4"])
+    assert not load_decoder(decoder_model(config), config, []).differing
 
 
 def test_puzzle_rows_without_names_are_refused(original):
@@ -463,7 +516,7 @@ def test_a_run_starts_from_another_runs_averaged_decoder_and_reports_every_weigh
     from safetensors.torch import load_file
 
     averaged, started = load_file(source / "ema.safetensors"), load_file(tmp_path / "second/checkpoints/step_1/ema.safetensors")
-    raw = load_file(source / "model.safetensors")
+    raw = checkpoint.load_weights(source, "raw")
     name = "L_level.layers.0.self_attn.o_proj.weight"
     assert torch.allclose(started[name], averaged[name], atol=1e-6) and not torch.allclose(started[name], raw[name], atol=1e-6)
     report = OmegaConf.load(tmp_path / "second" / "pretrained_decoder.json")
@@ -471,7 +524,7 @@ def test_a_run_starts_from_another_runs_averaged_decoder_and_reports_every_weigh
     assert all(missing.startswith("context.") for missing in report.missing)
     assert "ema weights" in capfd.readouterr().err
     train(load_config(puzzle, *start, "run_name=third"))
-    third = load_file(tmp_path / "third/checkpoints/step_1/model.safetensors")
+    third = checkpoint.load_weights(tmp_path / "third/checkpoints/step_1", "raw")
     assert third[name].shape == raw[name].shape and torch.allclose(third["context.weights"][2:], averaged["context.weights"][2:], atol=2e-2)
 
 

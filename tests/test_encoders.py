@@ -8,7 +8,6 @@ import shutil
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 from config import compose
 from config.schema import PretrainConfig
@@ -29,6 +28,7 @@ from tests.test_training import ALONE, CPU, NO_PAIRS, TRAINER, Trainer, argument
 from training.diagnostics import context_diagnostics, energy_shares
 from training.objectives import contrastive_loss, reconstruction_loss
 from training.step import _noise, train_step
+from utils import checkpoint
 from utils.distributed import World
 
 SMALL = ["encoder.num_layers=1", "data.min_demos=2", "arch.halt_exploration_prob=1", "global_batch_size=4"]
@@ -341,7 +341,7 @@ def test_two_processes_share_noise_negatives_and_gradients(fewshot, tmp_path):
         for part in ("encoder", "inner", "total"):
             assert line[f"grad/{part}_norm"] == pytest.approx(result.grad_norms[part].item(), rel=1e-4)
         assert line["train/context_gradient"] == 1 and 0 < line["context/between_task_share"] < 1
-    weights = load_file(tmp_path / "r" / "checkpoints" / "step_3" / "model.safetensors")
+    weights = checkpoint.load_weights(tmp_path / "r" / "checkpoints" / "step_3", "raw")
     assert max((weights[name] - value).abs().max().item() for name, value in trainer.state.model.state_dict().items()) <= 1e-6
 
 

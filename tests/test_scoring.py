@@ -509,7 +509,7 @@ def test_efficiency_measures_what_it_says(opened):
 def mirror(tmp_path, monkeypatch):
     """A mirror on disk with a small checkpoint, and what is expected of it."""
     content = b"weights" * 1000
-    expected = published.Published("v0", "step_1", len(content), hashlib.sha256(content).hexdigest())
+    expected = published.Published("v0", "step_1", len(content), hashlib.sha256(content).hexdigest(), "arc1")
     source = tmp_path / "mirror" / published.REPOSITORY / "resolve" / published.REVISION / "v0"
     source.mkdir(parents=True)
     (source / "step_1").write_bytes(content)

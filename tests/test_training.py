@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import pretrain_etrm
 from config import compose
@@ -186,6 +186,22 @@ def test_a_checkpoint_restores_everything(layout, fewshot, puzzle, tmp_path):
     assert all(torch.equal(whole.state.ema.shadow[name], value) for name, value in resumed.state.ema.shadow.items())
 
 
+def test_what_has_no_average_is_written_once_and_checkpoints_that_repeat_it_load(puzzle, tmp_path):
+    trainer = Trainer(puzzle)
+    trainer.steps(2)
+    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+    whole = trainer.state.model.state_dict()
+    raw, averaged = (load_file(path / checkpoint.WEIGHTS[which]) for which in ("raw", "ema"))
+    assert averaged.keys() == whole.keys() and raw.keys() == trainer.state.ema.shadow.keys() and "context.weights" not in raw
+    for _ in range(2):
+        loaded = checkpoint.load_weights(path, "raw")
+        assert loaded.keys() == whole.keys() and all(torch.equal(loaded[name], value) for name, value in whole.items())
+        save_file(whole, path / checkpoint.WEIGHTS["raw"])  # as before
+    trainer.state.ema = None
+    path = trainer.state.save(tmp_path / "raw", ALONE, {}, NO_PAIRS, keep=2)
+    assert checkpoint.load_weights(path, "raw").keys() == whole.keys()
+
+
 def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot, tmp_path, monkeypatch):
     trainer = Trainer(fewshot)
     for _ in range(3):
@@ -215,8 +231,8 @@ def train_here(store, output: Path, *overrides: str) -> Path:
     return output / "r"
 
 
-def weights_of(output: Path, step: int, which: str = "model") -> dict[str, torch.Tensor]:
-    return load_file(output / "r" / "checkpoints" / f"step_{step}" / f"{which}.safetensors")
+def weights_of(output: Path, step: int, which: str = "raw") -> dict[str, torch.Tensor]:
+    return checkpoint.load_weights(output / "r" / "checkpoints" / f"step_{step}", which)
 
 
 @pytest.mark.parametrize("layout", ["fewshot", pytest.param("puzzle", marks=pytest.mark.slow)])
@@ -236,7 +252,7 @@ def test_a_killed_and_resumed_run_ends_bitwise_like_an_undisturbed_one(layout, f
     assert 0 < reached < 60
     done = run(*command[1:])
     assert done.returncode == 0 and f"resumed at step {reached}" in done.stderr, done.stderr
-    for which in ("model", "ema"):
+    for which in ("raw", "ema"):
         whole, resumed = weights_of(tmp_path / "whole", 60, which), weights_of(tmp_path / "killed", 60, which)
         assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
 

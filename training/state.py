@@ -45,9 +45,10 @@ class TrainState:
     def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        weights = {"raw": self.model.state_dict()}
-        if self.ema:
-            weights["ema"] = {**weights["raw"], **self.ema.shadow}
+        whole = self.model.state_dict()
+        weights = {"raw": whole}
+        if self.ema:  # what is not averaged, as the puzzle table, is written once, with the weights that are evaluated and shared
+            weights = {"raw": {name: whole[name] for name in self.ema.shadow}, "ema": {**whole, **self.ema.shadow}}
         carries = [{"cell": tuple(cell), **vars(carry)} for cell, carry in self.carries.items()]
         return checkpoint.save(
             folder,

@@ -1,6 +1,6 @@
 """A checkpoint is one directory, written under a temporary name and renamed when complete.
 
-    model.safetensors   raw weights            ema.safetensors   averaged weights (when EMA is on)
+    model.safetensors   raw weights            ema.safetensors   averaged weights (when EMA is on), and what has no average
     training.pt         optimisers             rank_<r>.pt       carry and random state of each process
     trained_pairs.pt    fingerprints of the pairs that were trained on
     info.json           step, configuration, data, versions, git commit
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -201,13 +201,18 @@ def load_info(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, which: str) -> dict[str, Tensor]:
-    """The `raw` or `ema` weights."""
-    file = path / WEIGHTS[which]
+    """The `raw` or `ema` weights, whole: beside averages the raw file holds only what has one."""
+    file, averages = path / WEIGHTS[which], path / WEIGHTS["ema"]
     if not file.is_file():
         others = [name for name, other in WEIGHTS.items() if (path / other).is_file()]
         raise UserError(f"checkpoint {path} has no '{which}' weights; it has {', '.join(others) or 'none'}")
     try:
-        return load_file(file)
+        weights = load_file(file)
+        if which == "raw" and averages.is_file():
+            file = averages
+            with safe_open(averages, "pt") as averaged:
+                weights |= {name: averaged.get_tensor(name) for name in sorted(set(averaged.keys()) - weights.keys())}
+        return weights
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged or no safetensors file: {error}") from None
 
