@@ -4,6 +4,7 @@ Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, sa
 `--cfg job` prints the resolved configuration.
 """
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -302,7 +303,7 @@ def log_evaluation(
         raise UserError(
             f"best_metric={config.best_metric}{nearest(config.best_metric, metrics)} is not evaluated; there are {', '.join(metrics)}"
         )
-    score = metrics[config.best_metric] if config.validation else None
+    score = metrics[config.best_metric] if config.validation and math.isfinite(metrics[config.best_metric]) else None
     if score is not None:
         state.scores[state.step] = score
     values = {"protocol": result.protocol, **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}}

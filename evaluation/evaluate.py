@@ -32,7 +32,7 @@ from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import directory_written_whole, write_json
+from utils.files import as_json, directory_written_whole, write_json
 
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
@@ -250,7 +250,7 @@ def write_files(
     with directory_written_whole(folder, marker="results.json") as temporary:
         write_json(temporary / "results.json", results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)
-        lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
+        lines = "".join(json.dumps(as_json(record), allow_nan=False) + "\n" for record in evaluation.records)
         (temporary / "per_example.jsonl").write_text(lines, encoding="utf-8")
         if with_predictions:
             save_predictions(temporary / stored.FILE, evaluation)

@@ -138,6 +138,14 @@ def test_a_run_killed_during_an_evaluation_makes_up_for_it(fewshot, tmp_path, mo
     assert asked == [("validation", 2), ("validation", 4)]
 
 
+def test_a_metric_that_is_no_number_does_not_end_the_run_and_is_no_score(fewshot, tmp_path, monkeypatch):
+    answer_with(monkeypatch, {2: math.nan, 4: 0.5})
+    folder = train(fewshot, tmp_path, *VALIDATED, "train_steps=4", "patience=1")
+    assert [line["validation/ARC/pass@1"] for line in metrics_of(folder) if "protocol" in line] == [None, 0.5]
+    assert not checkpoint.lacks_evaluation(folder / "checkpoints" / "step_2")
+    assert checkpoint.load_score(folder / "checkpoints" / "step_2") is None and checkpoint.resolve(folder / "best").name == "step_4"
+
+
 def test_a_metric_that_is_not_evaluated_is_named(fewshot, tmp_path):
     with pytest.raises(UserError, match=r"best_metric=ARC/pass@3 \(did you mean"):
         train(fewshot, tmp_path, *VALIDATED, "train_steps=2", "best_metric=ARC/pass@3")

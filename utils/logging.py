@@ -1,7 +1,6 @@
 """Where a run's numbers and pictures go: metrics.jsonl and the console always, wandb and TensorBoard when asked for."""
 
 import json
-import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from config.base import Config
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import as_json, write_atomically
 from utils.images import write_png
 
 
@@ -99,7 +98,7 @@ class JsonLines:
         self.file = _open_from(path, start)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, **{name: _finite(value) for name, value in values.items()}}, allow_nan=False) + "\n")
+        self.file.write(json.dumps(as_json({"step": step, **values}), allow_nan=False) + "\n")
         self.file.flush()
 
     def image(self, step: int, name: str, file: Path, pixels: np.ndarray) -> None:
@@ -166,8 +165,3 @@ def _open_from(path: Path, step: int) -> TextIO:
     if len(kept) < len(lines):
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
     return path.open("a", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
