@@ -20,7 +20,7 @@ from dataset.canvas import GridTable
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation import pictures
-from evaluation.evaluate import evaluate
+from evaluation.evaluate import evaluate, metric_names
 from evaluation.report import read_metrics, training_curves
 from models.core import DataSizes
 from models.layers import compile_fused
@@ -66,7 +66,7 @@ def train(config: PretrainConfig) -> None:
     distributed.start(world, device, config.timeout_minutes)
     folder = Path(config.output_dir) / config.name
 
-    store = datasets.load(config.data.path, *config.layouts).hold_out(config.validation)
+    store = open_store(config)
     sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
 
     torch.manual_seed(config.seed)
@@ -200,6 +200,15 @@ def loop(
     return None
 
 
+def open_store(config: PretrainConfig) -> Store:
+    """The dataset, with the validation tasks held out. `UserError` if these could not be scored by `best_metric`."""
+    store = datasets.load(config.data.path, *config.layouts).hold_out(config.validation)
+    names, wanted = metric_names(config.evaluation, store.metadata.layout), config.best_metric
+    if config.validation and wanted not in names:
+        raise UserError(f"best_metric={wanted}{nearest(wanted, names)} is not evaluated; there are {', '.join(names)}")
+    return store
+
+
 def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World, device: torch.device) -> None:
     """Continue this run's newest checkpoint (auto), a named one, or refuse to overwrite an earlier run (never).
 
@@ -299,11 +308,8 @@ def log_evaluation(
         )
     seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
     metrics, prefix = result.metrics(), "validation/" if config.validation else ""
-    if config.validation and config.best_metric not in metrics:
-        raise UserError(
-            f"best_metric={config.best_metric}{nearest(config.best_metric, metrics)} is not evaluated; there are {', '.join(metrics)}"
-        )
-    score = metrics[config.best_metric] if config.validation and math.isfinite(metrics[config.best_metric]) else None
+    score = metrics.get(config.best_metric) if config.validation else None
+    score = score if score is not None and math.isfinite(score) else None
     if score is not None:
         state.scores[state.step] = score
     values = {"protocol": result.protocol, **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}}

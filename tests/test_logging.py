@@ -17,6 +17,7 @@ from dataset.task import Pair
 from dataset.views import EvaluationSet
 from evaluation import pictures
 from evaluation.canvas_scores import CanvasScores
+from evaluation.evaluate import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
@@ -66,6 +67,13 @@ def test_every_logged_name_is_documented_and_every_documented_name_is_logged(run
     lines = run_of_everything[1] + trained(fewshot, tmp_path, "encoder=memory")
     logged = {as_documented(name) for line in lines for name in line if name not in ("step", "protocol")}
     assert logged == documented()
+
+
+def test_the_names_of_an_evaluation_are_known_before_it(run_of_everything, fewshot):
+    controls = ["query_only", "shuffled_demonstrations", "copy_input"]
+    config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(update={"controls": controls})
+    (line,) = (line for line in run_of_everything[1] if "protocol" in line)
+    assert {*metric_names(config, "fewshot")} == {name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))}
 
 
 def test_a_puzzle_run_logs_the_same_evaluation_names(run_of_everything, puzzle, tmp_path):
