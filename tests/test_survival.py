@@ -124,6 +124,12 @@ def test_the_best_and_the_newest_checkpoints_stay_and_patience_ends_the_run(fews
     assert asked[5:] == [("validation", 12)] and checkpoint.resolve(folder / "best").name == "step_12"
 
 
+@pytest.mark.parametrize("scores, ended", [([0, 0, 0, 0], False), ([0, 0, 0, 0.5, 0], False), ([0, 0, 0.5, 0, 0], True), ([1, 0, 0], True)])
+def test_patience_begins_when_the_score_first_moves(scores, ended):
+    state = TrainState(None, [], None, scores=dict(enumerate(scores)))
+    assert state.out_of_patience(2) == ended and not state.out_of_patience(None)
+
+
 def test_a_run_killed_during_an_evaluation_makes_up_for_it(fewshot, tmp_path, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """Everything of a run that changes: what a checkpoint holds and what a resume restores."""
 
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,11 @@ class TrainState:
         return max(sorted(self.scores), key=self.scores.get, default=None)
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether the last `patience` validation scores brought nothing better."""
-        return patience is not None and sum(step > self.best_step for step in self.scores) >= patience
+        """Whether `patience` validation scores brought nothing better than the best before them. The plateau before the model
+        learns anything does not count: the scores up to the first that differs from those before it."""
+        steps = sorted(self.scores)
+        moved = dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps)
+        return patience is not None and sum(step > self.best_step for step in moved) >= patience
 
     def save(self, folder: Path, world: World, info: dict[str, Any], trained_pairs: np.ndarray, keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
