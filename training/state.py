@@ -14,6 +14,7 @@ from models.act import Carry
 from models.core import RecursiveModel
 from models.pretrained import load_strictly
 from training.ema import EMA
+from training.optim import load_optimizer
 from utils import checkpoint
 from utils.distributed import World
 
@@ -71,7 +72,7 @@ class TrainState:
             averaged = checkpoint.load_weights(path, "ema")
             self.ema.load({name: averaged[name] for name in self.ema.shadow})
         for optimizer, saved in zip(self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
         ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
         self.carries = _merge_carries(ranks, world, device)
         torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])
