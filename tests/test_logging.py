@@ -232,6 +232,19 @@ def test_a_missing_package_is_one_message_before_anything_is_written(missing, pa
     assert not list(tmp_path.iterdir())
 
 
+def test_wandb_continues_the_run_of_its_folder_and_no_other_of_its_name(tmp_path, monkeypatch):
+    asked = []
+    module = types.ModuleType("wandb")
+    module.init = lambda **options: asked.append(options) or types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(logging, "find_spec", lambda name: name)
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        RunLogger(QUIET.model_copy(update={"wandb": "offline"}), tmp_path / folder, "p", "n", {}, World(), 10, 0).close()
+    first, again, other = (options["id"] for options in asked)
+    assert first == again != other and {options["name"] for options in asked} == {"n"}
+
+
 def test_other_ranks_write_nothing(tmp_path):
     logger = RunLogger(QUIET, tmp_path, "p", "n", {}, World(rank=1, size=2), 10, 0)
     logger.log(1, {"train/loss": 1.0})

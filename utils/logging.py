@@ -5,6 +5,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
+from uuid import uuid4
 
 import numpy as np
 from pydantic import PositiveInt
@@ -109,13 +110,17 @@ class JsonLines:
 
 
 class Wandb:
-    """A run of Weights & Biases with the folder's name as its id, so that a resumed run continues it."""
+    """A run of Weights & Biases, which a resumed run continues by the id that its folder keeps."""
 
     def __init__(self, mode: str, folder: Path, project: str, name: str, settings: dict):
         import wandb
 
         self.wandb = wandb
-        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=name, resume="allow")
+        file = folder / "wandb_id"
+        if not file.is_file():
+            write_atomically(file, lambda temporary: temporary.write_text(uuid4().hex, encoding="utf-8"))
+        known = file.read_text(encoding="utf-8")
+        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=known, resume="allow")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.run.log(values, step=step)
