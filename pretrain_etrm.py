@@ -320,6 +320,8 @@ def log_evaluation(
     shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
     values = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
     logger.say(f"step {state.step}: {split}, {result.protocol}, {result.counts['tasks']} tasks: {values}")
+    for note in result.notes:
+        logger.note(f"evaluation: {note}")
 
 
 def log_pictures(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, table: GridTable, world: World) -> None:

@@ -257,9 +257,10 @@ def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot
 
 
 def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path, capsys):
-    train_here(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2")
-    assert "inductive" in capsys.readouterr().err
-    train_here(fewshot, tmp_path / "b", "train_steps=4")
+    train_here(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2", "data.max_demos=2")
+    said = capsys.readouterr().err
+    assert said.count("inductive") == 3 and said.count("evaluation: ") == said.count("have more than data.max_demos=2") == 1
+    train_here(fewshot, tmp_path / "b", "train_steps=4", "data.max_demos=2")
     lines = {name: [json.loads(line) for line in (tmp_path / name / "r" / "metrics.jsonl").read_text().splitlines()] for name in "ab"}
     losses = {name: [line["train/lm_loss"] for line in lines[name] if "train/lm_loss" in line] for name in "ab"}
     assert losses["a"] == losses["b"]

@@ -48,6 +48,7 @@ class RunLogger:
         require_extras(config)
         self.active, self.folder = world.is_main, folder
         self.sinks: list[Sink] = []
+        self.noted: set[str] = set()
         if not self.active:
             return
         self.sinks.append(JsonLines(folder / "metrics.jsonl", start))
@@ -83,6 +84,12 @@ class RunLogger:
         """Print a line without tearing the progress bar."""
         if self.active:
             self.bar.write(message, file=sys.stderr)
+
+    def note(self, message: str) -> None:
+        """Print a line, unless it has been printed before."""
+        if message not in self.noted:
+            self.noted.add(message)
+            self.say(message)
 
     def close(self) -> None:
         """Flush and close everything."""
