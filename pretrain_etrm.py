@@ -167,7 +167,7 @@ def loop(
             meter.add(result, config.global_batch_size)
             skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
             if not result.updated:
-                dumped = dump_batch(folder, state.step - 1, samples, result, store, world)
+                dumped = dump_batch(folder, state.step - result.steps, samples, result, store, world)
             if skipped_in_a_row >= config.max_nonfinite_steps:
                 raise UserError(
                     f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}; "

@@ -26,8 +26,9 @@ from evaluation.evaluate import Evaluation
 from evaluation.metrics import Score
 from tests.conftest import ROOT, TINY, evaluate_here, load_config, run
 from tests.test_training import ALONE, NO_PAIRS, Trainer, arguments_for, train_here, weights_of
-from training.nonfinite import load_batch
+from training.nonfinite import dump_batch, load_batch
 from training.state import TrainState
+from training.step import train_step
 from utils import checkpoint, device
 from utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, reports_user_errors
 from utils.signals import StopRequest
@@ -293,6 +294,27 @@ def test_a_batch_without_a_finite_gradient_is_written_down_and_can_be_drawn_agai
     assert content["step"] == 3 and all(torch.equal(drawn[name], asked[3][name]) for name in drawn)
     assert math.isnan(content["grad_norms"]["inner"]) and "lm_loss" in content["metrics"]
     assert all(task in fewshot.task_ids for task in content["tasks"])
+
+
+def test_what_a_step_worked_on_is_written_down_and_not_only_what_was_sampled(fewshot, tmp_path):
+    trainer = Trainer(fewshot, "data.min_demos=2", "data.max_demos=2")
+    first = trainer.batch()
+    train_step(trainer.state, first, trainer.settings)
+    trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    samples = trainer.sampler.sample(1)
+    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.settings)
+    content, _ = load_batch(dump_batch(tmp_path, 1, samples, result, fewshot, ALONE))
+    steps = content["worked_on"].pop("steps")
+    assert steps.tolist() == [2] * 8, "no row halts in its first step"
+    assert all(torch.equal(value, first.data[name]) for name, value in content["worked_on"].items())
+
+
+def test_a_skipped_batch_of_several_updates_is_named_by_the_step_that_sampled_it(fewshot, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.step._all_finite", lambda norm, state: state.step < 3)
+    with pytest.raises(UserError, match="step 4: the gradient was not finite 1 times"):
+        train(fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "train_steps=8", "max_nonfinite_steps=1")
+    (file,) = (tmp_path / "r" / "nonfinite").iterdir()
+    assert file.name == "step_2_rank_0.pt" and load_batch(file)[0]["step"] == 2
 
 
 def test_out_of_memory_says_what_to_change(fewshot, tmp_path, monkeypatch):
