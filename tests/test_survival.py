@@ -312,7 +312,7 @@ def test_what_a_step_worked_on_is_written_down_and_not_only_what_was_sampled(few
 def test_a_skipped_batch_of_several_updates_is_named_by_the_step_that_sampled_it(fewshot, tmp_path, monkeypatch):
     monkeypatch.setattr("training.step._all_finite", lambda norm, state: state.step < 3)
     with pytest.raises(UserError, match="step 4: the gradient was not finite 1 times"):
-        train(fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "train_steps=8", "max_nonfinite_steps=1")
+        train(fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2", "train_steps=8", "max_nonfinite_steps=1")
     (file,) = (tmp_path / "r" / "nonfinite").iterdir()
     assert file.name == "step_2_rank_0.pt" and load_batch(file)[0]["step"] == 2
 
