@@ -76,9 +76,7 @@ def train(config: PretrainConfig) -> None:
     resume(state, config, store, folder, world, device)
     decoder_report = None if state.step else start_from_pretrained(state, config, store, folder, world)
 
-    settings = StepSettings(
-        *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world, config.micro_batch_size)
-    )
+    settings = StepSettings.of(config, world)
     info = {
         "config": config.model_dump(),
         "sizes": vars(DataSizes.of(store, config.data)),

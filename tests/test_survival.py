@@ -357,6 +357,15 @@ def test_a_batch_fits_into_much_memory_and_not_into_little(fewshot):
     assert done.stdout.strip() == "[True, False]", done.stderr
 
 
+def test_a_batch_is_tried_as_the_run_takes_it_and_in_its_last_stage(fewshot, monkeypatch):
+    from experiments import find_batch_size
+
+    tried = []
+    monkeypatch.setattr(find_batch_size, "train_step", lambda state, batch, settings: tried.append((state.step, settings.micro_batch_size)))
+    assert find_batch_size.trial([*TINY, f"data.path={fewshot.path}", "train_steps=50", "micro_batch_size=2"], 4, None)
+    assert set(tried) == {(50, 2)}
+
+
 def test_evaluation_holds_no_second_copy_of_weights_or_optimiser(fewshot, tmp_path, monkeypatch):
     """Bytes of all living tensors, each storage once: the averaged weights trade places with the raw ones."""
 

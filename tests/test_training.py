@@ -52,10 +52,7 @@ class Trainer:
         self.state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9))
         sampler = SAMPLERS[store.metadata.layout]
         self.sampler = sampler(store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
-        self.settings = StepSettings(
-            *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world),
-            config.micro_batch_size,
-        )
+        self.settings = StepSettings.of(config, world)
 
     def batch(self):
         return materialise(self.sampler.sample(self.state.step), self.store, self.store.grid_table)

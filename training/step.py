@@ -7,7 +7,7 @@ Every mode takes (state, batch, settings), leaves `state.step` at a multiple of 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from training.schedule import learning_rate
 from training.state import TrainState
 from utils import distributed
 from utils.distributed import World
+
+if TYPE_CHECKING:
+    from config.schema import PretrainConfig
 
 HALTING_STREAM = 1
 NOISE_STREAM = 2
@@ -78,6 +81,12 @@ class StepSettings:
     train_steps: int
     world: World
     micro_batch_size: int | None = None
+
+    @classmethod
+    def of(cls, config: "PretrainConfig", world: World) -> "StepSettings":
+        """Those of a configured run."""
+        optim, batch = config, config.global_batch_size
+        return cls(config.mode, config.objective, optim, config.seed, batch, config.train_steps, world, config.micro_batch_size)
 
     @property
     def micro_batches(self) -> list[slice]:
