@@ -4,6 +4,7 @@ Config -> device -> data -> model -> optimisers -> resume -> loop (step, log, sa
 `--cfg job` prints the resolved configuration.
 """
 
+import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from dataset.canvas import GridTable
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from evaluation import pictures
-from evaluation.evaluate import evaluate
+from evaluation.evaluate import evaluate, metric_names
 from evaluation.report import read_metrics, training_curves
 from models.core import DataSizes
 from models.layers import compile_fused
@@ -66,7 +67,7 @@ def train(config: PretrainConfig) -> None:
     distributed.start(world, device, config.timeout_minutes)
     folder = Path(config.output_dir) / config.name
 
-    store = datasets.load(config.data.path, *config.layouts).hold_out(config.validation)
+    store = open_store(config)
     sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
 
     torch.manual_seed(config.seed)
@@ -76,9 +77,7 @@ def train(config: PretrainConfig) -> None:
     resume(state, config, store, folder, world, device)
     decoder_report = None if state.step else start_from_pretrained(state, config, store, folder, world)
 
-    settings = StepSettings(
-        *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world, config.micro_batch_size)
-    )
+    settings = StepSettings.of(config, world)
     info = {
         "config": config.model_dump(),
         "sizes": vars(DataSizes.of(store, config.data)),
@@ -169,7 +168,7 @@ def loop(
             meter.add(result, config.global_batch_size)
             skipped_in_a_row = 0 if result.updated else skipped_in_a_row + 1
             if not result.updated:
-                dumped = dump_batch(folder, state.step - 1, samples, result, store, world)
+                dumped = dump_batch(folder, state.step - result.steps, samples, result, store, world)
             if skipped_in_a_row >= config.max_nonfinite_steps:
                 raise UserError(
                     f"step {state.step}: the gradient was not finite {skipped_in_a_row} times in a row; last checkpoint: step {saved}; "
@@ -200,6 +199,15 @@ def loop(
             if out_of_time:
                 break
     return None
+
+
+def open_store(config: PretrainConfig) -> Store:
+    """The dataset, with the validation tasks held out. `UserError` if these could not be scored by `best_metric`."""
+    store = datasets.load(config.data.path, *config.layouts).hold_out(config.validation)
+    names, wanted = metric_names(config.evaluation, store.metadata.layout), config.best_metric
+    if config.validation and wanted not in names:
+        raise UserError(f"best_metric={wanted}{nearest(wanted, names)} is not evaluated; there are {', '.join(names)}")
+    return store
 
 
 def resume(state: TrainState, config: PretrainConfig, store: Store, folder: Path, world: World, device: torch.device) -> None:
@@ -301,11 +309,8 @@ def log_evaluation(
         )
     seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
     metrics, prefix = result.metrics(), "validation/" if config.validation else ""
-    if config.validation and config.best_metric not in metrics:
-        raise UserError(
-            f"best_metric={config.best_metric}{nearest(config.best_metric, metrics)} is not evaluated; there are {', '.join(metrics)}"
-        )
-    score = metrics[config.best_metric] if config.validation else None
+    score = metrics.get(config.best_metric) if config.validation else None
+    score = score if score is not None and math.isfinite(score) else None
     if score is not None:
         state.scores[state.step] = score
     values = {"protocol": result.protocol, **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}}
@@ -316,6 +321,8 @@ def log_evaluation(
     shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
     values = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
     logger.say(f"step {state.step}: {split}, {result.protocol}, {result.counts['tasks']} tasks: {values}")
+    for note in result.notes:
+        logger.note(f"evaluation: {note}")
 
 
 def log_pictures(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, table: GridTable, world: World) -> None:

@@ -58,9 +58,7 @@ class Loop:
         model = build_model(config.arch, DataSizes.of(self.store, config.data), config.encoder).to(device)
         ema = EMA(model, config.ema_rate) if kind != BARE else None
         self.state = TrainState(model, build_optimizers(model, config, device)[0], ema)
-        self.settings = StepSettings(
-            config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, ALONE
-        )
+        self.settings = StepSettings.of(config, ALONE)
         folder.mkdir(parents=True)
         self.logger = RunLogger(config.logging, folder, config.project_name, config.name, {}, ALONE, config.train_steps, 0)
         self.meter = Meter()

@@ -57,7 +57,7 @@ def training(config: PretrainConfig, store: Store, device: torch.device, world: 
     model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
     model = (as_the_ancestor(model) if identical else model).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
-    settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
+    settings = StepSettings.of(config, world)
     order = cells(sampler)
 
     def step() -> dict[str, float]:

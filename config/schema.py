@@ -89,9 +89,10 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     def _check_training(self) -> "PretrainConfig":
         mode, objective = self.mode, self.objective
         if isinstance(mode, FixedStepsConfig):
-            if mode.num_act_steps > self.arch.halt_max_steps:
+            if mode.num_act_steps != self.arch.halt_max_steps:
                 raise ValueError(
-                    f"mode.num_act_steps={mode.num_act_steps} is more than the arch.halt_max_steps={self.arch.halt_max_steps} of evaluation"
+                    f"mode.num_act_steps={mode.num_act_steps} are trained and arch.halt_max_steps={self.arch.halt_max_steps} would be "
+                    "evaluated; leave out arch.halt_max_steps, which follows"
                 )
             if self.train_steps % mode.num_act_steps:
                 raise ValueError(

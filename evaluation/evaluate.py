@@ -19,7 +19,7 @@ from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet, Query
 from evaluation import predictions as stored
-from evaluation.canvas_scores import CanvasScores
+from evaluation.canvas_scores import NAMES, CanvasScores
 from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.predictions import Predictions
@@ -32,7 +32,7 @@ from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import directory_written_whole, write_json
+from utils.files import as_json, directory_written_whole, write_json
 
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
@@ -94,7 +94,23 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float]:
         """Name -> value, controls as `name/control`."""
-        return self.means | {s.metric if s.control == "none" else f"{s.metric}/{s.control}": s.value for s in self.scores}
+        return self.means | {one.name: one.value for one in self.scores}
+
+
+def metric_names(config: EvaluationConfig, layout: str) -> list[str]:
+    """What `Evaluation.metrics` has where answers are known and fit their canvas."""
+    controls = ("none", *_controls(config, layout))
+    scores = [one.name for control in controls for one in _scores([], config, layout, control)]
+    return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
+
+
+def _controls(config: EvaluationConfig, layout: str) -> list[str]:
+    """The configured controls, of which games without demonstrations have only `copy_input`."""
+    return [control for control in config.controls if control == "copy_input" or layout != "pairs"]
+
+
+def _scores(answered: list[Answered], config: EvaluationConfig, layout: str, control: str) -> list[Score]:
+    return score_pairs(answered, control) if layout == "pairs" else score(answered, config.pass_ks, control)
 
 
 def evaluate(
@@ -129,13 +145,13 @@ def evaluate(
 
     questions = question_set("none")
     labelled = any(pair_known(store, query) for query in questions.queries)
-    pairs = store.metadata.layout == "pairs"
+    layout = store.metadata.layout
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     found_protocol = label(protocol, store, seen)
-    adaptation = adaptation_of(protocol, objective, seed, config.batch_size, store.metadata.layout)
+    adaptation = adaptation_of(protocol, objective, seed, config.batch_size, layout)
     if config.vote_stop and isinstance(adaptation, TestTimeTraining):
         raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
-    if config.ranking == "agreement" and store.metadata.layout != "fewshot":
+    if config.ranking == "agreement" and layout != "fewshot":
         raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
     stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
@@ -147,13 +163,9 @@ def evaluate(
 
     def add_scores(asked: EvaluationSet, answered: list[Answered], control: str = "none") -> None:
         known = [query for query, was_asked in zip(answered, asked.asked, strict=True) if was_asked and query.truth is not None]
-
-        def scored(queries: list[Answered]) -> list[Score]:
-            return score_pairs(queries, control) if pairs else score(queries, config.pass_ks, control)
-
-        scores.extend(scored(known))
+        scores.extend(_scores(known, config, layout, control))
         for name, own in by_subset.items():
-            own.extend(scored([query for query in known if subset_of[query.task] == name]))
+            own.extend(_scores([query for query in known if subset_of[query.task] == name], config, layout, control))
 
     canvas_scores = CanvasScores(store, table, objective)
     started = time.monotonic()
@@ -168,10 +180,10 @@ def evaluate(
     answered = _answered(questions, predictions.vote(config.ranking))
     if labelled:
         add_scores(questions, answered)
-    for control in config.controls if labelled else ():
+    for control in _controls(config, layout) if labelled else ():
         if control == "copy_input":
             add_scores(questions, _answered(questions, copy_input(questions)), control)
-        elif not pairs:
+        else:
             asked = question_set(control)
             votes = predict(model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking)
             add_scores(asked, _answered(asked, votes), control)
@@ -189,7 +201,7 @@ def evaluate(
         too_few = sum(not questions.can_adapt(query) for query in questions.queries if query not in questions.too_large)
         if too_few:
             notes.append(f"{too_few} queries have too few demonstrations for {protocol.name} and were answered without")
-    if pairs:
+    if layout == "pairs":
         notes.append("every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control")
     elif questions.num_views < config.num_views:
         notes.append(f"one view instead of {config.num_views}: the model was trained without turned grids")
@@ -250,7 +262,7 @@ def write_files(
     with directory_written_whole(folder, marker="results.json") as temporary:
         write_json(temporary / "results.json", results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)
-        lines = "".join(json.dumps(record) + "\n" for record in evaluation.records)
+        lines = "".join(json.dumps(as_json(record), allow_nan=False) + "\n" for record in evaluation.records)
         (temporary / "per_example.jsonl").write_text(lines, encoding="utf-8")
         if with_predictions:
             save_predictions(temporary / stored.FILE, evaluation)

@@ -21,6 +21,11 @@ class Score:
     ci_high: float
     n: int
 
+    @property
+    def name(self) -> str:
+        """The metric, with its control if it is one's."""
+        return self.metric if self.control == "none" else f"{self.metric}/{self.control}"
+
     def to_json(self) -> dict:
         """Plain values."""
         return asdict(self)

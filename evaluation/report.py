@@ -4,7 +4,6 @@ A record may hold `steps`, the refinement of its first view (evaluation/refineme
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,6 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 PLACEHOLDER = "__REPORT_DATA__"
 CURVES = ("train/lm_loss", "train/exact_accuracy", "ARC/pass@1", "all.exact_accuracy")  # metrics that the page draws over steps
 CURVE_POINTS = 400  # at most, per curve: more than a screen shows
-
-
-def _plain(value: Any) -> Any:
-    """Return `value` as plain JSON types: arrays become lists, numbers that are not finite become None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        if set(map(type, value)) == {int}:
-            return value  # a row of a grid, of which a page has many
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN, and one in the data would keep the browser from reading any of it
-    return value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -103,7 +87,7 @@ def render_report(
         data["curves"] = curves
     if vectors := {task: vector for task, vector in (contexts or {}).items() if task in shown}:
         data["map"] = context_map(vectors)
-    text = json_in_page(_plain(data))
+    text = json_in_page(data)
     before, _, after = TEMPLATE.read_text(encoding="utf-8").partition(PLACEHOLDER)
     return before + text + after
 

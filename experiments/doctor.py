@@ -17,13 +17,12 @@ import torch
 
 from config import compose
 from config.schema import PretrainConfig
-from dataset import store as datasets
 from dataset.batch import Samples, materialise
 from dataset.samplers import SAMPLERS, Sampler
 from evaluation.evaluate import evaluate
 from models.core import DataSizes
 from models.trm import build_model, count_parameters
-from pretrain_etrm import averaged_weights, data_line, log_pictures, model_line, resume, start_from_pretrained
+from pretrain_etrm import averaged_weights, data_line, log_pictures, model_line, open_store, resume, start_from_pretrained
 from training.ema import EMA
 from training.meter import Meter
 from training.optim import build_optimizers
@@ -93,7 +92,7 @@ def examine(overrides: list[str]) -> None:
 
 def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: World, device: torch.device) -> None:
     with checks.check("data") as tell:
-        store = datasets.load(config.data.path, *config.layouts)
+        store = open_store(config)
         sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
         table = store.grid_table.to(device)
         tell(f"{config.data.path} ({store.metadata.protocol}), {data_line(sampler)}")
@@ -113,8 +112,9 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
 
     meter = Meter()
     with checks.check("train") as tell:
-        settings = StepSettings(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world)
-        samples = _largest(sampler, state.step)
+        settings = StepSettings.of(config, world)
+        samples, remaining = _largest(sampler, state.step), config.train_steps - state.step
+        state.step = config.train_steps  # the last stage takes the most: what was frozen trains, contexts are moved
         for step in range(STEPS):
             if step == 1:
                 meter.read()
@@ -124,7 +124,7 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
             meter.add(result, config.global_batch_size)
         values = meter.read() | {"timing/peak_memory_gb": peak_memory_gb(device)}
         seconds = values["timing/train_ms_per_step"] / 1000
-        cell, hours = samples.cell, seconds * (config.train_steps - state.step) / HOUR
+        cell, hours = samples.cell, seconds * remaining / HOUR
         tell(f"loss {values['train/loss']:.3f}; {values['timing/peak_memory_gb']:.2f} GB")
         tell(f"{seconds:.3g} s per step on the largest canvas, {cell.side}x{cell.side} with {cell.demos} demonstrations")
         tell(f"at most {hours:.3g} hours of training")
@@ -132,6 +132,7 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
     with checks.check("evaluate") as tell:
         settings = config.evaluation.model_copy(update={"controls": []})
         tasks = max(1, settings.batch_size // settings.num_views)
+        split = "validation" if config.validation else "test"
         with averaged_weights(state):
             result = evaluate(
                 model,
@@ -143,9 +144,10 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
                 world,
                 seed=config.seed,
                 trained_pairs=state.trained_pairs,
+                split=split,
                 max_tasks=tasks,
             )
-        tell(f"{result.protocol}, {result.counts['tasks']} tasks, {result.counts['queries']} queries")
+        tell(f"{split}, {result.protocol}, {result.counts['tasks']} tasks, {result.counts['queries']} queries")
 
     with checks.check("logging") as tell:
         quiet = config.logging.model_copy(update={"wandb": "disabled", "progress": False})

@@ -2,7 +2,7 @@
 
 Doubles the batch until it no longer fits, then bisects, to within 1/32. Each trial is a process of its own that trains in
 every canvas and number of demonstrations the dataset has, the largest first and last, so that optimiser states and all
-carries are in memory. On the CPU "fits" means within --memory-limit-gb.
+carries are in memory, in the last stage of the training. On the CPU "fits" means within --memory-limit-gb.
 """
 
 import argparse
@@ -43,7 +43,8 @@ def trial(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
     try:
         model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder).to(device)
         state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate) if config.ema else None)
-        settings = StepSettings(config.mode, config.objective, config, config.seed, batch, config.train_steps, World())
+        state.step = config.train_steps  # the last stage takes the most: what was frozen trains, contexts are moved
+        settings = StepSettings.of(config, World())
         table = store.grid_table.to(device)
         cells = sorted(sampler.cells, key=positions, reverse=True)
         for cell in [*cells, cells[0]]:

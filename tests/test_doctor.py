@@ -59,6 +59,23 @@ def test_a_failure_under_torchrun_ends_all_processes(fewshot, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_what_the_run_will_do_is_what_is_rehearsed(fewshot, tmp_path, capsys, monkeypatch):
+    real, steps = doctor.train_step, []
+
+    def train_step(state, batch, settings):
+        steps.append((state.step >= 0.9 * settings.train_steps, settings.micro_batch_size))
+        return real(state, batch, settings)
+
+    monkeypatch.setattr(doctor, "train_step", train_step)
+    arguments = options(fewshot, tmp_path, "validation=2", "eval_interval=5", "micro_batch_size=4")
+    doctor.examine([*arguments, "latent_step_from=0.9"])
+    said = capsys.readouterr().out
+    assert "2 held out for validation" in said and "validation, inductive, 2 tasks" in said
+    assert steps == [(True, 4)] * doctor.STEPS
+    name, what = failure(capsys, [*arguments, "best_metric=ARC/pass@3"])
+    assert name == "data" and "best_metric=ARC/pass@3" in what
+
+
 def test_an_existing_run_is_continued_in_mind_only(fewshot, tmp_path, capsys):
     arguments = options(fewshot, tmp_path, "train_steps=2")
     train(load_config(fewshot, f"output_dir={tmp_path}", "run_name=r", "train_steps=2"))

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dataset import augment, canvas
 from dataset import store as datasets
@@ -23,6 +24,7 @@ from experiments.publish import MOST_BYTES, publish
 from models.act import Answer
 from tests.conftest import evaluate_here, load_config, random_task, run
 from tests.test_training import ALONE, CPU, Trainer, train_here
+from utils import checkpoint
 from utils.errors import UserError
 
 A, B, C = (np.array([[value]], np.uint8) for value in (1, 2, 3))
@@ -255,13 +257,25 @@ def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot
 
 
 def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path, capsys):
-    train_here(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2")
-    assert "inductive" in capsys.readouterr().err
-    train_here(fewshot, tmp_path / "b", "train_steps=4")
+    train_here(fewshot, tmp_path / "a", "train_steps=4", "eval_interval=2", "evaluation.num_views=2", "data.max_demos=2")
+    said = capsys.readouterr().err
+    assert said.count("inductive") == 3 and said.count("evaluation: ") == said.count("have more than data.max_demos=2") == 1
+    train_here(fewshot, tmp_path / "b", "train_steps=4", "data.max_demos=2")
     lines = {name: [json.loads(line) for line in (tmp_path / name / "r" / "metrics.jsonl").read_text().splitlines()] for name in "ab"}
     losses = {name: [line["train/lm_loss"] for line in lines[name] if "train/lm_loss" in line] for name in "ab"}
     assert losses["a"] == losses["b"]
     assert [line["step"] for line in lines["a"] if "ARC/pass@1" in line] == [2, 4]
+
+
+def test_a_model_whose_numbers_are_no_numbers_is_evaluated_to_the_end(trained, tmp_path):
+    copied = shutil.copytree(checkpoint.resolve(trained), tmp_path / "checkpoints" / "step_1")
+    weights = load_file(copied / "ema.safetensors")
+    broken = {name: value * math.nan for name, value in weights.items() if name.startswith("q_head")}
+    save_file(weights | broken, copied / "ema.safetensors")
+    evaluate_here(f"checkpoint={copied}", "num_views=1", "controls=[]", "report=false", f"output_dir={tmp_path / 'out'}")
+    results, records, _ = results_of(tmp_path / "out")
+    assert results["means"]["all.q_halt_loss"] is None and results["means"]["all.lm_loss"] > 0
+    assert "NaN" not in (tmp_path / "out" / "per_example.jsonl").read_text() and len(records) == results["counts"]["queries"]
 
 
 def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):

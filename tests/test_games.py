@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 
+from config import compose
+from config.schema import EvaluateConfig
 from dataset import build_maze_dataset, build_sudoku_dataset, maze, pairs, store, sudoku
 from dataset.augment import dihedral
 from dataset.canvas import GridTable, render
 from dataset.games import GAMES
 from dataset.samplers import PairSampler
+from evaluation.evaluate import metric_names
 from tests.conftest import TINY, load_config, run
 from utils.errors import UserError
 
@@ -466,6 +469,8 @@ def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_pat
     assert set(found) == {(control, f"all.{name}") for control in ("none", "copy_input") for name in ("exact_accuracy", "accuracy")}
     assert found["copy_input", "all.accuracy"]["value"] == pytest.approx(0.5) and results["protocol"] == "inductive"
     assert results["counts"]["queries"] == 6 and "no demonstrations" in results["notes"][0]
+    names = metric_names(compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", "controls=[query_only,copy_input]"]), "pairs")
+    assert {*names} == {*results["means"], "all.exact_accuracy/copy_input", "all.accuracy/copy_input"} and "ARC/pass@1" not in names
     mazes = ("-m", "dataset.build_maze_dataset", "--side", "5", "--train-puzzles", "9", "--test-puzzles", "3")
     assert run(*mazes, "--output-dir", str(tmp_path / "m")).returncode == 0
     done = run("evaluate.py", f"checkpoint={tmp_path / 'r'}", f"data_path={tmp_path / 'm'}")

@@ -17,6 +17,7 @@ from dataset.task import Pair
 from dataset.views import EvaluationSet
 from evaluation import pictures
 from evaluation.canvas_scores import CanvasScores
+from evaluation.evaluate import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
@@ -66,6 +67,13 @@ def test_every_logged_name_is_documented_and_every_documented_name_is_logged(run
     lines = run_of_everything[1] + trained(fewshot, tmp_path, "encoder=memory")
     logged = {as_documented(name) for line in lines for name in line if name not in ("step", "protocol")}
     assert logged == documented()
+
+
+def test_the_names_of_an_evaluation_are_known_before_it(run_of_everything, fewshot):
+    controls = ["query_only", "shuffled_demonstrations", "copy_input"]
+    config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(update={"controls": controls})
+    (line,) = (line for line in run_of_everything[1] if "protocol" in line)
+    assert {*metric_names(config, "fewshot")} == {name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))}
 
 
 def test_a_puzzle_run_logs_the_same_evaluation_names(run_of_everything, puzzle, tmp_path):
@@ -222,6 +230,19 @@ def test_a_missing_package_is_one_message_before_anything_is_written(missing, pa
     with pytest.raises(UserError, match=f"ask for {package}, which is not installed: pip install {package}, or logging"):
         RunLogger(QUIET.model_copy(update=changes), tmp_path, "p", "n", {}, World(), 10, 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_wandb_continues_the_run_of_its_folder_and_no_other_of_its_name(tmp_path, monkeypatch):
+    asked = []
+    module = types.ModuleType("wandb")
+    module.init = lambda **options: asked.append(options) or types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.setattr(logging, "find_spec", lambda name: name)
+    for folder in ("a", "a", "b"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        RunLogger(QUIET.model_copy(update={"wandb": "offline"}), tmp_path / folder, "p", "n", {}, World(), 10, 0).close()
+    first, again, other = (options["id"] for options in asked)
+    assert first == again != other and {options["name"] for options in asked} == {"n"}
 
 
 def test_other_ranks_write_nothing(tmp_path):

@@ -29,8 +29,8 @@ CASES = {
     "act": ("fewshot",),
     "act variational": ("fewshot", *VARIATIONAL),
     "act puzzle": ("puzzle",),
-    "fct": ("fewshot", "mode=fct", "mode.num_act_steps=2"),
-    "fct puzzle": ("puzzle", "mode=fct", "mode.num_act_steps=2"),
+    "fct": ("fewshot", "mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2"),
+    "fct puzzle": ("puzzle", "mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2"),
     "cached": ("fewshot", "mode=cached"),
     "supervised": ("fewshot", "mode=supervised"),
     "supervised puzzle": ("puzzle", "mode=supervised"),
@@ -73,7 +73,7 @@ def losses(trainer: Trainer, calls: int) -> list[float]:
         (["mode=fst"], "there is no such mode (did you mean 'fct'?)"),
         (["mode=fct", "mode.num_act_steps=0"], "mode.num_act_steps=0: input should be greater than 0"),
         (["mode.num_act_steps=4"], "unknown key 'mode.num_act_steps'"),
-        (["mode=fct", "mode.num_act_steps=32"], "mode.num_act_steps=32 is more than the arch.halt_max_steps=16"),
+        (["mode=fct", "arch.halt_max_steps=16"], "mode.num_act_steps=4 are trained and arch.halt_max_steps=16 would be evaluated"),
         (["mode=fct", "train_steps=10"], "train_steps=10 counts updates and is not divisible by mode.num_act_steps=4"),
         (["mode=cached", "arch=trm"], "found encoder=none"),
         (["mode=cached", "encoder=iterative"], "found encoder=iterative"),
@@ -92,6 +92,12 @@ def test_a_mode_that_cannot_be_names_the_keys(overrides, words):
 
 def test_every_mode_has_a_yaml():
     assert all(compose.load(PretrainConfig, "pretrain", [f"mode={name}"]).mode.name == name for name in MODES)
+
+
+def test_a_model_of_fixed_time_answers_after_the_steps_it_was_trained_for():
+    for steps, options in ((4, []), (8, ["mode.num_act_steps=8"])):
+        config = compose.load(PretrainConfig, "pretrain", ["mode=fct", *options])
+        assert config.arch.halt_max_steps == config.mode.num_act_steps == steps
 
 
 def test_fixed_time_gives_every_batch_its_steps_and_updates(cases):
@@ -239,7 +245,9 @@ def test_processes_train_like_one_in_every_mode(size, names, cases, tmp_path):
 
 
 def test_a_run_in_fixed_time_logs_saves_and_resumes_between_batches(fewshot, tmp_path):
-    _, *options = arguments_for(fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "log_interval=3", "checkpoint_interval=3")
+    _, *options = arguments_for(
+        fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2", "log_interval=3", "checkpoint_interval=3"
+    )
     for steps in (4, 8):
         train(compose.load(PretrainConfig, "pretrain", [*options, f"train_steps={steps}"]))
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]

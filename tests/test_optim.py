@@ -7,7 +7,8 @@ import torch
 
 from models.layers import Embedding, Linear
 from tests.test_training import ALONE, CPU, NO_PAIRS, Trainer
-from training.optim import build_optimizers
+from training import optim
+from training.optim import AdamATan2, build_optimizers, load_optimizer
 from training.step import train_step
 from utils.errors import UserError
 
@@ -134,6 +135,23 @@ def test_other_optimisers_train_everything_and_resume(optimizer, fewshot, tmp_pa
     resumed = Trainer(fewshot, *options)
     resumed.state.load(path, ALONE, CPU)
     assert resumed.steps(2) == trainer.steps(2)
+
+
+def test_the_count_of_updates_is_what_the_optimiser_in_use_reads(monkeypatch):
+    class Fused(torch.optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, {"lr": 1.0, "betas": (0.9, 0.95), "weight_decay": 0.0})
+
+    monkeypatch.setattr(optim, "FusedAdamATan2", Fused)
+    moments = {"exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}
+    for count in (7, torch.tensor(7.0)):
+        ours = AdamATan2([torch.zeros(2, requires_grad=True)], lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
+        fused = Fused([torch.zeros(2, requires_grad=True, device="meta")])
+        for optimizer in (ours, fused):
+            load_optimizer(optimizer, {**optimizer.state_dict(), "state": {0: {"step": count, **moments}}})
+        (mine,), (theirs,) = ours.state.values(), fused.state.values()
+        assert mine["step"] == 7 and type(mine["step"]) is int
+        assert theirs["step"].device.type == "meta" and theirs["step"].dtype == torch.float32 and theirs["step"].shape == ()
 
 
 def test_adamw_follows_its_formula(fewshot):

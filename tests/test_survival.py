@@ -26,8 +26,9 @@ from evaluation.evaluate import Evaluation
 from evaluation.metrics import Score
 from tests.conftest import ROOT, TINY, evaluate_here, load_config, run
 from tests.test_training import ALONE, NO_PAIRS, Trainer, arguments_for, train_here, weights_of
-from training.nonfinite import load_batch
+from training.nonfinite import dump_batch, load_batch
 from training.state import TrainState
+from training.step import train_step
 from utils import checkpoint, device
 from utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, reports_user_errors
 from utils.signals import StopRequest
@@ -124,6 +125,12 @@ def test_the_best_and_the_newest_checkpoints_stay_and_patience_ends_the_run(fews
     assert asked[5:] == [("validation", 12)] and checkpoint.resolve(folder / "best").name == "step_12"
 
 
+@pytest.mark.parametrize("scores, ended", [([0, 0, 0, 0], False), ([0, 0, 0, 0.5, 0], False), ([0, 0, 0.5, 0, 0], True), ([1, 0, 0], True)])
+def test_patience_begins_when_the_score_first_moves(scores, ended):
+    state = TrainState(None, [], None, scores=dict(enumerate(scores)))
+    assert state.out_of_patience(2) == ended and not state.out_of_patience(None)
+
+
 def test_a_run_killed_during_an_evaluation_makes_up_for_it(fewshot, tmp_path, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt
@@ -138,10 +145,18 @@ def test_a_run_killed_during_an_evaluation_makes_up_for_it(fewshot, tmp_path, mo
     assert asked == [("validation", 2), ("validation", 4)]
 
 
+def test_a_metric_that_is_no_number_does_not_end_the_run_and_is_no_score(fewshot, tmp_path, monkeypatch):
+    answer_with(monkeypatch, {2: math.nan, 4: 0.5})
+    folder = train(fewshot, tmp_path, *VALIDATED, "train_steps=4", "patience=1")
+    assert [line["validation/ARC/pass@1"] for line in metrics_of(folder) if "protocol" in line] == [None, 0.5]
+    assert not checkpoint.lacks_evaluation(folder / "checkpoints" / "step_2")
+    assert checkpoint.load_score(folder / "checkpoints" / "step_2") is None and checkpoint.resolve(folder / "best").name == "step_4"
+
+
 def test_a_metric_that_is_not_evaluated_is_named(fewshot, tmp_path):
     with pytest.raises(UserError, match=r"best_metric=ARC/pass@3 \(did you mean"):
         train(fewshot, tmp_path, *VALIDATED, "train_steps=2", "best_metric=ARC/pass@3")
-    assert steps_of(tmp_path / "r") == ["step_2"]
+    assert not (tmp_path / "r").exists(), "it is said before the training"
 
 
 def test_the_evaluate_command_knows_the_validation_tasks_and_the_best_checkpoint(fewshot, tmp_path, capsys):
@@ -281,6 +296,27 @@ def test_a_batch_without_a_finite_gradient_is_written_down_and_can_be_drawn_agai
     assert all(task in fewshot.task_ids for task in content["tasks"])
 
 
+def test_what_a_step_worked_on_is_written_down_and_not_only_what_was_sampled(fewshot, tmp_path):
+    trainer = Trainer(fewshot, "data.min_demos=2", "data.max_demos=2")
+    first = trainer.batch()
+    train_step(trainer.state, first, trainer.settings)
+    trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    samples = trainer.sampler.sample(1)
+    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.settings)
+    content, _ = load_batch(dump_batch(tmp_path, 1, samples, result, fewshot, ALONE))
+    steps = content["worked_on"].pop("steps")
+    assert steps.tolist() == [2] * 8, "no row halts in its first step"
+    assert all(torch.equal(value, first.data[name]) for name, value in content["worked_on"].items())
+
+
+def test_a_skipped_batch_of_several_updates_is_named_by_the_step_that_sampled_it(fewshot, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.step._all_finite", lambda norm, state: state.step < 3)
+    with pytest.raises(UserError, match="step 4: the gradient was not finite 1 times"):
+        train(fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2", "train_steps=8", "max_nonfinite_steps=1")
+    (file,) = (tmp_path / "r" / "nonfinite").iterdir()
+    assert file.name == "step_2_rank_0.pt" and load_batch(file)[0]["step"] == 2
+
+
 def test_out_of_memory_says_what_to_change(fewshot, tmp_path, monkeypatch):
     def train_step(*arguments):
         return torch.empty(2**50, dtype=torch.uint8)
@@ -319,6 +355,15 @@ def test_a_batch_fits_into_much_memory_and_not_into_little(fewshot):
     program = "import sys; from experiments.find_batch_size import trial; print([trial(sys.argv[1:], b, 10**9) for b in (4, 20_000)])"
     done = run("-c", program, *overrides)
     assert done.stdout.strip() == "[True, False]", done.stderr
+
+
+def test_a_batch_is_tried_as_the_run_takes_it_and_in_its_last_stage(fewshot, monkeypatch):
+    from experiments import find_batch_size
+
+    tried = []
+    monkeypatch.setattr(find_batch_size, "train_step", lambda state, batch, settings: tried.append((state.step, settings.micro_batch_size)))
+    assert find_batch_size.trial([*TINY, f"data.path={fewshot.path}", "train_steps=50", "micro_batch_size=2"], 4, None)
+    assert set(tried) == {(50, 2)}
 
 
 def test_evaluation_holds_no_second_copy_of_weights_or_optimiser(fewshot, tmp_path, monkeypatch):

@@ -52,10 +52,7 @@ class Trainer:
         torch.manual_seed(config.seed)
         model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
         self.state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9), self.sampler.trained_pairs)
-        self.settings = StepSettings(
-            *(config.mode, config.objective, config, config.seed, config.global_batch_size, config.train_steps, world),
-            config.micro_batch_size,
-        )
+        self.settings = StepSettings.of(config, world)
 
     def batch(self):
         return materialise(self.sampler.sample(self.state.step), self.store, self.store.grid_table)

@@ -16,9 +16,10 @@ from utils.files import write_atomically
 
 
 def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, store: Store, world: World) -> Path:
-    """Write this process's part of the batch of `step` (0-based, as samplers count) to `folder/nonfinite/`.
+    """Write this process's part of the batch sampled at `step` (0-based, as samplers count) to `folder/nonfinite/`.
 
-    The file holds the samples, their tasks' ids, the step's metric sums and gradient norms. Raises `UserError`.
+    The file holds the samples, their tasks' ids, the step's metric sums and gradient norms, and `worked_on`, the tensors that the
+    step worked on: a row whose ACT `steps` are 1 is the sample's, one with more is of an earlier batch. Raises `UserError`.
     """
     path = folder / "nonfinite" / f"step_{step}_rank_{world.rank}.pt"
     task = np.searchsorted(store.task_pairs, samples.query, side="right") - 1
@@ -27,6 +28,7 @@ def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, st
         "world_size": world.size,
         "samples": {f.name: _tensor(getattr(samples, f.name)) for f in fields(samples)},
         "tasks": [store.task_ids[index] for index in task],
+        "worked_on": {name: value.cpu() for name, value in result.worked_on.items()},
         "metrics": {name: float(value) for name, value in result.metrics.items()},
         "grad_norms": {name: float(value) for name, value in result.grad_norms.items()},
     }

@@ -165,6 +165,17 @@ def build_optimizers(model: RecursiveModel, config: OptimConfig, device: torch.d
     return optimizers, " + ".join(names)
 
 
+def load_optimizer(optimizer: Any, saved: dict) -> None:
+    """Restore what `state_dict` gave, also that of the other AdamATan2: ours counts updates in an int, the fused kernel reads the
+    count from the parameter's device, where PyTorch leaves it on the CPU unless a group is called `fused` or `capturable`."""
+    optimizer.load_state_dict(saved)
+    for parameter, state in getattr(optimizer, "state", {}).items():
+        if FusedAdamATan2 is not None and isinstance(optimizer, FusedAdamATan2):
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+        elif isinstance(optimizer, AdamATan2):
+            state["step"] = int(state["step"])
+
+
 def hidden_matrices(model: RecursiveModel) -> set[int]:
     """The ids of the parameters that map hidden vectors to hidden vectors: no embeddings, heads, learned tokens or vectors."""
     heads = (model.lm_head, model.q_head)

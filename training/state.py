@@ -1,6 +1,7 @@
 """Everything of a run that changes: what a checkpoint holds and what a resume restores."""
 
 from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from models.act import Carry
 from models.core import RecursiveModel
 from models.pretrained import load_strictly
 from training.ema import EMA
+from training.optim import load_optimizer
 from utils import checkpoint
 from utils.distributed import World
 
@@ -39,8 +41,11 @@ class TrainState:
         return max(sorted(self.scores), key=self.scores.get, default=None)
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether the last `patience` validation scores brought nothing better."""
-        return patience is not None and sum(step > self.best_step for step in self.scores) >= patience
+        """Whether `patience` validation scores brought nothing better than the best before them. The plateau before the model
+        learns anything does not count: the scores up to the first that differs from those before it."""
+        steps = sorted(self.scores)
+        moved = dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps)
+        return patience is not None and sum(step > self.best_step for step in moved) >= patience
 
     def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
@@ -71,7 +76,7 @@ class TrainState:
             averaged = checkpoint.load_weights(path, "ema")
             self.ema.load({name: averaged[name] for name in self.ema.shadow})
         for optimizer, saved in zip(self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            load_optimizer(optimizer, saved)
         ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
         self.carries = _merge_carries(ranks, world, device)
         torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])

@@ -7,7 +7,7 @@ Every mode takes (state, batch, settings), leaves `state.step` at a multiple of 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from training.schedule import learning_rate
 from training.state import TrainState
 from utils import distributed
 from utils.distributed import World
+
+if TYPE_CHECKING:
+    from config.schema import PretrainConfig
 
 HALTING_STREAM = 1
 NOISE_STREAM = 2
@@ -79,6 +82,12 @@ class StepSettings:
     world: World
     micro_batch_size: int | None = None
 
+    @classmethod
+    def of(cls, config: "PretrainConfig", world: World) -> "StepSettings":
+        """Those of a configured run."""
+        optim, batch = config, config.global_batch_size
+        return cls(config.mode, config.objective, optim, config.seed, batch, config.train_steps, world, config.micro_batch_size)
+
     @property
     def micro_batches(self) -> list[slice]:
         """The rows of this process's batch, in the portions in which they are computed."""
@@ -90,12 +99,17 @@ class StepSettings:
 @dataclass
 class StepResult:
     """Metric sums of this process, gradient norms of the last update over all processes before clipping (`total` and of each
-    part of the model), whether every update was made, and by how much `state.step` advanced."""
+    part of the model), whether every update was made, and by how much `state.step` advanced.
+
+    worked_on: after a skipped update the samples that gave it, which in the modes with a carry may be those of earlier batches,
+    with their ACT steps.
+    """
 
     metrics: dict[str, Tensor]
     grad_norms: dict[str, Tensor]
     updated: bool
     steps: int = 1
+    worked_on: dict[str, Tensor] | None = None
 
 
 def train_step(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
@@ -108,7 +122,7 @@ def act_mode(state: TrainState, batch: Batch, settings: StepSettings, step: Call
     """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted yet."""
     carry = state.carries.get(batch.cell) or initial_carry(state.model, batch.data)
     carry, metrics = accumulate(state, carry, batch, settings, step=step)
-    result = update(state, metrics, settings)
+    result = update(state, carry, metrics, settings)
     if result.updated:
         state.carries[batch.cell] = carry
     else:  # a state that broke the arithmetic once would break it at every following step
@@ -134,7 +148,7 @@ def fct_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepRes
     for _ in range(count):
         carry, metrics = accumulate(state, carry, batch, settings, step=partial(act_step, num_act_steps=count))
         _add(sums, metrics)
-        result = update(state, metrics, settings)
+        result = update(state, carry, metrics, settings)
         if not result.updated:
             break
     state.step = following
@@ -162,7 +176,7 @@ def supervised_mode(state: TrainState, batch: Batch, settings: StepSettings) -> 
     for parameter in state.model.parameters():
         if parameter.grad is not None:
             parameter.grad /= pairs
-    return update(state, sums, settings)
+    return update(state, carry, sums, settings)
 
 
 MODES: dict[str, tuple[type[ModeConfig], Callable[[TrainState, Batch, StepSettings], StepResult]]] = {
@@ -264,7 +278,7 @@ def _noise(state: TrainState, batch: Batch, settings: StepSettings, portion: sli
     return draw
 
 
-def update(state: TrainState, metrics: dict[str, Tensor], settings: StepSettings) -> StepResult:
+def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], settings: StepSettings) -> StepResult:
     """Sum gradients over processes, clip, update, average. A non-finite gradient leaves the parameters as they are."""
     optim = settings.optim
     parameters = [p for p in state.model.parameters() if p.requires_grad]
@@ -284,7 +298,7 @@ def update(state: TrainState, metrics: dict[str, Tensor], settings: StepSettings
             state.ema.update()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    return StepResult(metrics, norms, updated)
+    return StepResult(metrics, norms, updated, worked_on=None if updated else carry.data | {"steps": carry.steps})
 
 
 def _all_finite(norm: Tensor, state: TrainState) -> bool:

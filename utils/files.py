@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,9 +27,22 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             temporary.unlink()
 
 
+def as_json(value: Any) -> Any:
+    """`value` as plain JSON types: arrays become lists, numbers that are not finite None, since JSON has no NaN."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        if set(map(type, value)) == {int}:
+            return value  # a row of a grid, of which a file has many
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
-    """Write `value` as JSON, atomically."""
-    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
+    """Write `value` as JSON (`as_json`), atomically."""
+    text = json.dumps(as_json(value), indent=indent, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -47,8 +61,8 @@ def read_json(path: Path) -> Any:
 
 
 def json_in_page(value: Any) -> str:
-    """`value` as JSON that may stand inside a <script> element: without any "<", since "<!--" matters there as well as "</"."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    """`value` as JSON (`as_json`) that may stand inside a <script> element: without any "<", since "<!--" matters there as well as "</"."""
+    return json.dumps(as_json(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 @contextmanager

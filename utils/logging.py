@@ -1,11 +1,11 @@
 """Where a run's numbers and pictures go: metrics.jsonl and the console always, wandb and TensorBoard when asked for."""
 
 import json
-import math
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
+from uuid import uuid4
 
 import numpy as np
 from pydantic import PositiveInt
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from config.base import Config
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import write_atomically
+from utils.files import as_json, write_atomically
 from utils.images import write_png
 
 
@@ -48,6 +48,7 @@ class RunLogger:
         require_extras(config)
         self.active, self.folder = world.is_main, folder
         self.sinks: list[Sink] = []
+        self.noted: set[str] = set()
         if not self.active:
             return
         self.sinks.append(JsonLines(folder / "metrics.jsonl", start))
@@ -84,6 +85,12 @@ class RunLogger:
         if self.active:
             self.bar.write(message, file=sys.stderr)
 
+    def note(self, message: str) -> None:
+        """Print a line, unless it has been printed before."""
+        if message not in self.noted:
+            self.noted.add(message)
+            self.say(message)
+
     def close(self) -> None:
         """Flush and close everything."""
         if self.active:
@@ -99,7 +106,7 @@ class JsonLines:
         self.file = _open_from(path, start)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"step": step, **{name: _finite(value) for name, value in values.items()}}, allow_nan=False) + "\n")
+        self.file.write(json.dumps(as_json({"step": step, **values}), allow_nan=False) + "\n")
         self.file.flush()
 
     def image(self, step: int, name: str, file: Path, pixels: np.ndarray) -> None:
@@ -110,13 +117,17 @@ class JsonLines:
 
 
 class Wandb:
-    """A run of Weights & Biases with the folder's name as its id, so that a resumed run continues it."""
+    """A run of Weights & Biases, which a resumed run continues by the id that its folder keeps."""
 
     def __init__(self, mode: str, folder: Path, project: str, name: str, settings: dict):
         import wandb
 
         self.wandb = wandb
-        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=name, resume="allow")
+        file = folder / "wandb_id"
+        if not file.is_file():
+            write_atomically(file, lambda temporary: temporary.write_text(uuid4().hex, encoding="utf-8"))
+        known = file.read_text(encoding="utf-8")
+        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=known, resume="allow")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.run.log(values, step=step)
@@ -166,8 +177,3 @@ def _open_from(path: Path, step: int) -> TextIO:
     if len(kept) < len(lines):
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
     return path.open("a", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN or infinity: None."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
