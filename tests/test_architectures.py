@@ -432,11 +432,12 @@ def test_hrm_is_known_by_the_names_of_both_its_repositories(name, tmp_path):
     shutil.copy(GOLDEN / "hrm.checkpoint.pt", tmp_path / "step_1")
     arch = {"name": name, "H_cycles": 2, "L_cycles": 2, "num_heads": 2, "pos_encodings": "rope"}
     OmegaConf.save({"arch": arch}, tmp_path / "all_config.yaml")
-    options = ["arch.hidden_size=16", "arch.num_heads=2", "data.buckets=[6]", f"load_pretrained_decoder={tmp_path / 'step_1'}"]
-    config = config_of("arch=hrm", *CYCLES["hrm"], *options, "pretrained_puzzle_rows=skip")
+    options = ["arch.hidden_size=16", "arch.num_heads=2", "data.buckets=[6]", "pretrained_puzzle_rows=skip"]
+    options += ["arch=hrm", *CYCLES["hrm"], f"load_pretrained_decoder={tmp_path / 'step_1'}"]
+    config = config_of(*options)
     report = load_decoder(decoder_model(config), config, [])
     assert not report.differing and report.missing == ["context.weights"]
-    config = config_of("arch=hrm", *CYCLES["hrm"], *options, "arch.L_cycles=3")
+    config = config_of(*options, "arch.L_cycles=3")
     with pytest.raises(UserError, match="arch.L_cycles=2 there, 3 here"):
         load_decoder(decoder_model(config), config, [])
 
