@@ -439,8 +439,9 @@ def test_puzzle_rows_go_to_the_puzzles_of_the_same_name(original):
 
 def test_puzzle_rows_without_names_are_refused(original):
     config = decoder_config(original, "arch=trm")
-    with pytest.raises(UserError, match="none of the puzzles"):
-        load_decoder(decoder_model(config), config, ["<blank>", "x", "y"])
+    for blank in (1, 5):
+        with pytest.raises(UserError, match="none of the puzzles"):
+            load_decoder(decoder_model(config), config, ["<blank>"] * blank + ["x", "y"])
     (original.parent / "identifiers.json").unlink()
     with pytest.raises(UserError, match="no identifiers.json to say whose they are"):
         load_decoder(decoder_model(config), config, ["<blank>", "a"])
