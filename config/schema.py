@@ -148,6 +148,9 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
                 raise ValueError(f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {self.data.sides[-1]}")
             if self.arch.hidden_size // self.arch.num_heads % 4:
                 raise ValueError("an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4")
+            heads = getattr(self.encoder, "num_heads", None) or self.arch.num_heads
+            if heads < 2 and getattr(self.encoder, "positions", None) == "rope2d_values":
+                raise ValueError(f"encoder.positions=rope2d_values turns the values of half of the encoder's heads, found {heads}")
             if self.arch.mlp_t and self.encoder.gives_memory:
                 raise ValueError(f"arch.mlp_t=true has no attention that could read the memory of encoder={self.encoder.name}")
             if self.encoder.prefix_grows and (self.arch.mlp_t or self.arch.pos_encodings == "learned"):
