@@ -241,6 +241,11 @@ def test_act_can_be_switched_off():
     for step in range(1, 4):
         carry = act_step(model, carry, data).carry
         assert carry.halted.tolist() == [step == 3] * 4
+    config = config_of(*CASES["trm", "puzzle"], act_enabled=False, no_ACT_continue=False, halt_threshold=0.9)
+    model.config = config.arch
+    output = act_step(model.train(), initial_carry(model, data), data)
+    assert output.target_q_continue is None  # q_continue learns nothing, and evaluation does not ask it
+    assert solve(model.eval(), data).steps.tolist() == [1] * 4
 
 
 def test_every_latent_is_updated_once_per_cycle():
