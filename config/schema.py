@@ -13,6 +13,7 @@ from evaluation.protocols import ProtocolConfig, protocol_config
 from models.context import EncoderConfig
 from models.core import ArchConfig
 from models.encoders import ENCODERS
+from models.encoders.pairs import PairConfig
 from models.losses import ObjectiveConfig
 from models.pretrained import PretrainedConfig
 from models.trm import arch_config
@@ -151,6 +152,12 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
             heads = getattr(self.encoder, "num_heads", None) or self.arch.num_heads
             if heads < 2 and getattr(self.encoder, "positions", None) == "rope2d_values":
                 raise ValueError(f"encoder.positions=rope2d_values turns the values of half of the encoder's heads, found {heads}")
+            unplaced = isinstance(self.encoder, PairConfig) and self.encoder.num_layers == 0 and self.encoder.positions != "embedded"
+            if unplaced and not self.arch.pos_encodings.startswith("rope"):
+                raise ValueError(
+                    f"encoder.num_layers=0 leaves the places of cells to the core, which arch.pos_encodings={self.arch.pos_encodings} does "
+                    "not tell it; use at least 1, or encoder.positions=embedded"
+                )
             if self.arch.mlp_t and self.encoder.gives_memory:
                 raise ValueError(f"arch.mlp_t=true has no attention that could read the memory of encoder={self.encoder.name}")
             if self.encoder.prefix_grows and (self.arch.mlp_t or self.arch.pos_encodings == "learned"):
