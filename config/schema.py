@@ -145,6 +145,10 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
         if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")
         if self.encoder:
+            # Checkpoints may hold what was set without effect; a new run may not.
+            for name, (reader, reads) in self.encoder.readers.items():
+                if not reads and (value := getattr(self.encoder, name)) is not None:
+                    raise ValueError(f"encoder.{name}={value} is read only with {reader}; leave it null")
             if self.data.sides[-1] > MAX_SIDE:
                 raise ValueError(f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {self.data.sides[-1]}")
             if self.arch.hidden_size // self.arch.num_heads % 4:
