@@ -13,6 +13,7 @@ from evaluation.protocols import ProtocolConfig, protocol_config
 from models.context import EncoderConfig
 from models.core import ArchConfig
 from models.encoders import ENCODERS
+from models.encoders.pairs import PairConfig
 from models.losses import ObjectiveConfig
 from models.pretrained import PretrainedConfig
 from models.trm import arch_config
@@ -145,10 +146,23 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
         if len(self.data.sides) > 1 and (self.arch.mlp_t or self.arch.pos_encodings in ("rope", "learned")):
             raise ValueError(f"{what} needs one canvas size; use data.canvas=full, one entry in data.buckets, or arch.pos_encodings=rope2d")
         if self.encoder:
+            # Checkpoints may hold what was set without effect; a new run may not.
+            for name, (reader, reads) in self.encoder.readers.items():
+                if not reads and (value := getattr(self.encoder, name)) is not None:
+                    raise ValueError(f"encoder.{name}={value} is read only with {reader}; leave it null")
             if self.data.sides[-1] > MAX_SIDE:
                 raise ValueError(f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {self.data.sides[-1]}")
             if self.arch.hidden_size // self.arch.num_heads % 4:
                 raise ValueError("an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4")
+            heads = getattr(self.encoder, "num_heads", None) or self.arch.num_heads
+            if heads < 2 and getattr(self.encoder, "positions", None) == "rope2d_values":
+                raise ValueError(f"encoder.positions=rope2d_values turns the values of half of the encoder's heads, found {heads}")
+            unplaced = isinstance(self.encoder, PairConfig) and self.encoder.num_layers == 0 and self.encoder.positions != "embedded"
+            if unplaced and not self.arch.pos_encodings.startswith("rope"):
+                raise ValueError(
+                    f"encoder.num_layers=0 leaves the places of cells to the core, which arch.pos_encodings={self.arch.pos_encodings} does "
+                    "not tell it; use at least 1, or encoder.positions=embedded"
+                )
             if self.arch.mlp_t and self.encoder.gives_memory:
                 raise ValueError(f"arch.mlp_t=true has no attention that could read the memory of encoder={self.encoder.name}")
             if self.encoder.prefix_grows and (self.arch.mlp_t or self.arch.pos_encodings == "learned"):

@@ -154,7 +154,9 @@ def import_(folder: Path, output: Path) -> store.Metadata:
 
     The layout is `fewshot` where num_demos.npy says which pairs are demonstrations, else `puzzle`; there, the original
     mixes a training task's demonstrations and queries, and its last pair is taken as the query. A pair that training and
-    evaluation share makes the dataset `transductive`. Raises `UserError` for other games, missing or contradictory files.
+    evaluation share makes the dataset `transductive`. An evaluation answer of one black cell, [[0]], is what the ancestors store
+    where a solution is missing: it becomes unknown, and `details` names its task. Raises `UserError` for other games, missing or
+    contradictory files.
     """
     start, rows = store.read_identifiers(folder / "identifiers.json")
     names = read_json(folder / "identifiers.json")
@@ -163,6 +165,7 @@ def import_(folder: Path, output: Path) -> store.Metadata:
     if fewshot and any(demonstrations is None for _, demonstrations in found.values()):
         raise UserError(f"{folder}: one split has all__num_demos.npy and the other has not")
     tasks: dict[str, list[Task]] = {"train": [], "test": []}
+    unknown: list[str] = []
     for task_id in rows:
         train, test = (found[split][0].get(task_id, []) if split in found else [] for split in SPLITS)
         split, together = "test" if test else "train", train + test
@@ -171,7 +174,11 @@ def import_(folder: Path, output: Path) -> store.Metadata:
             raise UserError(
                 f"{folder}: puzzle {task_id} needs a demonstration and a query; {count} of its {len(together)} examples are demonstrations"
             )
-        tasks[split].append(Task(task_id, tuple(together[:count]), tuple(together[count:])))
+        queries = tuple(together[count:])
+        if split == "test":
+            queries = tuple(Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries)
+            unknown += [task_id] * any(_is_placeholder(query.output) for query in together[count:])
+        tasks[split].append(Task(task_id, tuple(together[:count]), queries))
     layout: store.Layout = "fewshot" if fewshot else "puzzle"
     return store.write(
         output,
@@ -184,7 +191,12 @@ def import_(folder: Path, output: Path) -> store.Metadata:
         num_aug=max(len(index) for index, _ in rows.values()) - 1,
         identifiers_start=start,
         augmentations=rows,
+        details={"unknown_answers": unknown} if unknown else None,
     )
+
+
+def _is_placeholder(answer: np.ndarray | None) -> bool:
+    return answer is not None and answer.shape == (1, 1) and not answer.any()
 
 
 def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], dict[str, int] | None]:
@@ -250,6 +262,9 @@ def main() -> None:
         counts = ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
         about = f"layout {metadata.layout}, protocol {metadata.protocol}, {metadata.num_puzzle_identifiers} puzzle identifiers"
         print(f"{options.dataset}: {counts} tasks, {about}")
+        if unknown := metadata.details.get("unknown_answers"):
+            shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+            print(f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}")
         if metadata.leaks:
             print(f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m dataset.info lists them")
 

@@ -54,10 +54,13 @@ def _load_kaggle(challenges_file: Path, oversized: list[str] | None) -> list[Tas
     solutions_file = challenges_file.with_name(challenges_file.name.replace("_challenges.json", "_solutions.json"))
     challenges = _read_tasks_object(challenges_file)
     solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
-    tasks = _validated(challenges.items(), challenges_file, oversized)
     if unknown := solutions.keys() - challenges.keys():
         raise UserError(f"{solutions_file}: task {min(unknown)} is not in {challenges_file}")
-    return [_with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task for task in tasks]
+
+    def complete(task: Task) -> Task:
+        return _with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task
+
+    return _validated(challenges.items(), challenges_file, oversized, complete)
 
 
 def _with_answers(task: Task, answers: Any, file: Path) -> Task:
@@ -100,11 +103,13 @@ def _load_files(files: list[Path], pairs_per_task: int, oversized: list[str] | N
     return [task for file in files for task in _validated(_tasks_in(file, pairs_per_task), file, oversized)]
 
 
-def _validated(values: Iterable[tuple[str, Any]], file: Path, oversized: list[str] | None) -> list[Task]:
+def _validated(
+    values: Iterable[tuple[str, Any]], file: Path, oversized: list[str] | None, complete: Callable[[Task], Task] = lambda task: task
+) -> list[Task]:
     tasks = []
     for task_id, value in values:
         try:
-            tasks.append(Task.from_json(task_id, value, str(file)))
+            tasks.append(complete(Task.from_json(task_id, value, str(file))))
         except OversizedGridError:
             if oversized is None:
                 raise

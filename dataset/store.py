@@ -79,7 +79,13 @@ class Metadata(Config):
     @property
     def content_hash(self) -> str:
         """One hash that changes with any task, split, augmentation or identifier."""
-        return self.sha256["tasks.npz"][:16] + self.sha256["augmentations.npz"][:16]
+        arrays = self.sha256["tasks.npz"][:16] + self.sha256["augmentations.npz"][:16]
+        beside = []  # what the arrays do not hold: where the learned rows begin, and what a puzzle's copies are drawn from
+        if self.layout == "puzzle" and self.identifiers_start != 1:
+            beside = [self.identifiers_start]
+        if self.layout == "pairs" and self.num_aug:
+            beside = [self.num_aug, self.seed]
+        return hashlib.sha256(f"{arrays} {beside}".encode()).hexdigest()[:32] if beside else arrays
 
 
 @dataclass(frozen=True)

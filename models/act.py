@@ -134,7 +134,7 @@ def act_step(
         last = steps >= (num_act_steps or config.halt_max_steps)
         halted = last
         target = None
-        against = 0 if config.no_ACT_continue else output.q_continue_logits
+        against = output.q_continue_logits if config.act_enabled and not config.no_ACT_continue else 0  # otherwise it is not trained
         if model.training and config.act_enabled and config.halt_max_steps > 1:
             if num_act_steps is None:
                 halted = last | (output.q_halt_logits > against)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from config.base import Config
@@ -95,6 +96,18 @@ class EncoderConfig(Config):
     """The base of every encoder's configuration, beside its class in models/encoders."""
 
     name: str
+
+    @property
+    def readers(self) -> dict[str, tuple[str, bool]]:
+        """Settings that only some encoders of this kind read -> which do, and whether this one does. The others leave them null."""
+        return {}
+
+    @model_validator(mode="after")
+    def _check_readers(self) -> "EncoderConfig":
+        for name, (reader, reads) in self.readers.items():
+            if reads and getattr(self, name) is None:
+                raise ValueError(f"encoder.{name} must be given with {reader}")
+        return self
 
     @property
     def gives_memory(self) -> bool:

@@ -260,7 +260,7 @@ def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: lis
         raise UserError(f"puzzle rows of {source.path} have width {theirs.shape[1]}, this model's {ours.shape[1]} (arch.puzzle_emb_ndim)")
     row_of = {name: row for row, name in enumerate(source.identifiers)}
     known = [row for row, name in enumerate(identifiers) if name in row_of]
-    if len(known) <= 1:  # every dataset has the blank identifier
+    if all(identifiers[row] == datasets.BLANK_IDENTIFIER for row in known):  # every dataset has them
         raise UserError(f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows")
     table = ours.clone()
     table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])]

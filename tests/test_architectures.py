@@ -246,6 +246,11 @@ def test_act_can_be_switched_off():
     for step in range(1, 4):
         carry = act_step(model, carry, data).carry
         assert carry.halted.tolist() == [step == 3] * 4
+    config = config_of(*CASES["trm", "puzzle"], act_enabled=False, no_ACT_continue=False, halt_threshold=0.9)
+    model.config = config.arch
+    output = act_step(model.train(), initial_carry(model, data), data)
+    assert output.target_q_continue is None  # q_continue learns nothing, and evaluation does not ask it
+    assert solve(model.eval(), data).steps.tolist() == [1] * 4
 
 
 def test_every_latent_is_updated_once_per_cycle():
@@ -495,8 +500,9 @@ def test_the_command_that_is_printed_for_a_published_checkpoint_fits_it(name, or
 
 def test_puzzle_rows_without_names_are_refused(original):
     config = decoder_config(original, "arch=trm")
-    with pytest.raises(UserError, match="none of the puzzles"):
-        load_decoder(decoder_model(config), config, ["<blank>", "x", "y"])
+    for blank in (1, 5):
+        with pytest.raises(UserError, match="none of the puzzles"):
+            load_decoder(decoder_model(config), config, ["<blank>"] * blank + ["x", "y"])
     (original.parent / "identifiers.json").unlink()
     with pytest.raises(UserError, match="no identifiers.json to say whose they are"):
         load_decoder(decoder_model(config), config, ["<blank>", "a"])

@@ -278,6 +278,21 @@ def test_an_unknown_answer_is_exported_as_padding_and_comes_back_unknown(tmp_pat
     assert back.task(back.task_ids.index("b")).queries[0].output is None
 
 
+def test_the_ancestors_placeholder_for_a_missing_answer_comes_back_unknown(tmp_path, monkeypatch, capsys):
+    grid, black = np.ones((2, 2), np.uint8), np.zeros((1, 1), np.uint8)
+    pair = Pair(grid, black)
+    tasks = {"train": [Task("a", (Pair(grid, grid),), (pair,))], "test": [Task("b", (pair,), (pair,))]}
+    datasets.write(tmp_path / "d", tasks, ["test"], layout="fewshot", source="x", seed=0)
+    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    monkeypatch.setattr("sys.argv", ["npy", "import", str(tmp_path / "npy"), str(tmp_path / "back")])
+    npy.main()
+    back = datasets.load(tmp_path / "back")
+    (trained, tested) = (back.task(back.task_ids.index(name)) for name in "ab")
+    assert tested.queries[0].output is None
+    assert all(pair.output.tolist() == [[0]] for pair in (trained.queries[0], tested.demonstrations[0]))
+    assert "1 evaluation tasks have an answer of one black cell" in capsys.readouterr().out
+
+
 def test_files_that_are_no_such_export_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file: .*identifiers.json"):
         npy.import_(tmp_path, tmp_path / "d")

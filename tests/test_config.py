@@ -48,6 +48,13 @@ from utils.errors import UserError
         (["arch.mlp_t=true", "arch.pos_encodings=none", "data.canvas=full"], "no attention that could read the memory of encoder=memory"),
         (["arch.pos_encodings=learned", "data.canvas=full", "encoder.placement=prefix"], "needs a state of fixed length"),
         (["arch.pos_encodings=rope", "data.canvas=full", "arch.hidden_size=48", "arch.num_heads=8"], "divisible by 4"),
+        (["encoder.num_layers=0", "arch.pos_encodings=none"], "encoder.num_layers=0 leaves the places of cells to the core"),
+        (["arch.num_heads=1"], "needs arch.num_heads >= 2"),
+        (["arch.num_heads=1", "arch.pos_encodings=rope2d"], "encoder.positions=rope2d_values turns the values of half"),
+        (
+            ["encoder=standard", "encoder.hidden_size=32", "encoder.num_heads=1", "encoder.positions=rope2d_values"],
+            "half of the encoder's heads, found 1",
+        ),
         (["arch.num_heads=0"], "arch.num_heads=0: input should be greater than 0"),
         (["evaluation.num_views=0"], "evaluation.num_views=0"),
         (["evaluation.pass_ks=[]"], "evaluation.pass_ks"),

@@ -46,6 +46,24 @@ def test_tasks_and_names_come_back_from_the_store(fewshot):
     assert fewshot.task(0).to_json() == random_task(rng, "a0", 2, 1).to_json()
 
 
+@pytest.mark.parametrize(
+    "layout, matters, changes_nothing",
+    [
+        ("puzzle", {"identifiers_start": 5}, {"seed": 9}),
+        ("pairs", {"seed": 9}, {"identifiers_start": 5}),
+        ("pairs", {"num_aug": 5}, {}),
+        ("fewshot", {}, {"identifiers_start": 5, "seed": 9}),
+    ],
+)
+def test_the_hash_of_a_dataset_tells_numbering_and_copies_apart(layout, matters, changes_nothing, fewshot):
+    """They are part of what a model is trained on, and the arrays do not hold them."""
+    metadata = fewshot.metadata.model_copy(update={"layout": layout})
+    arrays = metadata.sha256["tasks.npz"][:16] + metadata.sha256["augmentations.npz"][:16]
+    assert metadata.model_copy(update=changes_nothing).content_hash == metadata.content_hash
+    assert all(metadata.model_copy(update={name: value}).content_hash != metadata.content_hash for name, value in matters.items())
+    assert metadata.model_copy(update={"num_aug": 0}).content_hash == arrays
+
+
 def test_a_damaged_or_foreign_dataset_is_refused(tmp_path):
     store = write_store(tmp_path / "d")
     with pytest.raises(UserError, match="layout 'fewshot' but this model needs 'puzzle'"):

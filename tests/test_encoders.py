@@ -39,9 +39,12 @@ CASES = {name: [f"encoder={name}", *SMALL] for name in ENCODERS} | {
     "standard weighted": ["encoder=standard", "encoder.pooling_method=weighted", *SMALL],
     "every option": [
         *("encoder=hybrid_standard", "encoder.shared_colours=true", "encoder.qk_norm=true", "encoder.layer_scale=0.1"),
-        *("encoder.norm=layer", "encoder.bottleneck=demonstration", "encoder.hidden_size=24", "encoder.num_heads=3", *SMALL),
+        *("encoder.norm=layer", "encoder.bottleneck=demonstration", "encoder.latent_dim=32"),
+        *("encoder.hidden_size=24", "encoder.num_heads=3", *SMALL),
     ],
-    "iterative recursive": ["encoder=iterative", "encoder.update=recursive", "encoder.smoothing=0.9", *SMALL],
+    "iterative recursive": [
+        *("encoder=iterative", "encoder.update=recursive", "encoder.H_cycles=3", "encoder.L_cycles=1", "encoder.smoothing=0.9", *SMALL),
+    ],
 }
 VARIATIONAL = ["variational", "lpn_variational", "lpn_variational_v2", "hybrid_variational", "lpn_var"]
 
@@ -392,7 +395,10 @@ def test_diagnostics_see_a_context_that_ignores_its_task(fewshot):
         ("standard", {"shared_colours": True, "pair_tokens": "summed"}, "cannot tell input from output"),
         ("memory", {"shared_colours": True}, "cannot tell input from output"),
         ("standard", {"set_layers": 0}, "set_layers=0 does not fit encoder.aggregator=queries"),
-        ("standard", {"variational": True}, "needs a latent"),
+        ("standard", {"variational": True, "initial_sigma": 0.03}, "needs a latent"),
+        ("lpn", {"latent_dim": None}, "encoder.latent_dim must be given with an encoder.bottleneck"),
+        ("lpn_var", {"initial_sigma": None}, "encoder.initial_sigma must be given with encoder.variational"),
+        ("iterative recursive", {"H_cycles": None}, "encoder.H_cycles must be given with encoder.update=recursive"),
         ("lpn", {"num_heads": None}, "belong together"),
         ("lpn", {"num_heads": 64}, "divisible by 4 * encoder.num_heads=64"),
         ("perceiver", {"num_layers": 0, "positions": "rope2d"}, "would not see where cells are"),
@@ -404,6 +410,21 @@ def test_encoder_settings_that_cannot_work_say_so(name, changes, words, fewshot)
     config = load_config(fewshot, *TRAINER, *CASES[name]).encoder
     with pytest.raises(ValidationError, match=re.escape(words)):
         type(config)(**(config.model_dump() | changes))
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("standard", {"latent_dim": 512}, "encoder.latent_dim=512 is read only with an encoder.bottleneck"),
+        ("lpn", {"initial_sigma": 0.1}, "encoder.initial_sigma=0.1 is read only with encoder.variational"),
+        ("iterative", {"H_cycles": 6}, "encoder.H_cycles=6 is read only with encoder.update=recursive"),
+    ],
+)
+def test_a_run_is_not_given_what_its_encoder_does_not_read(name, changes, words, fewshot):
+    config = load_config(fewshot, *TRAINER, *CASES[name])
+    encoder = type(config.encoder)(**(config.encoder.model_dump() | changes))  # a checkpoint of an earlier version holds it
+    with pytest.raises(ValidationError, match=re.escape(words)):
+        PretrainConfig(**(config.model_dump() | {"encoder": encoder}))
 
 
 def test_an_objective_without_anything_to_weigh_is_refused(fewshot, puzzle):

@@ -100,6 +100,11 @@ def test_an_oversized_task_stops_the_reading_unless_it_may_be_left_out(tmp_path)
     left_out: list[str] = []
     assert [task.id for task in sources.folder_source(tmp_path, "set", oversized=left_out)["set"]()] == ["short"]
     assert left_out == ["long"]
+    (tmp_path / "k_set_challenges.json").write_text(json.dumps({"large": GOOD, "t1": GOOD}))
+    (tmp_path / "k_set_solutions.json").write_text(json.dumps({"large": [[[0] * 31]], "t1": [[[4]]]}))
+    with pytest.raises(UserError, match="k_set_solutions.json: task large, answer 0: grid is 1x31"):
+        sources.kaggle_source(str(tmp_path / "k"))["set"]()
+    assert [task.id for task in sources.kaggle_source(str(tmp_path / "k"), left_out)["set"]()] == ["t1"] and left_out == ["long", "large"]
 
 
 def test_missing_and_truncated_files_are_named(tmp_path):

@@ -32,10 +32,15 @@ class IterativeEncoderConfig(PairConfig):
     output_tokens: PositiveInt
     update: Literal["read", "recursive"]
     update_layers: PositiveInt
-    H_cycles: PositiveInt
-    L_cycles: PositiveInt
+    H_cycles: PositiveInt | None
+    L_cycles: PositiveInt | None
     smoothing: Annotated[float, Field(ge=0, lt=1)]
     learned_start: bool
+
+    @property
+    def readers(self) -> dict[str, tuple[str, bool]]:
+        recursive = "encoder.update=recursive", self.update == "recursive"
+        return {"H_cycles": recursive, "L_cycles": recursive}
 
 
 class ReadUpdate(nn.Module):

@@ -41,9 +41,9 @@ class PooledEncoderConfig(PairConfig):
     set_layers: NonNegativeInt
     output_tokens: PositiveInt
     bottleneck: Literal["none", "demonstration", "aggregate"]
-    latent_dim: PositiveInt
+    latent_dim: PositiveInt | None
     variational: bool
-    initial_sigma: PositiveFloat
+    initial_sigma: PositiveFloat | None
 
     @model_validator(mode="after")
     def _check(self) -> "PooledEncoderConfig":
@@ -61,6 +61,13 @@ class PooledEncoderConfig(PairConfig):
         if self.variational and self.bottleneck == "none":
             raise ValueError("encoder.variational=true needs a latent; set encoder.bottleneck to demonstration or aggregate")
         return self
+
+    @property
+    def readers(self) -> dict[str, tuple[str, bool]]:
+        return {
+            "latent_dim": ("an encoder.bottleneck", self.bottleneck != "none"),
+            "initial_sigma": ("encoder.variational", self.variational),
+        }
 
     @property
     def gives_kl(self) -> bool:
