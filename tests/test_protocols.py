@@ -249,6 +249,18 @@ def test_training_turns_grids_only_if_the_model_has_seen_turned_grids(fewshot):
         assert bool(samples.transform.any()) == turned and bool((samples.colours != np.arange(10)).any()) == recoloured
 
 
+def test_training_places_pairs_as_the_model_has_seen_them(fewshot):
+    trained = Trainer(fewshot, "encoder=memory").config.data
+    for translate, places in ((False, 0), (True, 1), ("each", None)):
+        config = trained.model_copy(update={"translate": translate, "canvas": "full"})
+        questions = EvaluationSet(fewshot, config, "test", 4, 0)
+        samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(16)
+        if places is None:
+            assert samples.offset.shape == (16, 1 + samples.cell.demos, 2) and (samples.offset[:, 0] != samples.offset[:, 1]).any()
+        else:
+            assert samples.offset.shape == (16, 2) and samples.offset.any() == places
+
+
 def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on(puzzle, tmp_path):
     checkpoint = untrained(puzzle, tmp_path / "run" / "checkpoints")
     other = write_store(tmp_path / "other", layout="puzzle", seed=5)
