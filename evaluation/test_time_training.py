@@ -175,7 +175,8 @@ class Trained:
                 self.values[name + self.DOWN] = start.to(device).repeat(count, 1, 1)
                 self.values[name + self.UP] = torch.zeros(count, rows, config.rank, device=device)
         else:
-            wanted = {"all": own.keys(), "encoder": encoder, "core": own.keys() - encoder}[config.parameters]
+            learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}  # encoder.learned_start=false
+            wanted = {"all": learns, "encoder": learns & encoder, "core": learns - encoder}[config.parameters]
             self.values = {name: value.repeat(count, *[1] * value.ndim) for name, value in own.items() if name in wanted}
             self.frozen = {name: value for name, value in own.items() if name not in wanted}
         self.has_rows = isinstance(model.context, PuzzleEmbedding)

@@ -152,6 +152,17 @@ def test_tasks_trained_side_by_side_are_trained_as_one_by_one_and_the_model_is_i
     assert any(not torch.equal(found[0][0][name], found[0][1][name]) for name in changed), "each task has its own weights"
 
 
+def test_what_training_keeps_fixed_stays_fixed(fewshot):
+    trainer = Trainer(fewshot, "encoder=iterative", "encoder.learned_start=false")
+    questions = EvaluationSet(fewshot, trainer.config.data, "test", 2, 0)
+    lessons = lessons_of(questions, questions.asked)[0][:1]
+    names = {name for name, parameter in trainer.state.model.named_parameters() if parameter.requires_grad}
+    for parameters in ("all", "encoder"):
+        values = Trained(trainer.state.model, questions, lessons, ttt_config(f"parameters={parameters}")).values
+        assert set(values) == {name for name in names if parameters == "all" or name.startswith("context.")}
+    assert "context.start.context" in dict(trainer.state.model.named_parameters()).keys() - names
+
+
 def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
     model, questions, trainer = memory
     training = TestTimeTraining(ttt_config("steps=30", "lr=5e-3"), trainer.config.objective, 0)
