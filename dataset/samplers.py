@@ -35,7 +35,18 @@ def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
     return slice(rank * local, (rank + 1) * local)
 
 
-def random_offsets(store: Store, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+def draw_offsets(
+    store: Store, config: DataConfig, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray
+) -> np.ndarray:
+    """Translations of samples with pairs (B, n), as `data.translate` says: (B, 2) of all grids, or (B, n, 2) of each pair's."""
+    if not config.translate:
+        return np.zeros((len(pairs), 2), np.int64)
+    if config.translate == "each":
+        return np.stack([_random_offsets(store, rng, cell, pairs[:, [i]], transform) for i in range(pairs.shape[1])], axis=1)
+    return _random_offsets(store, rng, cell, pairs, transform)
+
+
+def _random_offsets(store: Store, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
     """(B, 2) one translation per sample, shared by all its grids, those of pairs (B, n), which stay on the canvas."""
     grids = np.concatenate([store.pair_input[pairs], store.pair_output[pairs]], axis=1)
     extent = store.shapes[grids].max(axis=1)  # (B, 2)
@@ -152,14 +163,6 @@ class Sampler:
             views = Views(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(rows)
 
-    def _offsets(self, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
-        if not self.config.translate:
-            return np.zeros((len(pairs), 2), np.int64)
-        if self.config.translate == "each":
-            apart = [random_offsets(self.store, rng, cell, pairs[:, [i]], transform) for i in range(pairs.shape[1])]
-            return np.stack(apart, axis=1)
-        return random_offsets(self.store, rng, cell, pairs, transform)
-
 
 class EpisodeSampler(Sampler):
     """Few-shot episodes: a query and K demonstrations of the same task.
@@ -206,7 +209,7 @@ class EpisodeSampler(Sampler):
         key[(candidates < 0) | (candidates == query[:, None])] = np.inf
         demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : cell.demos], axis=1)
         views, identifier = self._views(rng, tasks, cell.side)
-        offset = self._offsets(rng, cell, np.concatenate([query[:, None], demos], axis=1), views.transform)
+        offset = draw_offsets(self.store, self.config, rng, cell, np.concatenate([query[:, None], demos], axis=1), views.transform)
         return Samples(cell, query, demos, np.ones_like(demos, dtype=bool), views.transform, views.colours, offset, identifier)
 
 
@@ -238,7 +241,7 @@ class PuzzleSampler(Sampler):
     def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
         query = self.queries.draw(rng, tasks)
         views, identifier = self._views(rng, tasks, cell.side)
-        offset = self._offsets(rng, cell, query[:, None], views.transform)
+        offset = draw_offsets(self.store, self.config, rng, cell, query[:, None], views.transform)
         none = np.zeros((len(tasks), 0), np.int64)
         return Samples(cell, query, none, none.astype(bool), views.transform, views.colours, offset, identifier, views.order)
 

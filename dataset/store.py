@@ -38,6 +38,7 @@ BLANK_IDENTIFIER = "<blank>"
 TRAIN, TEST = 0, 1
 SPLITS = {"train": TRAIN, "test": TEST}
 VALIDATION = 2  # not on disk: `Store.hold_out` makes it of training tasks
+LEFT_OUT = 3  # not on disk, either: `Store.limited`
 _ARRAY_FILES = ("tasks.npz", "augmentations.npz")
 
 Layout = Literal["puzzle", "fewshot", "pairs"]
@@ -153,6 +154,14 @@ class Store:
         split = self.task_split.copy()
         split[order[:count]] = VALIDATION
         return replace(self, task_split=split)
+
+    def limited(self, split: str, limit: int | None) -> "Store":
+        """The same dataset with the first `limit` tasks of `split`; the others are in no split."""
+        if limit is None:
+            return self
+        splits = self.task_split.copy()
+        splits[self.tasks_of(split)[limit:]] = LEFT_OUT
+        return replace(self, task_split=splits)
 
     def task(self, index: int) -> Task:
         """Task `index` as grids."""

@@ -31,7 +31,7 @@ from utils.files import sha256_of
 
 @dataclass
 class Session:
-    """What one evaluation works with. max_tasks: the first tasks only, as configured here or in training."""
+    """What one evaluation works with. store: of the evaluated split the tasks that training was limited to."""
 
     config: EvaluateConfig
     world: World
@@ -42,7 +42,6 @@ class Session:
     data: DataConfig
     store: Store
     trained_pairs: np.ndarray
-    max_tasks: int | None
 
     @classmethod
     def open(cls, config: EvaluateConfig) -> "Session":
@@ -76,14 +75,14 @@ class Session:
                 f"{path} was trained without validation tasks of {store.path} (validation=N holds them out); choose another split"
             )
         trained_on = {"test": data.max_eval_groups, "train": data.max_train_groups, "validation": None}[config.split]
-        limits = [limit for limit in (config.max_eval_groups, trained_on) if limit is not None]
-        trained_pairs = checkpoint.load_trained_pairs(path)
-        return cls(config, world, device, path, model.to(device), info, data, store, trained_pairs, min(limits, default=None))
+        store = store.limited(config.split, trained_on)  # before any choice of subsets: the others' rows have learned nothing
+        return cls(config, world, device, path, model.to(device), info, data, store, checkpoint.load_trained_pairs(path))
 
     def questions(self) -> EvaluationSet:
         """The evaluation set without any control."""
         config = self.config
-        return EvaluationSet(self.store, self.data, config.split, config.num_views, config.seed, "none", self.max_tasks, config.subsets)
+        limit = config.max_eval_groups
+        return EvaluationSet(self.store, self.data, config.split, config.num_views, config.seed, "none", limit, config.subsets)
 
     def evaluate(self, report: Callable[[int], None] = lambda views: None) -> Evaluation:
         """One evaluation as configured (all processes together)."""
@@ -100,7 +99,7 @@ class Session:
             protocol=self.config.protocol,
             split=self.config.split,
             subsets=self.config.subsets,
-            max_tasks=self.max_tasks,
+            max_tasks=self.config.max_eval_groups,
             record_steps=self.config.record_steps,
             report=report,
         )
@@ -141,9 +140,9 @@ class Session:
                 "halt_max_steps": self.model.config.halt_max_steps,
                 "halt_threshold": self.model.config.halt_threshold,
             },
-            **config.model_dump(include={"split", "subsets", "num_views", "batch_size", "seed", "ranking", "vote_stop", "record_steps"}),
+            **config.model_dump(include={"split", "subsets", "max_eval_groups", "num_views", "batch_size", "seed"}),
+            **config.model_dump(include={"ranking", "vote_stop", "record_steps"}),
             "adaptation": config.protocol.model_dump(),
-            "max_eval_groups": self.max_tasks,
             "git_commit": checkpoint.git_commit(),
             "torch": torch.__version__,
             "device": describe(self.device),

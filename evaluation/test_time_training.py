@@ -24,7 +24,7 @@ from config.base import Config
 from dataset import augment
 from dataset.batch import Cell, Samples, materialise
 from dataset.canvas import GridTable
-from dataset.samplers import random_offsets, step_rng
+from dataset.samplers import draw_offsets, step_rng
 from dataset.views import EvaluationSet
 from models.act import Carry, act_step, exploration, initial_carry
 from models.context import PuzzleEmbedding
@@ -175,7 +175,8 @@ class Trained:
                 self.values[name + self.DOWN] = start.to(device).repeat(count, 1, 1)
                 self.values[name + self.UP] = torch.zeros(count, rows, config.rank, device=device)
         else:
-            wanted = {"all": own.keys(), "encoder": encoder, "core": own.keys() - encoder}[config.parameters]
+            learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}  # encoder.learned_start=false
+            wanted = {"all": learns, "encoder": learns & encoder, "core": learns - encoder}[config.parameters]
             self.values = {name: value.repeat(count, *[1] * value.ndim) for name, value in own.items() if name in wanted}
             self.frozen = {name: value for name, value in own.items() if name not in wanted}
         self.has_rows = isinstance(model.context, PuzzleEmbedding)
@@ -270,9 +271,7 @@ class _Episodes:
             views = [questions.view(self.query, int(view)) for view in chosen]
             transform, colours = np.array([view[0] for view in views]), np.stack([view[1] for view in views])
         cell = Cell(self.lesson.side, demos.shape[1])
-        offset = np.zeros((count, 2), np.int64)
-        if config.translate:
-            offset = random_offsets(store, rng, cell, np.concatenate([query[:, None], demos], axis=1), transform)
+        offset = draw_offsets(store, config, rng, cell, np.concatenate([query[:, None], demos], axis=1), transform)
         return Samples(cell, query, demos, np.ones(demos.shape, bool), transform, colours, offset, identifier)
 
 

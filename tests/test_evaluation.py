@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from config import compose
+from config.schema import EvaluateConfig
 from dataset import augment, canvas
 from dataset import store as datasets
 from dataset.batch import materialise
@@ -19,10 +21,12 @@ from evaluation import inference
 from evaluation.evaluate import evaluate
 from evaluation.metrics import Answered, score, wilson
 from evaluation.predictions import Predictions
+from evaluation.session import Session
 from evaluation.voting import Candidate, VoteTable
 from experiments.publish import MOST_BYTES, publish
 from models.act import Answer
 from tests.conftest import evaluate_here, load_config, random_task, run
+from tests.test_predict import untrained
 from tests.test_training import ALONE, CPU, Trainer, train_here
 from utils import checkpoint
 from utils.errors import UserError
@@ -254,6 +258,21 @@ def test_a_trm_is_evaluated_with_the_rows_it_was_trained_on_only(puzzle, fewshot
     assert results_of(tmp_path / "e")[0]["protocol"] == "transductive"
     with pytest.raises(UserError, match="layout 'fewshot' but this model needs 'puzzle'"):
         evaluate_here(f"checkpoint={folder}", f"data_path={fewshot.path}")
+
+
+def test_a_limit_of_training_counts_before_subsets_are_chosen(tmp_path):
+    """Tasks beyond it have rows that learned nothing."""
+    rng = np.random.default_rng(3)
+    tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(3)] for name in "xpq"}
+    datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="puzzle", source="random", seed=0, num_aug=1)
+    path = untrained(datasets.load(tmp_path / "d"), tmp_path / "checkpoints", "data.max_eval_groups=4")
+
+    def asked(*overrides: str) -> list[str]:
+        questions = Session.open(compose.load(EvaluateConfig, "evaluate", [f"checkpoint={path}", "device=cpu", *overrides])).questions()
+        return [questions.store.task_ids[task] for task in questions.tasks]
+
+    assert asked() == ["p0", "p1", "p2", "q0"] and asked("subsets=[q]") == ["q0"]
+    assert asked("subsets=[p]", "max_eval_groups=2") == ["p0", "p1"]
 
 
 def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path, capsys):

@@ -153,6 +153,17 @@ def test_tasks_trained_side_by_side_are_trained_as_one_by_one_and_the_model_is_i
     assert any(not torch.equal(found[0][0][name], found[0][1][name]) for name in changed), "each task has its own weights"
 
 
+def test_what_training_keeps_fixed_stays_fixed(fewshot):
+    trainer = Trainer(fewshot, "encoder=iterative", "encoder.learned_start=false")
+    questions = EvaluationSet(fewshot, trainer.config.data, "test", 2, 0)
+    lessons = lessons_of(questions, questions.asked)[0][:1]
+    names = {name for name, parameter in trainer.state.model.named_parameters() if parameter.requires_grad}
+    for parameters in ("all", "encoder"):
+        values = Trained(trainer.state.model, questions, lessons, ttt_config(f"parameters={parameters}")).values
+        assert set(values) == {name for name in names if parameters == "all" or name.startswith("context.")}
+    assert "context.start.context" in dict(trainer.state.model.named_parameters()).keys() - names
+
+
 def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
     model, questions, trainer = memory
     training = TestTimeTraining(ttt_config("steps=30", "lr=5e-3"), trainer.config.objective, 0)
@@ -248,6 +259,18 @@ def test_training_turns_grids_only_if_the_model_has_seen_turned_grids(fewshot):
         questions = EvaluationSet(fewshot, config, "test", 4, 0)
         samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(64)
         assert bool(samples.transform.any()) == turned and bool((samples.colours != np.arange(10)).any()) == recoloured
+
+
+def test_training_places_pairs_as_the_model_has_seen_them(fewshot):
+    trained = Trainer(fewshot, "encoder=memory").config.data
+    for translate, places in ((False, 0), (True, 1), ("each", None)):
+        config = trained.model_copy(update={"translate": translate, "canvas": "full"})
+        questions = EvaluationSet(fewshot, config, "test", 4, 0)
+        samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(16)
+        if places is None:
+            assert samples.offset.shape == (16, 1 + samples.cell.demos, 2) and (samples.offset[:, 0] != samples.offset[:, 1]).any()
+        else:
+            assert samples.offset.shape == (16, 2) and samples.offset.any() == places
 
 
 def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on(puzzle, tmp_path):

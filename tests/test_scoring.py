@@ -448,9 +448,10 @@ def opened(puzzle):
     model = trainer.state.model.eval()
     torch.manual_seed(1)
     model.context.weights.normal_(std=1.0)
-    config = compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", "num_views=2", "controls=[]", "batch_size=16", "device=cpu"])
+    settings = ["checkpoint=x", "num_views=2", "controls=[]", "batch_size=16", "device=cpu", "max_eval_groups=3"]
+    config = compose.load(EvaluateConfig, "evaluate", settings)
     info = {"config": trainer.config.model_dump()}
-    session = Session(config, ALONE, CPU, puzzle.path, model, info, trainer.config.data, puzzle, trainer.sampler.trained_pairs, 3)
+    session = Session(config, ALONE, CPU, puzzle.path, model, info, trainer.config.data, puzzle, trainer.sampler.trained_pairs)
     session.about = dict
     return session
 
