@@ -126,7 +126,7 @@ def test_every_architecture_trains_and_its_checkpoint_restores_it(case, dtype, t
         assert parameter.dtype == torch.float32 and state.ema.shadow[name].dtype == torch.float32, name
     (carry,) = state.carries.values()
     assert {value.dtype for value in carry.states} == {config.arch.dtype}
-    path = state.save(tmp_path, World(), {}, np.zeros(0, np.uint64), keep=1)
+    path = state.save(tmp_path, World(), {}, keep=1)
     expected = losses(batches[3:])
     state, settings = train_state(config)
     state.load(path, World(), CPU)

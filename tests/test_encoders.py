@@ -24,7 +24,7 @@ from models.losses import act_loss
 from models.trm import DataSizes, RecursiveModel, build_model
 from tests.conftest import ROOT, load_config, run
 from tests.test_models import OBJECTIVE, SIDE, episodes, make_model
-from tests.test_training import ALONE, CPU, NO_PAIRS, TRAINER, Trainer, arguments_for
+from tests.test_training import ALONE, CPU, TRAINER, Trainer, arguments_for
 from training.diagnostics import context_diagnostics, energy_shares
 from training.objectives import contrastive_loss, reconstruction_loss
 from training.step import _noise, train_step
@@ -80,7 +80,7 @@ def test_three_steps_reach_every_parameter_and_resume_bitwise(case, fewshot, tmp
     result = train_step(trainer.state, trainer.batch(), trainer.settings)
     assert result.updated and result.metrics["lm_loss"].isfinite()
     assert result.metrics["context_gradient"] == result.metrics["rows"] == 4  # every sample
-    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+    path = trainer.state.save(tmp_path, ALONE, {}, keep=1)
     expected = trainer.steps(2)
     moments = trainer.state.optimizers[0].state
     for name, parameter in trainer.state.model.named_parameters():

@@ -19,7 +19,7 @@ from models.act import act_step, exploration, initial_carry
 from models.losses import sample_loss
 from pretrain_etrm import train
 from tests.conftest import load_config
-from tests.test_training import ALONE, CPU, NO_PAIRS, TRAINER, Trainer, arguments_for
+from tests.test_training import ALONE, CPU, TRAINER, Trainer, arguments_for
 from training.step import HALTING_STREAM, MODES, train_step
 from utils.distributed import World, sum_gradients, sum_tensor
 from utils.errors import UserError
@@ -195,7 +195,7 @@ def test_micro_batches_equal_the_whole_batch(name, cases):
 def test_a_checkpoint_restores_every_mode(name, cases, tmp_path):
     whole, resumed = start(cases[name]), start(cases[name])
     losses(whole, 2)
-    path = whole.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+    path = whole.state.save(tmp_path, ALONE, {}, keep=2)
     resumed.state.load(path, ALONE, CPU)
     assert losses(whole, 3) == losses(resumed, 3)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.layers import Embedding, Linear
-from tests.test_training import ALONE, CPU, NO_PAIRS, Trainer
+from tests.test_training import ALONE, CPU, Trainer
 from training import optim
 from training.optim import AdamATan2, build_optimizers, load_optimizer
 from training.step import train_step
@@ -61,7 +61,7 @@ def test_a_frozen_part_keeps_weights_averages_and_moments_until_its_step(frozen,
     moving = encoder if frozen == "decoder" else decoder
     for _ in range(2):
         assert changed(trainer) == alike(moving)
-        path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+        path = trainer.state.save(tmp_path, ALONE, {}, keep=1)
         trainer = Trainer(fewshot, *options)  # the stage is the step's, whatever process comes there
         trainer.state.load(path, ALONE, CPU)
     assert changed(trainer) == alike(decoder | encoder)
@@ -131,7 +131,7 @@ def test_other_optimisers_train_everything_and_resume(optimizer, fewshot, tmp_pa
     trainer = Trainer(fewshot, *options)
     decoder, encoder = parts_of(trainer)
     assert changed(trainer)["weights"] == decoder | encoder
-    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+    path = trainer.state.save(tmp_path, ALONE, {}, keep=1)
     resumed = Trainer(fewshot, *options)
     resumed.state.load(path, ALONE, CPU)
     assert resumed.steps(2) == trainer.steps(2)

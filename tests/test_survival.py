@@ -25,7 +25,7 @@ from dataset.views import EvaluationSet
 from evaluation.evaluate import Evaluation
 from evaluation.metrics import Score
 from tests.conftest import ROOT, TINY, evaluate_here, load_config, run
-from tests.test_training import ALONE, NO_PAIRS, Trainer, arguments_for, train_here, weights_of
+from tests.test_training import ALONE, Trainer, arguments_for, train_here, weights_of
 from training.nonfinite import dump_batch, load_batch
 from training.state import TrainState
 from training.step import train_step
@@ -248,27 +248,27 @@ def test_resume_after_a_restart_continues_whatever_the_run_began_with(fewshot, t
 def test_remains_of_killed_writers_and_half_deleted_checkpoints_are_no_checkpoints(fewshot, tmp_path):
     trainer = Trainer(fewshot)
     trainer.steps(1)
-    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+    path = trainer.state.save(tmp_path, ALONE, {}, keep=2)
     for name in (".step_7.tmp", ".step_5.old", "step_9"):
         shutil.copytree(path, tmp_path / name)
     (tmp_path / "step_9" / "info.json").unlink()
     assert checkpoint.latest(tmp_path) == path
     trainer.steps(1)
-    trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+    trainer.state.save(tmp_path, ALONE, {}, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_1", "step_2", "step_9"]
 
 
 def test_too_little_disk_space_is_said_before_anything_is_written(fewshot, tmp_path, monkeypatch):
     trainer = Trainer(fewshot)
     trainer.steps(1)
-    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+    path = trainer.state.save(tmp_path, ALONE, {}, keep=1)
     written = sum(file.stat().st_size for file in path.iterdir())
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda folder: usage(0, 0, int(0.9 * written)))
     monkeypatch.setattr(checkpoint, "save_file", lambda *arguments: pytest.fail("written"))
     trainer.steps(1)
     with pytest.raises(UserError, match=r"step_2: it needs \d.\d\d MB, and the disk has \d.\d\d MB left; earlier checkpoints are intact"):
-        trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=1)
+        trainer.state.save(tmp_path, ALONE, {}, keep=1)
     assert [p.name for p in tmp_path.iterdir()] == ["step_1"]
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -36,7 +35,6 @@ from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
 
 ALONE = World()
-NO_PAIRS = np.zeros(0, np.uint64)
 CPU = torch.device("cpu")
 TRAINER = ("lr_warmup_steps=2", "train_steps=20")
 
@@ -173,7 +171,7 @@ def test_a_checkpoint_restores_everything(layout, fewshot, puzzle, tmp_path):
     store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
     whole = Trainer(store)
     whole.steps(4)
-    path = whole.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+    path = whole.state.save(tmp_path, ALONE, {}, keep=2)
     expected = whole.steps(4)
     resumed = Trainer(store, "seed=0")
     resumed.state.load(path, ALONE, CPU)
@@ -186,7 +184,7 @@ def test_a_checkpoint_restores_everything(layout, fewshot, puzzle, tmp_path):
 def test_what_has_no_average_is_written_once_and_checkpoints_that_repeat_it_load(puzzle, tmp_path):
     trainer = Trainer(puzzle)
     trainer.steps(2)
-    path = trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+    path = trainer.state.save(tmp_path, ALONE, {}, keep=2)
     whole = trainer.state.model.state_dict()
     raw, averaged = (load_file(path / checkpoint.WEIGHTS[which]) for which in ("raw", "ema"))
     assert averaged.keys() == whole.keys() and raw.keys() == trainer.state.ema.shadow.keys() and "context.weights" not in raw
@@ -195,7 +193,7 @@ def test_what_has_no_average_is_written_once_and_checkpoints_that_repeat_it_load
         assert loaded.keys() == whole.keys() and all(torch.equal(loaded[name], value) for name, value in whole.items())
         save_file(whole, path / checkpoint.WEIGHTS["raw"])  # as before
     trainer.state.ema = None
-    path = trainer.state.save(tmp_path / "raw", ALONE, {}, NO_PAIRS, keep=2)
+    path = trainer.state.save(tmp_path / "raw", ALONE, {}, keep=2)
     assert checkpoint.load_weights(path, "raw").keys() == whole.keys()
 
 
@@ -203,7 +201,7 @@ def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot,
     trainer = Trainer(fewshot)
     for _ in range(3):
         trainer.steps(1)
-        trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+        trainer.state.save(tmp_path, ALONE, {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_2", "step_3"]
     trainer.steps(1)
 
@@ -212,7 +210,7 @@ def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot,
 
     monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(UserError, match="No space left on device; earlier checkpoints are intact"):
-        trainer.state.save(tmp_path, ALONE, {}, NO_PAIRS, keep=2)
+        trainer.state.save(tmp_path, ALONE, {}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_2", "step_3"]
     assert checkpoint.latest(tmp_path).name == "step_3"
 
