@@ -55,10 +55,10 @@ def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
 def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """The composed configuration and the overrides without needless `+`. Raises `UserError` for what does not exist."""
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        if any(override.startswith("+") for override in overrides):
-            known = _keys(hydra.compose(config_name, []))
-            overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
         try:
+            if any(override.startswith("+") for override in overrides):
+                known = _keys(hydra.compose(config_name, [override for override in overrides if not override.startswith("+")]))
+                overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
             return hydra.compose(config_name, overrides), overrides
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(config_name, overrides, error)) from None

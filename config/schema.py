@@ -205,6 +205,7 @@ class EvaluateConfig(EvaluationConfig):
     max_eval_groups: PositiveInt | None
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
+    timeout_minutes: PositiveFloat
     output_dir: str | None
     report: bool
     halt_max_steps: PositiveInt | Literal["checkpoint"]

@@ -48,7 +48,7 @@ class Session:
         """Load the checkpoint and its dataset (or `data_path`) and join the other processes. `UserError` if they do not fit."""
         world = World.from_environment()
         device = choose_device(config.device, world)
-        distributed.start(world, device)
+        distributed.start(world, device, config.timeout_minutes)
         path = checkpoint.resolve(config.checkpoint)
         model, info = load_checkpoint(path, config.weights)
         halting = config.model_dump(include={"halt_max_steps", "halt_threshold"})

@@ -74,6 +74,7 @@ def test_a_mistake_names_itself_and_the_nearest_valid_word(overrides, words):
 
 def test_a_needless_plus_is_accepted():
     assert compose.load(PretrainConfig, "pretrain", ["+run_name=x", "+arch.L_cycles=6"]).arch.L_cycles == 6
+    assert compose.load(PretrainConfig, "pretrain", ["+arch.num_latents=3", "arch=trm_hier6", "data.buckets=[10]"]).arch.num_latents == 3
 
 
 def test_a_sweep_over_values_runs_every_one(fewshot, tmp_path):

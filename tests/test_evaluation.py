@@ -28,7 +28,7 @@ from models.act import Answer
 from tests.conftest import evaluate_here, load_config, random_task, run
 from tests.test_predict import untrained
 from tests.test_training import ALONE, CPU, Trainer, train_here
-from utils import checkpoint
+from utils import checkpoint, distributed
 from utils.errors import UserError
 
 A, B, C = (np.array([[value]], np.uint8) for value in (1, 2, 3))
@@ -218,6 +218,13 @@ def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path):
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["per_example.jsonl", "results.json", "submission.json"]
     evaluate_here(*common)
     assert (trained / "evaluations" / "step_3-ema-test" / "results.json").is_file()
+
+
+def test_processes_wait_for_each_other_as_long_as_configured(trained, monkeypatch):
+    waits = []
+    monkeypatch.setattr(distributed, "start", lambda world, device, timeout_minutes=None: waits.append(timeout_minutes))
+    Session.open(compose.load(EvaluateConfig, "evaluate", [f"checkpoint={trained}", "device=cpu", "timeout_minutes=90"]))
+    assert waits == [90]
 
 
 def test_training_tasks_are_scored_as_transductive(trained, tmp_path):
