@@ -406,7 +406,7 @@ def test_evaluation_holds_no_second_copy_of_weights_or_optimiser(fewshot, tmp_pa
 def test_what_the_fault_commands_promise(tmp_path):
     """The short version of `python -m experiments.faults`."""
     results = tmp_path / "faults.jsonl"
-    done = run("-m", "experiments.faults", "killed_while_saving", "file_limit", "--kills", "5", "--output", str(results))
+    done = run("-m", "experiments.faults", "killed_while_saving", "file_limit", "--kills", "5", "--output", str(results), timeout=600)
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert done.returncode == 0 and [line["fault"] for line in lines] == ["killed_while_saving", "file_limit"], done.stdout + done.stderr
     assert lines[0]["kills"] == 5 and lines[0]["most_steps_lost"] <= 1 and "File too large" in lines[1]["message"][0]
