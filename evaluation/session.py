@@ -1,5 +1,6 @@
 """A checkpoint opened for evaluation: model, data and limits, as evaluate.py and the experiments that run a model need them."""
 
+import itertools
 import shlex
 import sys
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from utils import checkpoint, distributed
 from utils.device import choose_device, describe
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import sha256_of
+from utils.files import read_json, sha256_of
 
 
 @dataclass
@@ -148,14 +149,30 @@ class Session:
             "device": describe(self.device),
             "processes": self.world.size,
             "peak_gpu_memory_bytes": torch.cuda.max_memory_allocated(self.device) if on_gpu else None,
+            "settings": self._settings(),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
 
     def folder(self) -> Path:
-        """The named output folder, or one inside the run folder whose name tells this evaluation from others of the run."""
+        """The named output folder, or one inside the run folder, named after checkpoint, split and protocol.
+
+        Where the latter holds an evaluation with other settings, a number is added: only the same evaluation is replaced.
+        """
         config = self.config
         if config.output_dir:
             return Path(config.output_dir)
         other_data = f"-{Path(self.data.path).name}" if config.data_path else ""
         how = f"-{config.protocol.name}" if adapts(config.protocol) else ""
-        return self.path.parent.parent / "evaluations" / f"step_{self.info['step']}-{config.weights}-{config.split}{other_data}{how}"
+        name = f"step_{self.info['step']}-{config.weights}-{config.split}{other_data}{how}"
+        evaluations = self.path.parent.parent / "evaluations"
+        numbered = (evaluations / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1))
+        return next(folder for folder in numbered if self._may_replace(folder))
+
+    def _may_replace(self, folder: Path) -> bool:
+        results = folder / "results.json"
+        return not results.is_file() or read_json(results).get("settings") == self._settings()
+
+    def _settings(self) -> dict[str, Any]:
+        """The options that decide an evaluation's scores."""
+        elsewhere = {"checkpoint", "output_dir", "device", "batch_size", "timeout_minutes", "report", "save_predictions"}
+        return self.config.model_dump(mode="json", exclude=elsewhere)

@@ -30,6 +30,7 @@ from tests.test_predict import untrained
 from tests.test_training import ALONE, CPU, Trainer, train_here
 from utils import checkpoint, distributed
 from utils.errors import UserError
+from utils.files import read_json
 
 A, B, C = (np.array([[value]], np.uint8) for value in (1, 2, 3))
 
@@ -216,8 +217,15 @@ def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path):
     for options in ((), ("report=false",)):
         evaluate_here(*common, f"output_dir={tmp_path / 'e'}", *options)
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["per_example.jsonl", "results.json", "submission.json"]
-    evaluate_here(*common)
-    assert (trained / "evaluations" / "step_3-ema-test" / "results.json").is_file()
+
+
+def test_an_evaluation_with_other_settings_gets_a_folder_of_its_own(trained, tmp_path):
+    run_folder = tmp_path / "run"
+    shutil.copytree(trained, run_folder, ignore=shutil.ignore_patterns("evaluations"))
+    for options in (("num_views=1",), ("num_views=2",), ("num_views=1", "save_predictions=true")):
+        evaluate_here(f"checkpoint={run_folder}", "controls=[]", "report=false", *options)
+    views = {path.name: read_json(path / "results.json")["num_views"] for path in (run_folder / "evaluations").iterdir()}
+    assert views == {"step_3-ema-test": 1, "step_3-ema-test-2": 2}
 
 
 def test_processes_wait_for_each_other_as_long_as_configured(trained, monkeypatch):
