@@ -33,6 +33,7 @@ RECIPES = Path(__file__).with_name("ladder.yaml")
 RESULTS = Path(__file__).with_name("results.jsonl")
 CONTROLS = ("query_only", "shuffled_demonstrations")
 METRICS = ("ARC/pass@1", "ARC/pass@2")
+NOT_THE_PROTOCOLS = ("max_eval_groups=", "num_views=")
 DATASET = re.compile(r"@([\w-]+)")
 
 
@@ -47,8 +48,8 @@ class Recipe(Config):
     """One row of a table. based_on: another recipe, whose rung, data, evaluation and subsets hold where this one names none, and
     whose overrides come first. starts_from: the recipe whose model, of the same seed, this one trains on. data: a name in
     `datasets`. evaluation: overrides of evaluate.py. subsets: what is asked, by the protocol of evaluate.py with its settings
-    behind it (`latent_search search=random`; `max_eval_groups=N` asks the first N tasks only). expected: pass@1 by subset under the
-    first protocol.
+    behind it (`latent_search search=random`; `max_eval_groups=N` asks the first N tasks only, `num_views=N` in so many views).
+    expected: pass@1 by subset under the first protocol.
     """
 
     title: str
@@ -175,8 +176,9 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
         how, *settings = protocol.split()
         asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
-        limited = [setting if setting.startswith("max_eval_groups=") else f"protocol.{setting}" for setting in settings]
-        command = ("evaluate.py", f"checkpoint={folder}", f"protocol={how}", *limited, *recipe.evaluation, *arguments)
+        evaluation = [*recipe.evaluation, *(setting for setting in settings if setting.startswith(NOT_THE_PROTOCOLS))]
+        adaptation = [f"protocol.{setting}" for setting in settings if not setting.startswith(NOT_THE_PROTOCOLS)]
+        command = ("evaluate.py", f"checkpoint={folder}", f"protocol={how}", *adaptation, *evaluation, *arguments)
         if not _is_done(asked, command, folder):
             _python(*command)
         found = read_json(asked / "results.json")
