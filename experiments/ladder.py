@@ -176,9 +176,7 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
         how, *settings = protocol.split()
         asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
         arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
-        evaluation = [*recipe.evaluation, *(setting for setting in settings if setting.startswith(NOT_THE_PROTOCOLS))]
-        adaptation = [f"protocol.{setting}" for setting in settings if not setting.startswith(NOT_THE_PROTOCOLS)]
-        command = ("evaluate.py", f"checkpoint={folder}", f"protocol={how}", *adaptation, *evaluation, *arguments)
+        command = ("evaluate.py", f"checkpoint={folder}", *evaluation_of(recipe, protocol), *arguments)
         if not _is_done(asked, command, folder):
             _python(*command)
         found = read_json(asked / "results.json")
@@ -198,6 +196,14 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
                     machine=found["device"],
                     wall_seconds=seconds,
                 )
+
+
+def evaluation_of(recipe: Recipe, protocol: str) -> list[str]:
+    """The overrides of evaluate.py for one of a recipe's protocols."""
+    how, *settings = protocol.split()
+    others = [setting for setting in settings if setting.startswith(NOT_THE_PROTOCOLS)]
+    own = [f"protocol.{setting}" for setting in settings if setting not in others]
+    return [f"protocol={how}", *own, *recipe.evaluation, *others]
 
 
 def _command(name: str, seed: int, options: argparse.Namespace) -> str:

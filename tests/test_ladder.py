@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from config import compose
-from config.schema import PretrainConfig
+from config.schema import EvaluateConfig, PretrainConfig
 from experiments import ladder
 from experiments.ladder import Ladder, Result, append, read_ladder, read_results
 from experiments.tables import fill
@@ -31,6 +31,17 @@ def test_every_recipe_is_a_valid_run(name):
     recipe = read_ladder().recipe(name)
     config = compose.load(PretrainConfig, "pretrain", [*recipe.overrides, "run_name=r"])
     assert recipe.subsets and recipe.rung in "abc" and config.encoder is not None
+    for protocol in recipe.subsets:
+        asked = compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", *ladder.evaluation_of(recipe, protocol)])
+        assert asked.protocol.name == protocol.split()[0]
+
+
+def test_a_protocol_of_a_recipe_may_have_its_own_number_of_views():
+    recipe = read_ladder().recipe("c-arc-small-best")
+    overrides = [ladder.evaluation_of(recipe, protocol) for protocol in recipe.subsets]
+    configs = [compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", *asked]) for asked in overrides]
+    assert [config.num_views for config in configs] == [8, 64, 64]
+    assert configs[2].protocol.steps == 60
 
 
 def test_a_recipe_inherits_what_it_does_not_name():
