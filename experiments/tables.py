@@ -1,8 +1,9 @@
 """Make the tables of the documents from results.jsonl: python -m experiments.tables [--check]
 
 A document says where a table goes with a comment, `<!-- ladder: RECIPE ... -->` to `<!-- ladder end -->`; what is between the two is
-replaced. A row is a recipe under one protocol, a column a subset: pass@1 of the model, its controls behind it. The value is the
-mean over seeds, the interval reaches from the lowest to the highest bound of the seeds' own 95 % intervals.
+replaced. A row is a recipe under one protocol, a column a subset (empty where it was not asked): pass@1 of the model, its controls
+behind it. The value is the mean over seeds, the interval reaches from the lowest to the highest bound of the seeds' own 95 %
+intervals. Recipes without results are named below the table.
 """
 
 import re
@@ -18,17 +19,24 @@ PLACE = re.compile(r"(<!-- ladder: (.*?) -->\n).*?(<!-- ladder end -->)", re.DOT
 
 
 def table(names: list[str], ladder: Ladder, results: list[Result]) -> str:
-    """Markdown rows of recipes; those without results say so."""
-    subsets = list(dict.fromkeys(subset for name in names for asked in ladder.recipe(name).subsets.values() for subset in asked))
+    """Markdown rows of recipes, and the names of those without results."""
+    rows = {
+        (name, protocol): [r for r in results if (r.recipe, r.protocol, r.metric) == (name, protocol, METRICS[0])]
+        for name in names
+        for protocol in ladder.recipe(name).subsets
+    }
+    measured = {row: own for row, own in rows.items() if own}
+    subsets = list(dict.fromkeys(subset for name, protocol in measured for subset in ladder.recipe(name).subsets[protocol]))
     lines = ["| recipe | protocol | " + " | ".join(subsets) + " | seeds | training s |", "|---" * (len(subsets) + 4) + "|"]
-    rows = [(name, protocol) for name in names for protocol in ladder.recipe(name).subsets]
-    for name, protocol in rows:
-        own = [r for r in results if (r.recipe, r.protocol, r.metric) == (name, protocol, METRICS[0])]
+    for (name, protocol), own in measured.items():
         seconds = {result.seeds[0]: result.wall_seconds for result in own}
         cells = [_cell([result for result in own if result.split == subset]) for subset in subsets]
-        mean = f"{sum(seconds.values()) / len(seconds):.0f}" if seconds else ""
+        mean = f"{sum(seconds.values()) / len(seconds):.0f}"
         row = [f"`{name}`: {ladder.recipes[name].title}", protocol.replace("_", " "), *cells, str(len(seconds)), mean]
         lines.append(f"| {' | '.join(row)} |")
+    missing = [f"`{name}`, {protocol.replace('_', ' ')}" for name, protocol in rows.keys() - measured.keys()]
+    if missing:
+        lines += ["", f"Not measured: {'; '.join(sorted(missing))}."]
     return "\n".join(lines) + "\n"
 
 
@@ -36,7 +44,7 @@ def _cell(results: list[Result]) -> str:
     """The model's score with its interval and n, then the controls in the order of `CONTROLS`."""
     by_control = {control: [r for r in results if r.control == control] for control in ("none", *CONTROLS)}
     if not by_control["none"]:
-        return "not measured"
+        return ""
     means = [f"{sum(r.value for r in of) / len(of):.3f}" if of else "-" for of in by_control.values()]
     own = by_control["none"]
     low, high = min(r.ci_low for r in own), max(r.ci_high for r in own)
