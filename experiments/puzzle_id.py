@@ -69,6 +69,8 @@ def ablate(session: Session) -> dict[str, Any]:
         with told_instead(session.model, told):
             evaluation = session.evaluate()
         labelled = [record for record in evaluation.records if record["label_hash"] is not None]
+        if session.world.is_main and not labelled:
+            raise UserError(f"{session.data.path}: no query that is asked has a known answer, so that nothing can be compared")
         right = solved_within([record["rank_of_truth"] for record in labelled], 1)
         shares[mode] = task_means([record["task"] for record in labelled], right)
         modes[mode] = {"puzzle_id_mode": mode, "ARC": evaluation.metrics()}

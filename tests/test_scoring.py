@@ -476,6 +476,18 @@ def test_the_puzzle_id_ablation_changes_what_the_model_is_told_and_nothing_else(
     assert {"difference", "p_permutation"} <= result["modes"]["blank"]["against_normal"].keys()
 
 
+def test_the_puzzle_id_ablation_refuses_queries_without_answers(opened, monkeypatch):
+    plain = Session.evaluate
+
+    def evaluate(session):
+        found = plain(session)
+        return replace(found, records=[{**record, "label_hash": None} for record in found.records])
+
+    monkeypatch.setattr(Session, "evaluate", evaluate)
+    with pytest.raises(UserError, match="no query that is asked has a known answer"):
+        puzzle_id.ablate(opened)
+
+
 def test_votes_stay_with_the_true_puzzle_whatever_the_model_is_told(opened, monkeypatch):
     """Every mode has all its votes under the true puzzle: the ancestor lost or misfiled them, and scored zero for that alone."""
     found = []
