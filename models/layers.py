@@ -20,6 +20,8 @@ ROPE_THETA = 10000.0
 SLOW_BACKWARD_KEYS = 640
 PACKED_LENGTH, PACKED_SHARE = 100, 0.8
 POSITION_KINDS = Literal["rope", "rope2d", "rope2d_values", "learned", "none"]
+# One function rotates queries, keys, values and answers, with gradients and without, each in other strides; beyond the limit they run as written.
+_VARIANTS_COMPILED = 64
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
 
 
@@ -38,6 +40,8 @@ class Fused:
 
 def compile_fused(on: bool) -> None:
     """From now on, run every `Fused` function compiled, for shapes of any size, or as it is written."""
+    if on:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS_COMPILED)
     for fused in Fused.known:
         fused.call = torch.compile(fused.function, dynamic=True) if on else fused.function
 

@@ -318,13 +318,16 @@ def test_solve_gives_what_the_recorded_steps_end_in(solver):
     assert solver.refine(a_task(), 0)[-1]["q"] == pytest.approx(answer.q_halt_logits.sigmoid().item(), abs=1e-5)
 
 
-def test_the_model_that_comes_with_the_repository_solves_its_example():
+def test_the_models_that_come_with_the_repository_are_those_of_their_scores_and_one_solves_the_example():
     folder = ROOT / "pretrained"
     files = [path for path in folder.rglob("*") if path.is_file() and "evaluations" not in path.parts]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
-    about = json.loads((folder / "rules" / "scores.json").read_text())
-    (checkpoint,) = (folder / "rules" / "checkpoints").iterdir()
-    assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]
+    models = [path.parent for path in folder.glob("*/scores.json")]
+    assert {model.name for model in models} == {"arc-small", "rules"}
     task = json.loads((folder / "example.json").read_text())
-    (answer,) = ETRM.from_pretrained(folder / "rules", device="cpu").solve(task)
-    assert answer[0]["grid"] == task["test"][0]["output"]
+    for model in models:
+        about = json.loads((model / "scores.json").read_text())
+        (checkpoint,) = (model / "checkpoints").iterdir()
+        assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]
+        (answer,) = ETRM.from_pretrained(model, device="cpu").solve(task)
+        assert answer[0]["grid"] == task["test"][0]["output"] or model.name != "rules"
