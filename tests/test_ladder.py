@@ -40,8 +40,8 @@ def test_a_protocol_of_a_recipe_may_have_its_own_number_of_views():
     recipe = read_ladder().recipe("c-arc-small-best")
     overrides = [ladder.evaluation_of(recipe, protocol) for protocol in recipe.subsets]
     configs = [compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", *asked]) for asked in overrides]
-    assert [config.num_views for config in configs] == [8, 64, 64]
-    assert configs[2].protocol.steps == 60
+    assert [config.num_views for config in configs] == [8, 64, 8, 64]
+    assert [config.protocol.steps for config in configs[2:]] == [60, 60]
 
 
 def test_a_recipe_inherits_what_it_does_not_name():
