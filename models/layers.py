@@ -20,7 +20,7 @@ ROPE_THETA = 10000.0
 SLOW_BACKWARD_KEYS = 640
 PACKED_LENGTH, PACKED_SHARE = 100, 0.8
 POSITION_KINDS = Literal["rope", "rope2d", "rope2d_values", "learned", "none"]
-# One function rotates queries, keys and values, with gradients and without, each in other strides; beyond the limit it runs as written.
+# A rotation is compiled anew for other strides, with and without gradients; beyond the limit PyTorch runs it uncompiled.
 _VARIANTS_COMPILED = 64
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
 
