@@ -16,7 +16,7 @@ from models.losses import ObjectiveConfig, act_loss, softmax_cross_entropy, stab
 from models.pretrained import load_original
 from models.trm import DataSizes, RecursiveModel, build_model
 from tests.conftest import load_config
-from tests.golden.check import check
+from tests.golden import check as golden
 from utils.errors import UserError
 
 OBJECTIVE = ObjectiveConfig(
@@ -62,7 +62,7 @@ def one_loss(model: RecursiveModel, data: dict) -> torch.Tensor:
 
 
 def test_the_original_trm_is_matched():
-    assert check(Path(__file__).parent / "golden")
+    assert golden.check(Path(__file__).parent / "golden")
 
 
 def test_the_golden_check_fails_on_other_numbers(tmp_path, capsys):
@@ -72,8 +72,24 @@ def test_the_golden_check_fails_on_other_numbers(tmp_path, capsys):
     arrays = dict(np.load(source / "trm_attention.npz"))
     arrays["eval_loss_0"] = arrays["eval_loss_0"] + 1e-3
     np.savez(tmp_path / "trm_attention.npz", **arrays)
-    assert not check(tmp_path)
+    assert not golden.check(tmp_path)
     assert "FAIL model trm_attention" in capsys.readouterr().out
+
+
+def test_the_golden_check_sees_a_changed_weight_where_rounding_is_amplified(monkeypatch):
+    def changed(model: RecursiveModel) -> RecursiveModel:
+        with torch.no_grad():
+            model.lm_head.weight[3] *= 1.001
+        return model
+
+    case = Path(__file__).parent / "golden" / "trm_mlp_t"
+    differences = golden.check_model(case)
+    assert all(found <= allowed for found, allowed in differences.values())
+    assert differences["eval_logits_2"].allowed > 1e-2 and differences["eval_logits_0"].allowed < 1e-3
+    build = golden.build_case
+    monkeypatch.setattr(golden, "build_case", lambda case: changed(build(case)))
+    differences = golden.check_model(case)
+    assert differences["eval_logits_0"].found > differences["eval_logits_0"].allowed
 
 
 def test_initial_values_have_the_stated_deviation():

@@ -24,7 +24,14 @@ from training.step import HALTING_STREAM, MODES, train_step
 from utils.distributed import World, sum_gradients, sum_tensor
 from utils.errors import UserError
 
-VARIATIONAL = ("encoder=hybrid_variational", "encoder.num_layers=1", "objective.kl_weight=0.01", "objective.reconstruct_weight=0.5")
+# Two demonstrations at least: attention over a single one has no gradient but rounding, whose sign AdamATan2 would follow.
+VARIATIONAL = (
+    "encoder=hybrid_variational",
+    "encoder.num_layers=1",
+    "objective.kl_weight=0.01",
+    "objective.reconstruct_weight=0.5",
+    "data.min_demos=2",
+)
 CASES = {
     "act": ("fewshot",),
     "act variational": ("fewshot", *VARIATIONAL),

@@ -1,12 +1,17 @@
 """Check this implementation against numbers of the original TRM.
 
 DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`). Every case is
-computed in float32 on the CPU; the largest absolute difference is printed, and above 1e-4 the exit status is 1.
+computed in float32 on the CPU; the worst absolute difference is printed, and above 1e-4 the exit status is 1.
+
+Some of the recorded models amplify a rounding twentyfold per ACT step, so that two processors agree on the first step and
+differ in the second digit of the third. No implementation can be nearer to such a number than the rounding of its weights:
+each quantity may differ by what moving every weight to a neighbouring float32 does to it here, times 4, if that is more.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +28,8 @@ from models.pretrained import load_original, original_name
 from models.trm import ARCHITECTURES, DataSizes, arch_config
 
 TOLERANCE = 1e-4
+ROUNDING_FACTOR = 4
+NEIGHBOURS = 3  # draws of neighbouring weights, of which the largest movement counts
 OBJECTIVE = ObjectiveConfig(
     loss_type="stablemax_cross_entropy",
     halt_loss_weight=0.5,
@@ -49,21 +56,54 @@ def build_case(case: Path) -> RecursiveModel:
     return model
 
 
-def check_model(case: Path) -> dict[str, float]:
-    """Largest absolute difference of every recorded quantity."""
-    model = build_case(case)
+class Difference(NamedTuple):
+    """Largest absolute difference of a quantity, and what it may be."""
+
+    found: float
+    allowed: float = TOLERANCE
+
+
+def check_model(case: Path) -> dict[str, Difference]:
+    """The difference of every recorded quantity."""
     golden = dict(np.load(case.with_name(case.name + ".npz")))
+    ours = computed(build_case(case), golden)
+    unchecked = set(golden) - set(ours) - {"inputs", "labels", "puzzle_identifiers"}
+    if unchecked:
+        raise SystemExit(f"{case.name}: nothing of ours corresponds to {', '.join(sorted(unchecked))}")
+    moved = [computed(with_neighbouring_weights(build_case(case), seed), golden) for seed in range(NEIGHBOURS)]
+    rounding = {name: max(largest_difference(other[name], value) for other in moved) for name, value in ours.items()}
+    return {
+        name: Difference(largest_difference(value, golden[name]), max(TOLERANCE, ROUNDING_FACTOR * rounding[name]))
+        for name, value in ours.items()
+    }
+
+
+def with_neighbouring_weights(model: RecursiveModel, seed: int) -> RecursiveModel:
+    """The model with every weight moved to the next float32 above or below, at random."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            side = torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+            weight.copy_(torch.nextafter(weight, side * torch.inf))
+    return model
+
+
+def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).max())
+
+
+def computed(model: RecursiveModel, golden: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those quantities of a case that it records, by this implementation."""
     data = {
         "inputs": torch.from_numpy(golden["inputs"]),
         "labels": torch.from_numpy(golden["labels"]).long(),
         "puzzle_identifiers": torch.from_numpy(golden["puzzle_identifiers"]),
     }
-    difference: dict[str, float] = {}
+    values: dict[str, np.ndarray] = {}
 
-    def compare(name: str, value: torch.Tensor | float) -> None:
+    def record(name: str, value: torch.Tensor | float) -> None:
         if name in golden:
-            ours = torch.as_tensor(value).detach().double().numpy()
-            difference[name] = float(np.abs(ours - golden[name]).max())
+            values[name] = torch.as_tensor(value).detach().double().numpy()
 
     steps = sorted(int(name.removeprefix("eval_logits_")) for name in golden if name.startswith("eval_logits_"))
     for mode in ("eval", "train"):
@@ -75,28 +115,25 @@ def check_model(case: Path) -> dict[str, float]:
                 output = act_step(model, carry, data)
                 loss, metrics = act_loss(output, OBJECTIVE)
             carry = output.carry
-            compare(f"{mode}_logits_{step}", output.logits)
-            compare(f"{mode}_q_halt_{step}", output.q_halt_logits)
-            compare(f"{mode}_loss_{step}", loss)
-            compare(f"{mode}_halted_{step}", carry.halted)
-            compare(f"{mode}_steps_{step}", carry.steps)
+            record(f"{mode}_logits_{step}", output.logits)
+            record(f"{mode}_q_halt_{step}", output.q_halt_logits)
+            record(f"{mode}_loss_{step}", loss)
+            record(f"{mode}_halted_{step}", carry.halted)
+            record(f"{mode}_steps_{step}", carry.steps)
             for name in METRICS:
-                compare(f"{mode}_{name}_{step}" + ("_metric" if mode == "train" else ""), metrics.get(name, 0.0))
+                record(f"{mode}_{name}_{step}" + ("_metric" if mode == "train" else ""), metrics.get(name, 0.0))
             if mode == "train":
                 loss.backward()
                 for name, parameter in model.named_parameters():
-                    compare(f"grad_{step}:model.inner.{original_name(name)}", parameter.grad.norm())
+                    record(f"grad_{step}:model.inner.{original_name(name)}", parameter.grad.norm())
                 ((_, rows),) = model.context.gathered
                 model.context.gathered.clear()
-                compare(f"grad_{step}:puzzle_emb_local", rows.grad.norm())
-    unchecked = set(golden) - set(difference) - set(data)
-    if unchecked:
-        raise SystemExit(f"{case.name}: nothing of ours corresponds to {', '.join(sorted(unchecked))}")
-    return difference
+                record(f"grad_{step}:puzzle_emb_local", rows.grad.norm())
+    return values
 
 
-def check_voting(case: Path) -> dict[str, float]:
-    """Largest difference of the scores, and the number of attempts in the submission that differ.
+def check_voting(case: Path) -> dict[str, Difference]:
+    """The difference of the scores, and the number of attempts in the submission that differ.
 
     Where the original submits an empty grid, which is never an answer here, the attempt is not compared.
     """
@@ -122,7 +159,7 @@ def check_voting(case: Path) -> dict[str, float]:
     ]
     ks = [int(name.split("@")[1]) for name in expected["expected"]]
     ours = {s.metric: s.value for s in score(answered, ks)}
-    difference = {name: abs(ours[name] - value) for name, value in expected["expected"].items()}
+    difference = {name: Difference(abs(ours[name] - value)) for name, value in expected["expected"].items()}
     compared = [
         attempts(votes.ranked((name, number)))[key] == grid
         for name, queries in expected["submission"].items()
@@ -130,7 +167,7 @@ def check_voting(case: Path) -> dict[str, float]:
         for key, grid in given.items()
         if grid
     ]
-    return {**difference, "submission attempts that differ": float(len(compared) - sum(compared))}
+    return {**difference, "submission attempts that differ": Difference(len(compared) - sum(compared))}
 
 
 def to_pair(pair: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -148,11 +185,12 @@ def check(folder: Path) -> bool:
     passed = True
     for kind, cases, checked in (("model", models, check_model), ("voting", votings, check_voting)):
         for case in cases:
-            difference = checked(case)
-            name, largest = max(difference.items(), key=lambda item: item[1])
-            good = largest <= TOLERANCE
+            differences = checked(case)
+            name, (found, allowed) = max(differences.items(), key=lambda item: item[1].found / item[1].allowed)
+            good = found <= allowed
             passed &= good
             print(
-                f"{'ok  ' if good else 'FAIL'} {kind} {case.name}: {len(difference)} quantities, largest difference {largest:.3g} ({name})"
+                f"{'ok  ' if good else 'FAIL'} {kind} {case.name}: {len(differences)} quantities, "
+                f"the worst is {name}: {found:.3g} of {allowed:.3g} allowed"
             )
     return passed
