@@ -59,7 +59,7 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
         columns = {name: [s for s in own if s.metric == best] for name, own in evaluation.by_subset.items()}
         headings = {f"{name} ({own[0].n})": own for name, own in columns.items()}
         lines += ["", f"{best} by subset (tasks)", "", *_rows(headings)]
-    return "\n".join([*lines, "", *evaluation.notes])
+    return "\n".join(line.rstrip() for line in [*lines, "", *evaluation.notes])
 
 
 def _rows(columns: dict[str, list[Score]]) -> list[str]:

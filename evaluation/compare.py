@@ -134,7 +134,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{result['tasks']} tasks, 95 % intervals", "", f"{'':<4}" + "".join(f"{metric:<26}" for metric in metrics) + "evaluation"]
     for e in evaluations:
         cells = (f"{100 * s['value']:5.1f} % [{100 * s['ci_low']:.1f}, {100 * s['ci_high']:.1f}]" for s in e["scores"].values())
-        settings = f"{e['protocol']}, {e['num_views']} views, ranking {e['ranking']}"
+        settings = f"{e['protocol']}, {e['num_views']} view{'s' * (e['num_views'] > 1)}, ranking {e['ranking']}"
         lines.append(f"{names[e['folder']]:<4}" + "".join(f"{cell:<26}" for cell in cells) + f"{e['folder']} ({settings})")
     lines += ["", f"{'':<10}{'pass@k difference':<30}{'permutation':<14}{'solved by one only':<22}McNemar    ({len(pairs)} comparisons)"]
     for pair in pairs:
