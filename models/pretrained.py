@@ -34,7 +34,7 @@ _RENAMED = {
 }
 _ROWS = "context.weights"
 # What changes the arithmetic of the recursion but the shape of no weight.
-_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings")
+_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings", "halt_pooling")
 # Architectures with the recursion of another one, and the name by which HRM's own repository calls it.
 _SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1": "hrm"}
 
@@ -42,7 +42,7 @@ _SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1
 class PretrainedConfig(Config):
     """load_pretrained_decoder: where a new run's recursion, embeddings and heads come from (a checkpoint or a file).
 
-    pretrained_mismatch: whether other cycles, heads or positions, and weights that do not fit, are refused or reported.
+    pretrained_mismatch: whether other cycles, heads, positions or pooling for halting, and weights that do not fit, are refused or reported.
     pretrained_puzzle_rows: a model with puzzle rows takes them by the names of their puzzles, or starts with none.
     pretrained_encoder: whether a model with the same encoder takes that one's weights, too, to train on with other data.
     """

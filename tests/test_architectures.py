@@ -557,6 +557,8 @@ def test_a_run_goes_on_with_a_whole_model_on_other_data(fewshot, tmp_path, capfd
     assert pairs_behind(Path("original.pt")) == UNKNOWN_PAIRS
     with pytest.raises(UserError, match="encoder.num_layers=2 there, 1 here"):
         train(load_config(other, *start, "encoder.num_layers=1", "run_name=third"))
+    with pytest.raises(UserError, match="arch.halt_pooling=first there, mean here"):
+        train(load_config(other, *start, "arch.halt_pooling=mean", "run_name=third"))
     with pytest.raises(UserError, match="encoder.name=memory there, standard here"):
         train(load_config(other, *start, "encoder=standard", "run_name=third"))
 
