@@ -42,7 +42,8 @@ _SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1
 class PretrainedConfig(Config):
     """load_pretrained_decoder: where a new run's recursion, embeddings and heads come from (a checkpoint or a file).
 
-    pretrained_mismatch: whether other cycles, heads, positions or pooling for halting, and weights that do not fit, are refused or reported.
+    pretrained_mismatch: whether other cycles, heads, positions or pooling for halting, and weights that do not fit, are refused
+    or reported.
     pretrained_puzzle_rows: a model with puzzle rows takes them by the names of their puzzles, or starts with none.
     pretrained_encoder: whether a model with the same encoder takes that one's weights, too, to train on with other data.
     """
