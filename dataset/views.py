@@ -69,7 +69,7 @@ class EvaluationSet:
         self.tasks = store.tasks_of(split, max_tasks, subsets)
         self.sides = task_sides(store, config)
         self.queries = [query for task in self.tasks for query in self._queries(int(task), split)]
-        self.too_large = [q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None]
+        self.too_large = {q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None}
         self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
         self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
         self.asked = np.array([control != "shuffled_demonstrations" or query.task in self._donors for query in self.queries], bool)

@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ class Evaluation:
     adaptation: the protocol by which tasks were adapted to, which differs from `protocol` where training has seen tasks.
     num_views: at most so many views per query. predictions: the model's own, and the seconds that they took. by_subset: the scores
     of each subset, where there are several. means: of single views (`CanvasScores`). counts: queries by status, and views asked.
-    On the first process alone: records, one per query; puzzles, the tasks in the ARC format; submission.
+    answered: every query with its ranked answers. with_steps: whether the predictions hold every ACT step.
     """
 
     protocol: str
@@ -82,10 +83,38 @@ class Evaluation:
     by_subset: dict[str, list[Score]]
     means: dict[str, float]
     counts: dict[str, int]
-    records: list[dict[str, Any]]
-    submission: dict[str, list[dict]]
-    puzzles: dict[str, dict]
+    answered: list[Answered]
+    with_steps: bool
     notes: list[str]
+
+    @cached_property
+    def records(self) -> list[dict[str, Any]]:
+        """One per query, as per_example.jsonl has them."""
+        records = records_of(self.questions, self.answered, self.protocol)
+        for number, steps in refinements(self.predictions).items() if self.with_steps else ():
+            records[number]["steps"] = steps
+        return records
+
+    @property
+    def submission(self) -> dict[str, list[dict]]:
+        """The ARC Prize format: two attempts for every query of every task; the second repeats the first if there is one answer."""
+        names = self.questions.store.task_ids
+        submission: dict[str, list[dict]] = {names[task]: [] for task in self.questions.tasks}
+        for query, found in zip(self.questions.queries, self.answered, strict=True):
+            submission[names[query.task]].append(attempts(found.candidates))
+        return submission
+
+    @property
+    def puzzles(self) -> dict[str, dict]:
+        """What was asked, in the ARC format: with split=train every pair is a query in turn, so the demonstrations are all pairs."""
+        store = self.questions.store
+        puzzles = {
+            store.task_ids[task]: {"train": [_pair_json(pair) for pair in store.task(int(task)).demonstrations], "test": []}
+            for task in self.questions.tasks
+        }
+        for query in self.questions.queries:
+            puzzles[store.task_ids[query.task]]["test"].append(_pair_json(store.pair(query.pair)))
+        return puzzles
 
     @property
     def described(self) -> str:
@@ -177,16 +206,16 @@ def evaluate(
         with_agreement=config.ranking == "agreement",
     )
     prediction_seconds = time.monotonic() - started
-    answered = _answered(questions, predictions.vote(config.ranking))
+    answered = answered_of(questions, predictions.vote(config.ranking))
     if labelled:
         add_scores(questions, answered)
     for control in _controls(config, layout) if labelled else ():
         if control == "copy_input":
-            add_scores(questions, _answered(questions, copy_input(questions)), control)
+            add_scores(questions, answered_of(questions, copy_input(questions)), control)
         else:
             asked = question_set(control)
             votes = predict(model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking)
-            add_scores(asked, _answered(asked, votes), control)
+            add_scores(asked, answered_of(asked, votes), control)
     statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
     counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
@@ -217,12 +246,6 @@ def evaluate(
             f"{views} of {asked_in_full} views were asked: a query's votes stopped once its first {stop.k} answers were certain"
             + (", the second attempt in the submission may differ from the full vote's" if stop.k < SUBMISSION_ATTEMPTS else "")
         )
-    with_files = world.is_main
-    asked = zip(questions.queries, answered, statuses, strict=True)
-    records = [_record(questions, *one, found_protocol) for one in asked] if with_files else []
-    if record_steps and with_files:
-        for number, steps in refinements(predictions).items():
-            records[number]["steps"] = steps
     return Evaluation(
         protocol=found_protocol,
         adaptation=protocol.name if adaptation else None,
@@ -234,9 +257,8 @@ def evaluate(
         by_subset=by_subset,
         means=canvas_scores.means(),
         counts=counts,
-        records=records,
-        submission=_submission(questions, answered) if with_files else {},
-        puzzles={store.task_ids[task]: _puzzle(questions, int(task)) for task in questions.tasks} if with_files else {},
+        answered=answered,
+        with_steps=record_steps,
         notes=notes,
     )
 
@@ -292,7 +314,7 @@ def _truth(questions: EvaluationSet, query: Query) -> np.ndarray | None:
     return questions.store.pair(query.pair).output
 
 
-def _answered(questions: EvaluationSet, votes: VoteTable) -> list[Answered]:
+def answered_of(questions: EvaluationSet, votes: VoteTable) -> list[Answered]:
     """Every query with its answers, ranked here and nowhere else."""
     return [Answered(query.task, votes.ranked(i), _truth(questions, query)) for i, query in enumerate(questions.queries)]
 
@@ -305,10 +327,10 @@ def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
     return "scored" if questions.answer_fits(query) else "answer_exceeds_canvas"
 
 
-def records_of(questions: EvaluationSet, votes: VoteTable, protocol: str) -> list[dict[str, Any]]:
+def records_of(questions: EvaluationSet, answered: list[Answered], protocol: str) -> list[dict[str, Any]]:
     """One record per query, as per_example.jsonl has them."""
-    answered = zip(questions.queries, _answered(questions, votes), strict=True)
-    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in answered]
+    asked = zip(questions.queries, answered, strict=True)
+    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in asked]
 
 
 def _record(questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str) -> dict[str, Any]:
@@ -343,26 +365,11 @@ def grid_hash(grid: np.ndarray) -> str:
     return hashlib.sha256(bytes(grid.shape) + np.ascontiguousarray(grid, np.uint8).tobytes()).hexdigest()
 
 
-def _submission(questions: EvaluationSet, answered: list[Answered]) -> dict[str, list[dict]]:
-    """The ARC Prize format: two attempts for every query of every task; the second repeats the first if there is one answer."""
-    submission: dict[str, list[dict]] = {questions.store.task_ids[task]: [] for task in questions.tasks}
-    for query, found in zip(questions.queries, answered, strict=True):
-        submission[questions.store.task_ids[query.task]].append(attempts(found.candidates))
-    return submission
-
-
 def attempts(ranked: list[Candidate]) -> dict[str, list[list[int]]]:
     """attempt_1 and attempt_2 from the best answers."""
     grids = [candidate.grid.tolist() for candidate in ranked[:SUBMISSION_ATTEMPTS]] or [PLACEHOLDER]
     return {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(SUBMISSION_ATTEMPTS)}
 
 
-def _puzzle(questions: EvaluationSet, task: int) -> dict:
-    """What was asked of `task`: with split=train every pair is a query in turn, so the demonstrations are all pairs."""
-    asked = [query for query in questions.queries if query.task == task]
-    pairs = questions.store.task(task).demonstrations
-
-    def pair_json(pair: Pair) -> dict:
-        return {name: grid.tolist() for name, grid in (("input", pair.input), ("output", pair.output)) if grid is not None}
-
-    return {"train": [pair_json(pair) for pair in pairs], "test": [pair_json(questions.store.pair(query.pair)) for query in asked]}
+def _pair_json(pair: Pair) -> dict:
+    return {name: grid.tolist() for name, grid in (("input", pair.input), ("output", pair.output)) if grid is not None}

@@ -20,7 +20,7 @@ from dataset.sources import file_source
 from dataset.store import Store
 from dataset.task import Task
 from dataset.views import EvaluationSet
-from evaluation.evaluate import AS_IT_IS, records_of
+from evaluation.evaluate import AS_IT_IS, answered_of, records_of
 from evaluation.inference import collect
 from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, described, label
 from evaluation.refinement import Step, refinements
@@ -106,13 +106,14 @@ class Solver:
         table = store.grid_table.to(self.device)
         predictions = collect(self.model, questions, table, batch_size, World(), adaptation=adaptation, every_step=with_steps)
         votes = predictions.vote()
-        records = records_of(questions, votes, found)
+        answered = answered_of(questions, votes)
+        records = records_of(questions, answered, found)
         for number, steps in refinements(predictions).items() if with_steps else ():
             records[number]["steps"] = steps
         notes = self._notes(questions, num_views, found)
         if adaptation is not None and not questions.can_adapt(questions.queries[0]):
             notes.append(f"one demonstration is too few for {protocol.name}: the model answered as it is")
-        answers = [votes.ranked(number) for number in range(len(questions.queries))]
+        answers = [query.candidates for query in answered]
         return Solution(task, described(found, protocol.name), questions.views_of(questions.queries[0]), answers, records, notes)
 
     def refine(

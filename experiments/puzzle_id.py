@@ -59,7 +59,7 @@ def told_instead(model: RecursiveModel, told: torch.Tensor) -> Iterator[None]:
 
 
 def ablate(session: Session) -> dict[str, Any]:
-    """puzzle_id.json; only the first process's is complete."""
+    """puzzle_id.json; only the first process compares the modes."""
     identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.metadata.layout == "puzzle"
     if not identified or len(session.store.task_ids) < 2:
         raise UserError(f"{session.path} knows its tasks by no puzzle identifiers, so that there are none to replace")
@@ -69,7 +69,7 @@ def ablate(session: Session) -> dict[str, Any]:
         with told_instead(session.model, told):
             evaluation = session.evaluate()
         labelled = [record for record in evaluation.records if record["label_hash"] is not None]
-        if session.world.is_main and not labelled:
+        if not labelled:
             raise UserError(f"{session.data.path}: no query that is asked has a known answer, so that nothing can be compared")
         right = solved_within([record["rank_of_truth"] for record in labelled], 1)
         shares[mode] = task_means([record["task"] for record in labelled], right)

@@ -140,7 +140,7 @@ def test_stopping_votes_leaves_views_out_and_the_first_answers_as_they_are(untra
             assert [c.grid.item() for c in ours] == [c.grid.item() for c in theirs]
 
 
-def test_answers_are_ranked_once_and_records_are_made_by_the_first_process_alone(fewshot, monkeypatch):
+def test_answers_are_ranked_once_and_every_process_could_write_the_files(fewshot, monkeypatch):
     trainer, calls, plain = Trainer(fewshot), [], VoteTable.ranked
     monkeypatch.setattr(VoteTable, "ranked", lambda table, question: calls.append(question) or plain(table, question))
     config = trainer.config.evaluation.model_copy(update={"num_views": 2, "controls": []})
@@ -151,7 +151,9 @@ def test_answers_are_ranked_once_and_records_are_made_by_the_first_process_alone
         found = evaluate(trainer.state.model, fewshot, trainer.config.data, config, objective, CPU, world, seed=0, trained_pairs=pairs)
         queries = found.counts["queries"]
         assert sorted(calls) == list(range(queries))
-        assert len(found.records) == (queries if rank == 0 else 0) and bool(found.submission) == (rank == 0)
+        assert len(found.records) == queries == sum(len(task["test"]) for task in found.puzzles.values())
+        assert {name: len(task["test"]) for name, task in found.puzzles.items()} == {n: len(a) for n, a in found.submission.items()}
+        assert sorted(calls) == list(range(queries))
 
 
 def test_contradictory_settings_are_refused():
@@ -481,7 +483,7 @@ def test_the_puzzle_id_ablation_refuses_queries_without_answers(opened, monkeypa
 
     def evaluate(session):
         found = plain(session)
-        return replace(found, records=[{**record, "label_hash": None} for record in found.records])
+        return replace(found, answered=[replace(query, truth=None) for query in found.answered])
 
     monkeypatch.setattr(Session, "evaluate", evaluate)
     with pytest.raises(UserError, match="no query that is asked has a known answer"):

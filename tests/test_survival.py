@@ -58,10 +58,10 @@ def answer_with(monkeypatch, scores: dict[int, float]) -> list[tuple[str, int]]:
             asked.append((named["split"], state.step))
             named["report"](1)
             found = Score("none", "ARC/pass@1", scores[state.step], 0.0, 1.0, 2)
-            unread = dict.fromkeys(("adaptation", "num_views", "questions", "predictions", "prediction_seconds", "by_subset"))
-            return Evaluation(
-                "inductive", **unread, scores=[found], means={}, counts={"tasks": 2}, records=[], submission={}, puzzles={}, notes=[]
+            unread = dict.fromkeys(
+                ("adaptation", "num_views", "questions", "predictions", "prediction_seconds", "by_subset", "answered", "with_steps")
             )
+            return Evaluation("inductive", **dict.fromkeys(unread), scores=[found], means={}, counts={"tasks": 2}, notes=[])
 
         monkeypatch.setattr(pretrain_etrm, "evaluate", evaluate)
         real(logger, state, *arguments)
