@@ -1,4 +1,5 @@
 # make setup: a virtual environment with everything. make demo: the main job. make test, test-slow, lint, smoke: the checks.
+# make clean: no caches any more; runs/ and data/ stay.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -33,4 +34,4 @@ smoke: setup
 	PYTHON=$(BIN)/python bash experiments/smoke.sh
 
 clean:
-	rm -rf runs data outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf outputs .pytest_cache .ruff_cache .hypothesis

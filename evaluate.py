@@ -6,12 +6,13 @@ per_example.jsonl, submission.json, report.html and, if asked for, every view's 
 
 import sys
 import time
+from pathlib import Path
 
 from tqdm import tqdm
 
 from config.compose import launch
 from config.schema import EvaluateConfig
-from evaluation.evaluate import Evaluation
+from evaluation.evaluate import RESULTS, Evaluation
 from evaluation.metrics import Score
 from evaluation.predictions import FILE
 from evaluation.protocols import less_memory
@@ -19,12 +20,15 @@ from evaluation.session import Session
 from utils import distributed
 from utils.device import explains_out_of_memory
 from utils.errors import reports_user_errors
+from utils.files import check_replaceable
 
 
 @distributed.reports_lost_peers()
 def run(config: EvaluateConfig) -> None:
     """One evaluation, from the checkpoint to its files and the table in the terminal."""
     started = time.monotonic()
+    if config.output_dir:
+        check_replaceable(Path(config.output_dir), RESULTS)  # before hours of work, not after them
     session = Session.open(config)
     with (
         tqdm(unit="view", disable=not session.world.is_main, desc="views", leave=False, file=sys.stderr) as bar,
@@ -32,11 +36,12 @@ def run(config: EvaluateConfig) -> None:
     ):
         evaluation = session.evaluate(report=bar.update)
     if session.world.is_main:
+        seconds = time.monotonic() - started
+        print(table(evaluation, config), flush=True)  # whatever becomes of the files
         folder = session.folder()
-        session.write(folder, evaluation, time.monotonic() - started)
-        print(table(evaluation, config))
+        session.write(folder, evaluation, seconds)
         also = [name for name, wanted in ((FILE, config.save_predictions), ("report.html", config.report)) if wanted]
-        print(f"{folder}: {', '.join(['results.json', 'per_example.jsonl', 'submission.json', *also])}")
+        print(f"{folder}: {', '.join([RESULTS, 'per_example.jsonl', 'submission.json', *also])}")
     distributed.close()
 
 
@@ -66,7 +71,7 @@ def _rows(columns: dict[str, list[Score]]) -> list[str]:
     """A heading and a line per control; a column is one score of every control."""
     lines = [f"{'':<26}" + "".join(f"{name:<26}" for name in columns)]
     for of_control in zip(*columns.values(), strict=True):
-        cells = (f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" for s in of_control)
+        cells = (f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" if s.n else "    -" for s in of_control)
         control = of_control[0].control
         lines.append(f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells))
     return lines

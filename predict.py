@@ -35,16 +35,16 @@ def run(config: PredictConfig) -> None:
     with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
         solution = solver.ask(task, config.num_views, config.seed, config.batch_size, config.protocol, with_steps=config.page is not None)
     about = description(config, solver, solution)
-    if config.page:
-        write_report(Path(config.page), about, solution.records, {task.id: task.to_json()})
     if config.format == "json":
         submission = {task.id: [attempts(candidates) for candidates in solution.answers]}
-        print(json.dumps({**about, "queries": solution.records, "submission": submission}))
-        return
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    print(text(solution, coloured, shutil.get_terminal_size().columns))
+        print(json.dumps({**about, "queries": solution.records, "submission": submission}), flush=True)
+    else:
+        coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        print(text(solution, coloured, shutil.get_terminal_size().columns), flush=True)
     if config.page:
-        print(f"\n{config.page}: the answers after every ACT step")
+        write_report(Path(config.page), about, solution.records, {task.id: task.to_json()})
+        if config.format != "json":
+            print(f"\n{config.page}: the answers after every ACT step")
 
 
 def description(config: PredictConfig, solver: Solver, solution: Solution) -> dict[str, Any]:

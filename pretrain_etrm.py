@@ -158,9 +158,10 @@ def loop(
     if not config.train_steps:
         save()
     (unfinished,) = distributed.any_true(world.is_main and checkpoint.lacks_evaluation(folder / "checkpoints" / f"step_{state.step}"))
-    if unfinished and evaluation_due():
-        evaluate_checkpoint()  # a run that was killed during an evaluation makes up for it
     with StopRequest() as stop:
+        if unfinished and evaluation_due():
+            with meter.paused():
+                evaluate_checkpoint()  # a run that was killed during an evaluation makes up for it
         while state.step < config.train_steps and not state.out_of_patience(config.patience):
             samples = sampler.sample(state.step)
             with explains_out_of_memory(f"training step {state.step + 1}, {batch_line(config, samples, world)}", LESS_MEMORY):
@@ -183,7 +184,7 @@ def loop(
             last = stopping or out_of_time or state.step == config.train_steps
             if state.step % config.log_interval < stride or last:
                 values = meter.read()
-                with meter.paused():
+                with meter.paused(), explains_out_of_memory(f"what is measured at step {state.step}", LESS_MEMORY):
                     values["timing/peak_memory_gb"] = peak_memory_gb(device)
                     values |= context_diagnostics(state.model, samples, store, table, config.seed, state.step, world)
                     log(logger, state.step, values, state.optimizers)
@@ -289,10 +290,7 @@ def log_evaluation(
     """
     split, limits = ("validation", []) if config.validation else ("test", [config.eval_tasks, config.data.max_eval_groups])
     views, started = [], time.perf_counter()
-    with (
-        averaged_weights(state),
-        explains_out_of_memory(f"the evaluation at step {state.step}", f"lower evaluation.batch_size={config.evaluation.batch_size}"),
-    ):
+    with averaged_weights(state), less_memory_to_answer("the evaluation", state, config):
         result = evaluate(
             state.model,
             store,
@@ -328,7 +326,7 @@ def log_evaluation(
 def log_pictures(logger: RunLogger, state: TrainState, store: Store, config: PretrainConfig, table: GridTable, world: World) -> None:
     """Draw what the averaged weights answer to a few training and evaluation tasks, under the ancestors' names."""
     for name, split in (("train_predictions", "train"), ("eval_predictions", "test")):
-        with averaged_weights(state):
+        with averaged_weights(state), less_memory_to_answer("the pictures", state, config):
             shown = pictures.predictions(
                 state.model,
                 store,
@@ -341,6 +339,11 @@ def log_pictures(logger: RunLogger, state: TrainState, store: Store, config: Pre
             )
         if shown:
             logger.image(state.step, name, pictures.draw(shown))
+
+
+def less_memory_to_answer(what: str, state: TrainState, config: PretrainConfig) -> AbstractContextManager:
+    """Inside the context a lack of memory is explained."""
+    return explains_out_of_memory(f"{what} at step {state.step}", f"lower evaluation.batch_size={config.evaluation.batch_size}")
 
 
 def averaged_weights(state: TrainState) -> AbstractContextManager:

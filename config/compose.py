@@ -1,5 +1,6 @@
 """From the command line to a typed configuration: Hydra composes, pydantic checks, errors name the nearest valid key."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,8 @@ def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
 
 
 def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
-    """The composed configuration and the overrides without needless `+`. Raises `UserError` for what does not exist."""
+    """The composed configuration and the overrides without needless `+`, paths quoted. Raises `UserError` for what does not exist."""
+    overrides = [_with_quoted_path(override) for override in overrides]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             if any(override.startswith("+") for override in overrides):
@@ -89,6 +91,20 @@ def _config_name(arguments: list[str]) -> str | None:
     return None
 
 
+def _with_quoted_path(override: str) -> str:
+    """The override as Hydra reads it, whose grammar knows few characters beside ASCII letters: a path may have any name."""
+    key, _, value = override.partition("=")
+    if "/" not in value and not os.path.exists(value):
+        return override
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    quoted = value.replace("'", r"\'")
+    return f"{key}='{quoted}'"
+
+
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     keys = []
     for key in config:
@@ -108,7 +124,8 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as problem:
-        return f"cannot read the command line: {str(problem).splitlines()[0]}; overrides have the form key=value"
+        form = "overrides have the form key=value, or \"key='value'\" for unusual characters"
+        return f"cannot read the command line: {str(problem).splitlines()[0]}; {form}"
     for text, override in zip(overrides, parsed, strict=True):
         if override.key_or_group in groups and override.value() is None and not override.is_delete():
             choices = ", ".join(groups[override.key_or_group])

@@ -14,7 +14,8 @@ no trained one a task of the last two splits. All grids are new, no pair occurs 
   test_families       families that never occur in training, each alone
 
 A model that starts from the weights of one trained on another dataset has seen that one, too: `--exclude` leaves out test tasks
-that share a pair with its training tasks, that ask a rule of theirs as a new one, or a family of theirs as an unseen one.
+that share a pair with its training tasks, that ask a rule of theirs as a new one, or a composition or family of theirs as an
+unseen one.
 
 Rules count as equal if they act alike on a fixed set of grids, whatever their names. `rules.json` in the dataset's folder
 says of every task its families, its rule and its split.
@@ -35,7 +36,7 @@ from dataset.augment import fingerprints
 from dataset.leaks import find_leaks
 from dataset.rule_families import FAMILIES
 from dataset.rule_tasks import Generator, Job, Made, Plan
-from dataset.rules import Rule, describe, stages_of
+from dataset.rules import Library, Rule, describe, stages_of
 from dataset.task import MAX_SIDE, Task
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json
@@ -178,15 +179,19 @@ def training_rules(make: Callable[[list[Job]], list[Made]], generator: Generator
     raise UserError(f"--rules {count}: found only {len(rules)} different rules of the training families; ask for fewer")
 
 
-def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]]) -> set[str]:
+def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]], library: Library) -> set[str]:
     """The ids of the test tasks, among tasks with their splits by id, of which training on the dataset in `folder` tells
     something. Raises `UserError`."""
     other = store.load(folder, "fewshot")
     if not (folder / "rules.json").is_file():
         raise UserError(f"--exclude {folder}: it has no rules.json; only datasets of generated rules can be excluded")
-    rules = [about for about in read_json(folder / "rules.json").values() if about["split"] == "train"]
-    families = {family for about in rules for family in about["families"]}
-    descriptions = {about["description"] for about in rules}
+    about = [about for about in read_json(folder / "rules.json").values() if about["split"] == "train"]
+    if not all("rule" in one for one in about):
+        raise UserError(f"--exclude {folder}: its rules.json does not hold the rules themselves; build it anew")
+    rules = {tuple((name, tuple(values)) for name, values in one["rule"]) for one in about}
+    families = {family for rule in rules for family in stages_of(rule)}
+    compositions = {frozenset(stages_of(rule)) for rule in rules if len(rule) > 1}
+    keys = {library.key(rule) for rule in rules}
     tasks = other.tasks_of("train")
     pairs = np.concatenate([other.pair_fingerprint[other.task_pairs[task] : other.task_pairs[task + 1]] for task in tasks])
 
@@ -194,9 +199,10 @@ def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]]) -> se
         if split == "train":
             return False
         shared = np.isin(fingerprints([*task.demonstrations, task.query]), pairs).any()
-        trained_rule = split != "test_instances" and describe(task.rule) in descriptions
+        trained_rule = split != "test_instances" and library.key(task.rule) in keys
+        composed = split == "test_compositions" and frozenset(stages_of(task.rule)) in compositions
         trained_family = split == "test_families" and not families.isdisjoint(stages_of(task.rule))
-        return bool(shared or trained_rule or trained_family)
+        return bool(shared or trained_rule or composed or trained_family)
 
     return {task_id for task_id, (split, task) in identified.items() if known(split, task)}
 
@@ -233,7 +239,7 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
     if "test_instances" in chosen:
         trained = {identified[task.id][1].rule for task in tasks["train"]}
         tasks["test_instances"] = [task for task in tasks["test_instances"] if identified[task.id][1].rule in trained]
-    excluded = set[str]().union(*(known_elsewhere(folder, identified) for folder in options.exclude))
+    excluded = set[str]().union(*(known_elsewhere(folder, identified, generator.library) for folder in options.exclude))
     for split in chosen:
         tasks[split] = [task for task in tasks[split] if task.id not in excluded]
         if not tasks[split]:
@@ -250,7 +256,12 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
         left_out={reason: sorted(ids) for reason, ids in {"leak": dropped, "known_elsewhere": excluded}.items() if ids},
         extra_files={
             "rules.json": {
-                task_id: {"families": list(stages_of(task.rule)), "description": describe(task.rule), "split": split}
+                task_id: {
+                    "families": list(stages_of(task.rule)),
+                    "rule": [[name, list(values)] for name, values in task.rule],
+                    "description": describe(task.rule),
+                    "split": split,
+                }
                 for task_id, (split, task) in identified.items()
                 if task_id in kept
             }

@@ -136,7 +136,7 @@ def file_source(file: Path, oversized: list[str] | None = None) -> Source:
 
 def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
     value = read_json(file)
-    single = isinstance(value, dict) and "train" in value and "test" in value
+    single = isinstance(value, dict) and any(isinstance(value.get(key), list) for key in ("train", "test"))
     return _validated([(file.stem, value)] if single else _read_tasks_object(file).items(), file, oversized)
 
 

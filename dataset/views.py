@@ -72,7 +72,9 @@ class EvaluationSet:
         self.too_large = {q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None}
         self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
         self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
-        self.asked = np.array([control != "shuffled_demonstrations" or query.task in self._donors for query in self.queries], bool)
+        known = control != "shuffled_demonstrations"
+        # A query that no canvas holds counts as wrong here, too.
+        self.asked = np.array([known or query.task in self._donors or query in self.too_large for query in self.queries], bool)
 
     def answer_fits(self, query: Query) -> bool:
         """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""

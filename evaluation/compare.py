@@ -101,7 +101,8 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
     """Everything that is printed and written."""
     for evaluated in evaluations:
         if evaluated.about.get("vote_stop"):
-            known = max(int(s["metric"].split("@")[1]) for s in evaluated.about["scores"] if s["metric"].startswith("ARC/pass@"))
+            asked = [int(s["metric"].split("@")[1]) for s in evaluated.about["scores"] if s["metric"].startswith("ARC/pass@")]
+            known = max(asked, default=max(ks))  # a game's puzzle is asked once, without votes to stop
             if max(ks) > known:
                 raise UserError(f"{evaluated.folder} stopped its votes when the first {known} answers were certain; give --k up to {known}")
     tasks, notes = common_tasks(evaluations, allow_different)

@@ -35,6 +35,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.files import as_json, directory_written_whole, write_json
 
+RESULTS = "results.json"  # what marks an evaluation's folder
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
 AS_IT_IS = AsItIsConfig(name="auto")
@@ -186,6 +187,7 @@ def evaluate(
     table = store.grid_table.to(device)
 
     scores: list[Score] = []
+    notes: list[str] = []
     subset_of = {task: store.subset_names[store.task_subset[task]] for task in questions.tasks.tolist()}
     names = list(dict.fromkeys(subset_of.values()))
     by_subset: dict[str, list[Score]] = {name: [] for name in names} if labelled and len(names) > 1 else {}
@@ -216,12 +218,14 @@ def evaluate(
             asked = question_set(control)
             votes = predict(model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking)
             add_scores(asked, answered_of(asked, votes), control)
+            lonely = len({query.task for query, was_asked in zip(asked.queries, asked.asked, strict=True) if not was_asked})
+            if lonely:
+                notes.append(f"{control} leaves out {lonely} tasks: no other task has demonstrations that fit on their canvas")
     statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
     counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
     views = len(predictions.rows()["query"])
     counts["views"] = views
-    notes = []
     if not labelled:
         notes.append("no answer to these tasks is known: nothing was scored; the submission holds what the model answers")
     if seen:
@@ -281,8 +285,8 @@ def write_files(
     by_subset = {name: [s.to_json() for s in own] for name, own in evaluation.by_subset.items()}
     results = {"protocol": evaluation.protocol, **about, "prediction_seconds": round(evaluation.prediction_seconds, 3)}
     results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "by_subset": by_subset, "means": evaluation.means}
-    with directory_written_whole(folder, marker="results.json") as temporary:
-        write_json(temporary / "results.json", results, indent=1)
+    with directory_written_whole(folder, marker=RESULTS) as temporary:
+        write_json(temporary / RESULTS, results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)
         lines = "".join(json.dumps(as_json(record), allow_nan=False) + "\n" for record in evaluation.records)
         (temporary / "per_example.jsonl").write_text(lines, encoding="utf-8")

@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 FILE = "predictions.npz"
+ABOUT = {"checkpoint", "dataset", "model", "protocol", "split", "command", "device", "git_commit", "peak_gpu_memory_bytes"}
 _COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit": "f", "agreement": "f"}
 
 
@@ -150,7 +151,10 @@ def load(folder: Path) -> StoredPredictions:
         answers = [(tuple(shape), cells[start:end]) for shape, start, end in zip(shapes, ends, ends[1:], strict=False)]
         predictions = Predictions.of_columns(answers, arrays)
         truths = [None if number < 0 else answers[number] for number in arrays["truth"].tolist()]
-        stored = StoredPredictions(folder, predictions, arrays["task"].tolist(), truths, read_json(folder / "results.json"))
+        about = read_json(folder / "results.json")
+        if not isinstance(about, dict) or not about.keys() >= ABOUT:
+            raise UserError(f"{folder}/results.json does not say what an evaluation says; it was not written by this version")
+        stored = StoredPredictions(folder, predictions, arrays["task"].tolist(), truths, about)
     except FileNotFoundError:
         raise UserError(f"no such file: {path}; python evaluate.py checkpoint=... save_predictions=true writes it") from None
     except (BadZipFile, KeyError, ValueError, IndexError, OSError) as error:

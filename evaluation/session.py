@@ -32,7 +32,8 @@ from utils.files import read_json, sha256_of
 
 @dataclass
 class Session:
-    """What one evaluation works with. store: of the evaluated split the tasks that training was limited to."""
+    """What one evaluation works with. store: of the evaluated split the tasks that the model may know, where it knows tasks by rows,
+    or that training was limited to."""
 
     config: EvaluateConfig
     world: World
@@ -62,21 +63,28 @@ class Session:
         if store.metadata.layout == "pairs" and data.sides != (store.metadata.max_grid_size,):
             sides = " and ".join(f"{side}x{side}" for side in (data.sides[-1], store.metadata.max_grid_size))
             raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
-        if store.metadata.layout == "puzzle" and store.metadata.content_hash != info["data"]["hash"]:
+        same_data = store.metadata.content_hash == info["data"]["hash"]
+        if store.metadata.layout == "puzzle" and not same_data:
             if config.protocol.name != "test_time_training":
                 raise UserError(
                     f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset, "
                     "whose rows protocol=test_time_training learns"
                 )
             model.context.start_anew(store.metadata.num_puzzle_identifiers)
-        if store.metadata.content_hash == info["data"]["hash"]:
+        if same_data:
             store = store.hold_out(info["config"].get("validation"))
         if config.split == "validation" and not len(store.tasks_of("validation")):
             raise UserError(
                 f"{path} was trained without validation tasks of {store.path} (validation=N holds them out); choose another split"
             )
-        trained_on = {"test": data.max_eval_groups, "train": data.max_train_groups, "validation": None}[config.split]
-        store = store.limited(config.split, trained_on)  # before any choice of subsets: the others' rows have learned nothing
+        if same_data and config.split == "train":
+            store = store.limited("train", data.max_train_groups)
+        elif same_data and config.split == "test" and store.metadata.layout == "puzzle":
+            store = store.limited("test", data.max_eval_groups)  # before any choice of subsets: the others' rows have learned nothing
+        if not len(store.tasks_of(config.split, config.max_eval_groups, config.subsets)):
+            others = sorted({store.subset_names[number] for number in store.task_subset[store.tasks_of(config.split)]})
+            what = f"split={config.split}" + ("" if config.subsets is None else f" subsets=[{','.join(config.subsets)}]")
+            raise UserError(f"{store.path} has no task for {what}" + (f"; subsets of this split: {', '.join(others)}" if others else ""))
         return cls(config, world, device, path, model.to(device), info, data, store, checkpoint.load_trained_pairs(path))
 
     def questions(self) -> EvaluationSet:

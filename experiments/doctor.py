@@ -23,6 +23,7 @@ from evaluation.evaluate import evaluate
 from models.core import DataSizes
 from models.trm import build_model, count_parameters
 from pretrain_etrm import averaged_weights, data_line, log_pictures, model_line, open_store, resume, start_from_pretrained
+from training.diagnostics import context_diagnostics
 from training.ema import EMA
 from training.meter import Meter
 from training.optim import build_optimizers
@@ -122,7 +123,8 @@ def _rehearse(checks: Checklist, config: PretrainConfig, scratch: Path, world: W
             if not result.updated:
                 raise UserError("the gradient is not finite; try arch.forward_dtype=float32, or a lower lr if the run was resumed")
             meter.add(result, config.global_batch_size)
-        values = meter.read() | {"timing/peak_memory_gb": peak_memory_gb(device)}
+        values = meter.read() | context_diagnostics(model, samples, store, table, config.seed, state.step, world)
+        values["timing/peak_memory_gb"] = peak_memory_gb(device)
         seconds = values["timing/train_ms_per_step"] / 1000
         cell, hours = samples.cell, seconds * remaining / HOUR
         tell(f"loss {values['train/loss']:.3f}; {values['timing/peak_memory_gb']:.2f} GB")

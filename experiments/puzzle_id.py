@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.store import Store
+from dataset.store import LEFT_OUT, Store
 from dataset.views import BLANK_ID
 from evaluation.compare import paired
 from evaluation.metrics import solved_within, task_means
@@ -36,7 +36,8 @@ def identifiers_told(store: Store, mode: str, seed: int) -> torch.Tensor:
     if mode == "blank":
         told[:] = BLANK_ID
     elif mode == "random":
-        order = np.random.default_rng(seed).permutation(len(store.task_ids))
+        known = np.flatnonzero(store.task_split != LEFT_OUT)  # the others' rows have learned nothing
+        order = np.random.default_rng(seed).permutation(known)
         for task, other in zip(order, np.roll(order, 1), strict=True):
             mine, theirs = (store.identifiers_of(np.arange(store.task_rows[t], store.task_rows[t + 1])) for t in (task, other))
             told[mine] = theirs[np.arange(len(mine)) % len(theirs)]

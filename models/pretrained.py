@@ -191,7 +191,7 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
 
 def _open(path: Path) -> Source:
     """A checkpoint or run folder of ours, or an original's file with `all_config.yaml` and `identifiers.json` beside it."""
-    if path.is_dir():
+    if _is_checkpoint(path):
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
         which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
@@ -210,7 +210,12 @@ def _open(path: Path) -> Source:
 
 def pairs_behind(path: Path) -> np.ndarray:
     """The fingerprints (N,) uint64 of all pairs that weights for `load_decoder` were trained on; an original's file does not say."""
-    return checkpoint.load_trained_pairs(checkpoint.resolve(path)) if path.is_dir() else UNKNOWN_PAIRS
+    return checkpoint.load_trained_pairs(checkpoint.resolve(path)) if _is_checkpoint(path) else UNKNOWN_PAIRS
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether `path` is one of this framework, rather than an original's file; `RUN/best` is only a name."""
+    return path.is_dir() or (path.name == checkpoint.BEST and path.parent.is_dir())
 
 
 def _names(path: Path) -> list[str] | None:
@@ -264,6 +269,6 @@ def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: lis
     if all(identifiers[row] == datasets.BLANK_IDENTIFIER for row in known):  # every dataset has them
         raise UserError(f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows")
     table = ours.clone()
-    table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])]
+    table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])].to(table)
     report.settings += f"; {len(known)} of {len(identifiers)} puzzle rows matched by name"
     return table

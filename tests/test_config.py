@@ -10,11 +10,21 @@ import evaluate
 import pretrain_etrm
 from config import compose
 from config.compose import CONFIG_DIR
-from config.schema import EvaluateConfig, PretrainConfig
+from config.schema import EvaluateConfig, PredictConfig, PretrainConfig
 from dataset import build_arc_dataset
 from tests.conftest import ROOT, run
 from tests.test_predict import untrained
 from utils.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["tâche (1).json", "a=b.json", "it's.json", "a,b.json", "{a}#.json", "[6].json"])
+def test_a_path_may_have_any_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("{}")
+    for path in (name, str(tmp_path / name), f"not/there/{name}"):
+        assert compose.load(PredictConfig, "predict", [f"task={path}", "checkpoint=x"]).task == path
+    with pytest.raises(UserError, match="\"key='value'\" for unusual characters"):
+        compose.load(PredictConfig, "predict", ["task=(", "checkpoint=x"])
 
 
 @pytest.mark.parametrize(

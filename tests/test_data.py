@@ -250,6 +250,14 @@ def test_an_answer_larger_than_the_canvas_is_known_to_be_a_miss(tmp_path):
     assert questions.too_large and not any(questions.answer_fits(query) for query in questions.too_large)
 
 
+def test_a_query_that_no_canvas_holds_counts_as_wrong_with_shuffled_demonstrations_too(tmp_path):
+    store = write_store(tmp_path / "d", side=5)
+    config = config_for(store, buckets=[int(np.median(store.pair_side[store.task_pairs[:-1]]))])
+    plain, shuffled = (EvaluationSet(store, config, "test", 1, 0, control) for control in ("none", "shuffled_demonstrations"))
+    assert 0 < len(plain.too_large) < len(plain.queries) and plain.too_large == shuffled.too_large
+    assert all(asked for asked, query in zip(shuffled.asked, shuffled.queries, strict=True) if query in shuffled.too_large)
+
+
 def test_limits_take_the_first_tasks(fewshot):
     assert len(fewshot.tasks_of("train", 2)) == 2
     assert len(EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, max_tasks=2).tasks) == 2

@@ -207,11 +207,12 @@ def test_the_protocol_follows_from_what_the_model_has_seen(trained, fewshot, tmp
     assert results["protocol"] == "transductive" and "2 of the 2 tasks share a pair with the training data" in results["notes"][0]
 
 
-def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path):
+def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path, monkeypatch):
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "notes.txt").write_text("keep me")
     common = (f"checkpoint={trained}", "num_views=1", "controls=[]")
-    with pytest.raises(UserError, match="was not written by this command"):
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="was not written by this command"):
+        patch.setattr(Session, "open", None)  # nothing is asked before the folder is known to be good
         evaluate_here(*common, f"output_dir={tmp_path / 'precious'}")
     assert (tmp_path / "precious" / "notes.txt").read_text() == "keep me"
     for options in ((), ("report=false",)):
@@ -288,6 +289,19 @@ def test_a_limit_of_training_counts_before_subsets_are_chosen(tmp_path):
 
     assert asked() == ["p0", "p1", "p2", "q0"] and asked("subsets=[q]") == ["q0"]
     assert asked("subsets=[p]", "max_eval_groups=2") == ["p0", "p1"]
+    for overrides in (["subsets=[x]"], ["subsets=[]"], ["subsets=[p]", "split=train"]):
+        with pytest.raises(UserError, match=r"has no task for split=(test|train) subsets=\[x?p?\]; subsets of this split: (p, q|x)"):
+            asked(*overrides)
+
+
+def test_how_many_tasks_training_evaluated_limits_no_evaluation_of_a_model_that_reads_demonstrations(fewshot, tmp_path):
+    path = untrained(fewshot, tmp_path / "checkpoints", "data.max_eval_groups=2", "data.max_train_groups=3")
+    settings = [f"checkpoint={path}", "device=cpu"]
+    asked = [
+        len(Session.open(compose.load(EvaluateConfig, "evaluate", [*settings, *more])).questions().tasks)
+        for more in ([], ["split=train"], ["max_eval_groups=1"])
+    ]
+    assert asked == [len(fewshot.tasks_of("test")), 3, 1]
 
 
 def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewshot, tmp_path, capsys):

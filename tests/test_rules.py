@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from dataset import store as datasets
-from dataset.build_rules_dataset import build, parse_arguments, read_plan
+from dataset.build_rules_dataset import build, known_elsewhere, parse_arguments, read_plan
 from dataset.leaks import find_leaks
 from dataset.rule_families import FAMILIES, may_become
 from dataset.rule_tasks import Generator, Made
 from dataset.rules import Library, Rule, apply, describe, draw_inputs, stages_of
+from dataset.task import Pair
 from tests.conftest import run
 from utils.errors import UserError
 from utils.files import read_json
@@ -332,6 +333,27 @@ def test_generated_permutations_are_determined_new_and_bounded(tmp_path):
     for task in train + test:
         shown = {0} | {int(c) for pair in task.demonstrations for c in np.unique(pair.input)}
         assert set(np.unique(task.queries[0].input).tolist()) <= shown
+
+
+def test_a_rule_is_known_elsewhere_under_any_description_and_a_composition_in_any_order(tmp_path, monkeypatch):
+    size = ("--rows", "4", "4", "--columns", "4", "4", "--test-tasks", "12", "--train-tasks", "40")
+    build(options_for(tmp_path / "d", "--families", "shift", "recolour", *size))
+    rules = read_json(tmp_path / "d" / "rules.json")
+    one = next(name for name, rule in rules.items() if rule["split"] == "train" and rule["families"] == ["shift", "recolour"])
+    assert tuple(name for name, _ in rules[one]["rule"]) == ("shift", "recolour")
+    first, second = ((name, tuple(values)) for name, values in rules[one]["rule"])
+    library = Generator(read_plan(options_for(tmp_path, "--families", "shift", "recolour", *size))).library
+    turned = (second, first)  # moving cells and changing their colour commute
+    assert describe(turned) != rules[one]["description"] and library.key(turned) == library.key((first, second))
+    grids = np.zeros((5, 3, 3), np.uint8)
+    made = Made(turned, tuple(Pair(grid, grid) for grid in grids[:3]), Pair(grids[3], grids[4]), 1)
+    alone = Made(turned[:1], made.demonstrations, made.query, 1)
+    monkeypatch.setattr("dataset.build_rules_dataset.read_json", lambda path: {one: rules[one]})
+    asked = {"a": ("test_rules", made), "b": ("test_compositions", made), "c": ("test_rules", alone), "d": ("test_instances", made)}
+    assert known_elsewhere(tmp_path / "d", asked, library) == {"a", "b"}
+    del rules[one]["rule"]
+    with pytest.raises(UserError, match="does not hold the rules themselves; build it anew"):
+        known_elsewhere(tmp_path / "d", asked, library)
 
 
 def test_what_another_dataset_trains_is_not_asked_as_new(tmp_path):

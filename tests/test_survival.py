@@ -25,11 +25,12 @@ from dataset.views import EvaluationSet
 from evaluation.evaluate import Evaluation
 from evaluation.metrics import Score
 from tests.conftest import ROOT, TINY, evaluate_here, load_config, run
-from tests.test_training import ALONE, Trainer, arguments_for, train_here, weights_of
+from tests.test_training import ALONE, CPU, Trainer, arguments_for, train_here, weights_of
 from training.nonfinite import dump_batch, load_batch
 from training.state import TrainState
 from training.step import train_step
 from utils import checkpoint, device
+from utils.distributed import World
 from utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, UserError, reports_user_errors
 from utils.signals import StopRequest
 
@@ -307,6 +308,38 @@ def test_what_a_step_worked_on_is_written_down_and_not_only_what_was_sampled(few
     steps = content["worked_on"].pop("steps")
     assert steps.tolist() == [2] * 8, "no row halts in its first step"
     assert all(torch.equal(value, first.data[name]) for name, value in content["worked_on"].items())
+
+
+def test_the_newest_dumps_are_kept_and_a_full_disk_is_named(fewshot, tmp_path, monkeypatch):
+    trainer = Trainer(fewshot)
+    samples = trainer.sampler.sample(0)
+    trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
+    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.settings)
+    monkeypatch.setattr("training.nonfinite.KEPT", 3)
+    for step in (8, 9, 10, 11, 100):
+        dump_batch(tmp_path, step, samples, result, fewshot, ALONE)
+    dump_batch(tmp_path, 1, samples, result, fewshot, World(1, 2))
+    names = {file.name for file in (tmp_path / "nonfinite").iterdir()}
+    assert names == {"step_10_rank_0.pt", "step_11_rank_0.pt", "step_100_rank_0.pt", "step_1_rank_1.pt"}
+    monkeypatch.setattr("utils.checkpoint.os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(UserError, match="cannot write .*step_101_rank_0.pt: No space left on device"):
+        dump_batch(tmp_path, 101, samples, result, fewshot, ALONE)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_pytorchs_writer_says_that_the_disk_is_full():
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save_torch({"weights": torch.zeros(10**6)}, Path("/dev/full"))
+
+
+def test_a_resumed_share_of_the_carries_holds_its_own_rows_only(fewshot, tmp_path):
+    trainer = Trainer(fewshot)
+    train_step(trainer.state, trainer.batch(), trainer.settings)
+    path = trainer.state.save(tmp_path, ALONE, {}, keep=1)
+    resumed = Trainer(fewshot)
+    resumed.state.load(path, World(0, 4), CPU)
+    (carry,) = resumed.state.carries.values()
+    assert len(carry.steps) == 2 and carry.steps.untyped_storage().nbytes() == carry.steps.nbytes
 
 
 def test_a_skipped_batch_of_several_updates_is_named_by_the_step_that_sampled_it(fewshot, tmp_path, monkeypatch):

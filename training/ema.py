@@ -34,6 +34,7 @@ class EMA:
         for name, parameter in self.parameters.items():
             parameter.data, self.shadow[name] = self.shadow[name], parameter.data
 
+    @torch.no_grad()
     def load(self, shadow: dict[str, Tensor]) -> None:
         """Take the averages from a checkpoint."""
         for name, value in self.shadow.items():

@@ -14,14 +14,18 @@ from utils import checkpoint
 from utils.distributed import World
 from utils.files import write_atomically
 
+KEPT = 32
+
 
 def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, store: Store, world: World) -> Path:
     """Write this process's part of the batch sampled at `step` (0-based, as samplers count) to `folder/nonfinite/`.
 
     The file holds the samples, their tasks' ids, the step's metric sums and gradient norms, and `worked_on`, the tensors that the
-    step worked on: a row whose ACT `steps` are 1 is the sample's, one with more is of an earlier batch. Raises `UserError`.
+    step worked on: a row whose ACT `steps` are 1 is the sample's, one with more is of an earlier batch. Of a process's files the
+    newest 32 are kept. Raises `UserError`.
     """
     path = folder / "nonfinite" / f"step_{step}_rank_{world.rank}.pt"
+    before = sorted(path.parent.glob(f"step_*_rank_{world.rank}.pt"), key=lambda file: int(file.name.split("_")[1]))
     task = np.searchsorted(store.task_pairs, samples.query, side="right") - 1
     content = {
         "step": step,
@@ -32,7 +36,9 @@ def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, st
         "metrics": {name: float(value) for name, value in result.metrics.items()},
         "grad_norms": {name: float(value) for name, value in result.grad_norms.items()},
     }
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    write_atomically(path, lambda temporary: checkpoint.save_torch(content, temporary))
+    for old in before[: 1 - KEPT]:
+        old.unlink()
     return path
 
 

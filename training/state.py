@@ -94,5 +94,5 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
     for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
         whole = Carry.join([Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts])
         share = whole[local_rows(len(whole.steps), world.rank, world.size)]
-        carries[Cell(*parts[0]["cell"])] = share.map(lambda value: value.to(device))
+        carries[Cell(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
     return carries

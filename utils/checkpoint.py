@@ -32,6 +32,7 @@ from utils.files import read_json, replace_directory, write_json
 
 FORMAT = 1
 EVALUATION = "evaluation.json"
+BEST = "best"  # RUN/best is a name, not a folder: the checkpoint with the best score
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 _NAME = re.compile(r"step_(\d+)$")
 
@@ -73,12 +74,12 @@ def save(
     try:
         if problem:
             raise UserError(problem)
-        _save_torch(rank_state, temporary / f"rank_{world.rank}.pt")
+        save_torch(rank_state, temporary / f"rank_{world.rank}.pt")
         if world.is_main:
             for name, tensors in weights.items():
                 save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / WEIGHTS[name])
             for name, value in shared.items():
-                _save_torch(value, temporary / f"{name}.pt")
+                save_torch(value, temporary / f"{name}.pt")
             write_json(temporary / "info.json", {"format": FORMAT, "step": step, "world_size": world.size, **info}, indent=1)
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch's own words hide the reason
@@ -98,9 +99,13 @@ def save(
     return target
 
 
-def _save_torch(value: Any, path: Path) -> None:
+def save_torch(value: Any, path: Path) -> None:
+    """Write `value` to the disk itself. Raises `OSError`."""
     with path.open("wb") as file:  # PyTorch's own writer would not say why it fails
-        torch.save(value, file)
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         file.flush()
         os.fsync(file.fileno())
 
@@ -180,7 +185,7 @@ def resolve(path: Path | str) -> Path:
     path = Path(path)
     if (path / "info.json").is_file():
         return path
-    if path.name == "best" and not path.exists():
+    if path.name == BEST and not path.exists():
         best = by_score(path.parent / "checkpoints")
         if not best:
             raise UserError(f"{path.parent} has no checkpoint with a score; a run with validation=N and eval_interval=N makes them")

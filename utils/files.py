@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 def read_json(path: Path) -> Any:
     """The parsed JSON of `path`; `UserError` with file, line and column when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
@@ -58,6 +58,8 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
+    except RecursionError:
+        raise UserError(f"{path}: too many brackets inside each other") from None
 
 
 def json_in_page(value: Any) -> str:
@@ -65,15 +67,20 @@ def json_in_page(value: Any) -> str:
     return json.dumps(as_json(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
+def check_replaceable(path: Path, marker: str) -> None:
+    """Raise `UserError` unless `path` is free, an empty folder, or one with the file `marker`: an older one of the same kind."""
+    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise UserError(f"{path} exists and was not written by this command (it has no {marker}); choose another folder")
+
+
 @contextmanager
 def directory_written_whole(path: Path, marker: str) -> Iterator[Path]:
     """Yield a temporary directory beside `path` that takes its place on success and disappears on failure.
 
-    An existing folder is replaced only if it holds the file `marker`, that is, if it is an older one of the same kind.
+    An existing folder is replaced only if `check_replaceable` allows it.
     """
     path = path.resolve()
-    if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists and was not written by this command (it has no {marker}); choose another folder")
+    check_replaceable(path, marker)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
