@@ -1,5 +1,5 @@
 # make setup: a virtual environment with everything. make demo: the main job. make test, test-slow, lint, smoke: the checks.
-# make clean: no caches any more; runs/ and data/ stay.
+# make clean: caches and sweeps go; runs/ and data/ stay.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

@@ -555,6 +555,8 @@ def test_a_run_goes_on_with_a_whole_model_on_other_data(fewshot, tmp_path, capfd
     train(load_config(other, *start, "run_name=second", "train_steps=2"))
     assert set(checkpoint.load_trained_pairs(tmp_path / "second" / "checkpoints" / "step_2")) == set(second)
     assert pairs_behind(Path("original.pt")) == UNKNOWN_PAIRS
+    with pytest.raises(UserError, match="has no checkpoint with a score"):
+        train(load_config(other, *start, f"load_pretrained_decoder={tmp_path / 'first' / 'best'}", "run_name=third"))
     with pytest.raises(UserError, match="encoder.num_layers=2 there, 1 here"):
         train(load_config(other, *start, "encoder.num_layers=1", "run_name=third"))
     with pytest.raises(UserError, match="arch.halt_pooling=first there, mean here"):

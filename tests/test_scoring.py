@@ -4,6 +4,7 @@ import csv
 import hashlib
 import itertools
 import json
+import shutil
 import sys
 from dataclasses import replace
 from fractions import Fraction
@@ -21,7 +22,7 @@ from evaluation.inference import VIEWS_PER_ROUND, VoteStop, collect
 from evaluation.predictions import Predictions
 from evaluation.session import Session
 from evaluation.voting import VoteTable, key_of
-from experiments import acc_vs_aug, efficiency, exp1, published, puzzle_id, steps
+from experiments import acc_vs_aug, check, efficiency, exp1, published, puzzle_id, steps
 from models.act import Answer, act_step, initial_carry, solve
 from tests.test_training import ALONE, CPU, Trainer
 from utils.distributed import World
@@ -602,3 +603,16 @@ def test_different_tasks_or_protocols_are_refused_unless_told(tmp_path):
     assert compare.compare([one, stopped], [1, 2], False, 0)["tasks"] == 2
     with pytest.raises(UserError, match="--k up to 2"):
         compare.compare([one, stopped], [3], False, 0)
+    game = {"vote_stop": True, "scores": [{"metric": "all.exact_accuracy"}]}
+    played = [compare.read(evaluation_folder(tmp_path / name, [1, 1, 1, None], **game)) for name in "ab"]
+    assert compare.compare(played, [1], False, 0)["tasks"] == 2
+
+
+@pytest.mark.parametrize("foreign", [[], {}, {"scores": [1]}])
+def test_a_foreign_results_file_is_named(foreign, folder, tmp_path, monkeypatch, capsys):
+    shutil.copy(folder / predictions.FILE, tmp_path)
+    write_json(tmp_path / "results.json", foreign)
+    for main, arguments in ((check.main, ["ARC/pass@1"]), (exp1.main, [])):
+        with pytest.raises(SystemExit) as ended:
+            called(monkeypatch, main, tmp_path, *arguments)
+        assert ended.value.code == 2 and "results.json" in capsys.readouterr().err

@@ -107,6 +107,17 @@ def test_an_oversized_task_stops_the_reading_unless_it_may_be_left_out(tmp_path)
     assert [task.id for task in sources.kaggle_source(str(tmp_path / "k"), left_out)["set"]()] == ["t1"] and left_out == ["long", "large"]
 
 
+def test_a_lone_task_without_a_part_a_byte_order_mark_and_deep_nesting(tmp_path):
+    (tmp_path / "half.json").write_text(json.dumps({"train": GOOD["train"]}))
+    with pytest.raises(UserError, match="task half: .*'test'"):
+        sources.file_source(tmp_path / "half.json")["half"]()
+    (tmp_path / "marked.json").write_text(json.dumps(GOOD), encoding="utf-8-sig")
+    assert sources.file_source(tmp_path / "marked.json")["marked"]()[0].to_json() == GOOD
+    (tmp_path / "deep.json").write_text("[" * 10**5 + "]" * 10**5)
+    with pytest.raises(UserError, match="deep.json: too many brackets inside each other"):
+        sources.file_source(tmp_path / "deep.json")["deep"]()
+
+
 def test_missing_and_truncated_files_are_named(tmp_path):
     (tmp_path / "cut.json").write_text(json.dumps(GOOD)[:-5])
     with pytest.raises(UserError, match=r"cut.json: not valid JSON \(line 1, column"):
