@@ -18,7 +18,7 @@ that share a pair with its training tasks, that ask a rule of theirs as a new on
 unseen one.
 
 Rules count as equal if they act alike on a fixed set of grids, whatever their names. `rules.json` in the dataset's folder
-says of every task its families, its rule and its split.
+says of every task its families, its rule, as values and in words, and its split.
 """
 
 import argparse
