@@ -453,13 +453,16 @@ def test_a_file_without_configuration_says_that_nothing_was_compared(original):
     assert "could not be compared" in load_decoder(decoder_model(config), config, []).summary()
 
 
-def test_puzzle_rows_go_to_the_puzzles_of_the_same_name(original):
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+)
+def test_puzzle_rows_go_to_the_puzzles_of_the_same_name(device, original):
     config = decoder_config(original, "arch=trm")
-    model = decoder_model(config)
+    model = decoder_model(config).to(device)
     names = ["<blank>", "h", "new", "a", "b", "other", "c", "d", "e"]
     report = load_decoder(model, config, names)
     theirs = torch.load(original, weights_only=True)["_orig_mod.model.inner.puzzle_emb.weights"].float()
-    rows = model.context.weights
+    rows = model.context.weights.cpu()
     assert torch.equal(rows[1], theirs[8]) and torch.equal(rows[3], theirs[1])
     assert not rows[2].any() and not rows[5].any() and "7 of 9 puzzle rows matched" in report.settings
 
