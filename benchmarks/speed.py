@@ -52,7 +52,6 @@ SLOTS = 10  # demonstrations that the ETRM ancestor encodes, empty ones included
 SUDOKUS = 1000
 BATCHES = 8  # different ones that the ancestor sees
 SAME_CONTEXT = 1e-3
-MAX_VIEWS_AT_ONCE = 64
 # What both sides have in common; --arch changes it for both.
 ARCH = {
     "hidden_size": 512,
@@ -77,6 +76,7 @@ class Side:
     contestant: Contestant
     steps: int
     flops: float | None = None
+    foreign: bool = False  # an ancestor, which warms up in a step
 
 
 @dataclass
@@ -218,7 +218,7 @@ class Race:
     def theirs(self, what: str, flops: float | None, **options: Any) -> None:
         """Enter the ancestor."""
         options |= {"config": their_config(self.options), "device": self.options.device, "threads": self.options.threads}
-        self._enter("theirs", [str(STEPS), what, json.dumps(options)], self.options.against, self.options.steps, flops)
+        self._enter("theirs", [str(STEPS), what, json.dumps(options)], self.options.against, self.options.steps, flops, foreign=True)
 
     def ours(self, name: str, what: str, steps: int, overrides: list[str], processes: int = 1, **options: Any) -> None:
         """Enter a configuration of ours. Several processes share the threads."""
@@ -226,10 +226,12 @@ class Race:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
         self._enter(name, [*launcher, "-m", "benchmarks.steps", what, json.dumps(options)], ROOT, steps)
 
-    def _enter(self, name: str, command: list[str], pythonpath: Path, steps: int, flops: float | None = None) -> None:
+    def _enter(
+        self, name: str, command: list[str], pythonpath: Path, steps: int, flops: float | None = None, foreign: bool = False
+    ) -> None:
         contestant = Contestant(command, pythonpath, self.work / f"{len(self.sides)}.log")
         self.exits.enter_context(closing(contestant))
-        self.sides.append(Side(name, contestant, steps, flops))
+        self.sides.append(Side(name, contestant, steps, flops, foreign))
 
     def run(self) -> tuple[list[Result], float]:
         """All rounds, and the rate of `F.linear` in the middle of them."""
@@ -237,7 +239,7 @@ class Race:
         device = choose_device(self.options.device, World())
         results, rates = [Result(side, []) for side in self.sides], []
         for side in self.sides:
-            side.contestant(1 if side.name == "theirs" else side.steps)  # not counted
+            side.contestant(1 if side.foreign else side.steps)  # not counted
         for _ in range(self.options.rounds):
             rates.append(linear_rate(device, dtype))
             for result in results:
@@ -304,7 +306,7 @@ def evaluation(options: argparse.Namespace, race: Race) -> None:
     )
     their_views(full, options.tasks, race.work)
     race.theirs("eval", None, data=str(race.work / "views.npz"), tasks=str(race.work))
-    views = [f"evaluation.num_views={options.views}", f"evaluation.batch_size={min(options.views, MAX_VIEWS_AT_ONCE)}"]
+    views = [f"evaluation.num_views={options.views}", f"evaluation.batch_size={options.batch}"]
     for encoder in ("standard", "memory"):
         ours = our_overrides(options, dataset, "arch=etrm", "data=arc1", f"encoder={encoder}", *views, *options.override)
         race.ours(f"task canvas, encoder {encoder}", "eval", 1, ours, tasks=options.tasks)

@@ -163,6 +163,7 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
 
 def build(options: argparse.Namespace) -> store.Metadata:
     """Read, filter, check for leaks and write. Raises `UserError`; nothing is written unless all of it is."""
+    store.check_output(options.output_dir)
     left_out: dict[str, list[str]] = {}
     tasks, test_subsets, source = read_tasks(options, left_out)
     tasks = {

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from dataset import maze, pairs
+from dataset import maze, pairs, store
 from dataset.pairs import Lines, Puzzles
 from utils.errors import UserError, reports_user_errors
 
@@ -59,6 +59,7 @@ def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzl
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
+    store.check_output(options.output_dir)
     pairs.resolve(options, SOURCE_REPO, side=30, loops=0.05)
     generated, least = options.source == "generated", options.min_path_length
     paths = options.paths or ("unique" if generated else "given")

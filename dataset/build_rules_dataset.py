@@ -2,13 +2,15 @@
 
 A rule is one stage or two, each of a family of `dataset.rule_families`. The demonstrations of every task determine its answer: no
 rule of one or two stages of the families that take part fits them and answers the query otherwise. No rule of fewer stages
-fits a task of two, no other family one of a single stage; no held-out rule of as many stages explains a training task, and
-no trained one a task of the last two splits. All grids are new, no pair occurs in both training and evaluation:
+fits a task of two, no other family one of a single stage; no rule of a held-out family or composition of as many stages
+explains a training task, and no rule of a trained one a task of the last two splits. All grids are new, no pair occurs in both
+training and evaluation:
 
   train               rules of the training families
   test_instances      rules that occur in training
   test_rules          new parameters of families that occur in training: a tenth of the rules is held out, except of families
-                      and compositions that have fewer than 48 rules in all
+                      and compositions that have fewer than 48 rules in all; on the grids that a task shows, another rule of
+                      the same families, which may be trained, can act alike
   test_compositions   two families that occur in training but never composed, in either order: composed the other way round
                       many give the same rules
   test_families       families that never occur in training, each alone
@@ -212,9 +214,10 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
 
     Raises `UserError`; nothing is written unless all of it is.
     """
+    store.check_output(options.output_dir)
     plan = read_plan(options)
     generator = Generator(plan)
-    chosen = options.test_splits or [split for split in TEST_SPLITS if generator.has(split)]
+    chosen = list(dict.fromkeys(options.test_splits or [split for split in TEST_SPLITS if generator.has(split)]))
     for split in chosen:
         if not generator.has(split):
             raise UserError(f"--test-splits {split}: the chosen families have no rules for it")
@@ -236,14 +239,17 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
     tasks["train"] = [task for task in tasks["train"] if task.id not in dropped]
     if not tasks["train"]:
         raise UserError("every training task shares a pair with an evaluation task; use larger grids or fewer evaluation tasks")
+    untrained: set[str] = set()
     if "test_instances" in chosen:
         trained = {identified[task.id][1].rule for task in tasks["train"]}
-        tasks["test_instances"] = [task for task in tasks["test_instances"] if identified[task.id][1].rule in trained]
+        untrained = {task.id for task in tasks["test_instances"] if identified[task.id][1].rule not in trained}
     excluded = set[str]().union(*(known_elsewhere(folder, identified, generator.library) for folder in options.exclude))
     for split in chosen:
-        tasks[split] = [task for task in tasks[split] if task.id not in excluded]
+        tasks[split] = [task for task in tasks[split] if task.id not in excluded | untrained]
         if not tasks[split]:
-            raise UserError(f"--exclude leaves no task of {split}")
+            raise UserError(
+                f"nothing is left of {split}: {len(excluded)} tasks are known elsewhere, of {len(untrained)} no rule is trained"
+            )
     kept = {task.id for subset in tasks.values() for task in subset}
     metadata = store.write(
         options.output_dir,
@@ -253,7 +259,11 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
         source=f"generated: {plan}",
         seed=plan.seed,
         max_grid_size=max(plan.rows[1], plan.columns[1]),
-        left_out={reason: sorted(ids) for reason, ids in {"leak": dropped, "known_elsewhere": excluded}.items() if ids},
+        left_out={
+            reason: sorted(ids)
+            for reason, ids in {"leak": dropped, "known_elsewhere": excluded, "untrained_rule": untrained}.items()
+            if ids
+        },
         extra_files={
             "rules.json": {
                 task_id: {
@@ -284,6 +294,8 @@ def main() -> None:
         print(f"left out {len(leaking)} training tasks that share a pair with an evaluation task")
     if known := metadata.left_out.get("known_elsewhere"):
         print(f"left out {len(known)} evaluation tasks that the excluded datasets give away")
+    if untrained := metadata.left_out.get("untrained_rule"):
+        print(f"left out {len(untrained)} tasks of test_instances whose rule no training task has")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Build a Sudoku dataset: python -m dataset.build_sudoku_dataset --output-dir data/sudoku
 
-Puzzles of size 4, 6 or 9 with one solution each: generated (default), the ancestors' Sudoku-Extreme from the hub
-(--source hub), or its csv files in a folder (--input-dir). No test puzzle, relabelled, reordered or transposed, is in training.
+Puzzles of size 4, 6 or 9: generated (default) with one solution each, the ancestors' Sudoku-Extreme from the hub (--source hub),
+or its csv files in a folder (--input-dir), whose solutions are checked, but not that each is the only one. No test puzzle,
+relabelled, reordered or transposed, is in training.
 """
 
 import argparse
@@ -9,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from dataset import pairs, sudoku
+from dataset import pairs, store, sudoku
 from dataset.pairs import Lines, Puzzles
 from utils.errors import UserError, reports_user_errors
 
@@ -54,6 +55,7 @@ def check(puzzles: Puzzles, lines: Lines) -> Puzzles:
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
+    store.check_output(options.output_dir)
     pairs.resolve(options, SOURCE_REPO, size=9, clues=None)
     least, most = options.min_difficulty, options.max_difficulty
     if least < 0 or (most is not None and most < least) or options.num_aug < 0:

@@ -31,9 +31,10 @@ from dataset.canvas import GridTable
 from dataset.games import GAMES, Game
 from dataset.task import MAX_SIDE, Pair, Task
 from utils.errors import UserError
-from utils.files import directory_written_whole, read_json, sha256_of, write_json
+from utils.files import check_replaceable, directory_written_whole, read_json, sha256_of, write_json
 
 FORMAT = 2
+MARKER = "dataset.json"
 BLANK_IDENTIFIER = "<blank>"
 TRAIN, TEST = 0, 1
 SPLITS = {"train": TRAIN, "test": TEST}
@@ -190,6 +191,11 @@ class Store:
         return np.stack([side[self.pair_input], np.where(self.pair_output < 0, 0, side[self.pair_output])], axis=1)
 
 
+def check_output(output: Path) -> None:
+    """Raise `UserError` unless a dataset may be written to `output`: for builders to ask before their work."""
+    check_replaceable(output.resolve(), MARKER)
+
+
 def write(
     output: Path,
     tasks: Mapping[str, Sequence[Task]],
@@ -329,7 +335,7 @@ def write_pairs(
 def _write_files(
     output: Path, tasks: dict[str, np.ndarray], augmentations: dict[str, np.ndarray], values: dict[str, Any], **metadata: Any
 ) -> Metadata:
-    with directory_written_whole(output, marker="dataset.json") as folder:
+    with directory_written_whole(output, marker=MARKER) as folder:
         np.savez_compressed(folder / "tasks.npz", **tasks)
         np.savez_compressed(folder / "augmentations.npz", **augmentations)
         for name, value in values.items():

@@ -24,7 +24,7 @@ from evaluation.canvas_scores import NAMES, CanvasScores
 from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.predictions import Predictions
-from evaluation.protocols import Adaptation, AsItIsConfig, ProtocolConfig, adaptation_of, described, label
+from evaluation.protocols import Adaptation, AsItIsConfig, LatentSearch, ProtocolConfig, adaptation_of, described, label
 from evaluation.refinement import refinements
 from evaluation.report import write_report
 from evaluation.test_time_training import TestTimeTraining
@@ -183,6 +183,8 @@ def evaluate(
         raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
     if config.ranking == "agreement" and layout != "fewshot":
         raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
+    if config.ranking == "agreement" and isinstance(adaptation, LatentSearch) and protocol.start == "mean":
+        raise UserError("ranking=agreement would ask contexts that protocol.start=mean has not searched; use protocol.start=encoder")
     stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
 

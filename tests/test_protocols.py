@@ -361,6 +361,18 @@ def test_agreement_is_the_share_of_demonstrations_answered_exactly_from_the_othe
     assert agreement(model, data).tolist() == right.view(-1, 2).float().mean(1).tolist()
 
 
+def test_agreement_on_contexts_that_were_not_searched_is_refused(memory, fewshot):
+    model, _, trainer = memory
+    config, protocol = trainer.config.evaluation.model_copy(update={"ranking": "agreement"}), SEARCH.model_copy(update={"start": "mean"})
+    with pytest.raises(UserError, match="use protocol.start=encoder"):
+        evaluate(
+            *(model, fewshot, trainer.config.data, config, trainer.config.objective, CPU, ALONE),
+            seed=0,
+            trained_pairs=np.zeros(0, np.uint64),
+            protocol=protocol,
+        )
+
+
 def test_votes_ranked_by_agreement():
     table, a, b = VoteTable("agreement"), np.array([[1]]), np.array([[2]])
     for view, (grid, agreed) in enumerate([(a, 0.25), (a, 0.25), (a, 0.0), (b, 1.0)]):

@@ -356,6 +356,13 @@ def test_a_rule_is_known_elsewhere_under_any_description_and_a_composition_in_an
         known_elsewhere(tmp_path / "d", asked, library)
 
 
+def test_a_folder_that_is_not_a_dataset_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "mine.txt").write_text("keep me")
+    monkeypatch.setattr("dataset.build_rules_dataset.Generator", None)
+    with pytest.raises(UserError, match="was not written by this command"):
+        build(options_for(tmp_path, "--families", "shift"))
+
+
 def test_what_another_dataset_trains_is_not_asked_as_new(tmp_path):
     size = ("--stages", "1", "--rows", "4", "4", "--columns", "4", "4", "--test-tasks", "12")
     build(options_for(tmp_path / "easy", "--families", "gravity", "shift", *size, "--train-tasks", "60"))
