@@ -222,7 +222,7 @@ def evaluate(
             add_scores(asked, answered_of(asked, votes), control)
             lonely = len({query.task for query, was_asked in zip(asked.queries, asked.asked, strict=True) if not was_asked})
             if lonely:
-                notes.append(f"{control} leaves out {lonely} tasks: no other task has demonstrations that fit on their canvas")
+                notes.append(f"{control}: {lonely} of {len(asked.tasks)} tasks left out, no other's demonstrations fit on their canvas")
     statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
     counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
     counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}

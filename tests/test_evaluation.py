@@ -220,6 +220,17 @@ def test_an_evaluation_replaces_its_own_files_only(trained, tmp_path, monkeypatc
     assert sorted(path.name for path in (tmp_path / "e").iterdir()) == ["per_example.jsonl", "results.json", "submission.json"]
 
 
+def test_a_control_that_asked_nothing_shows_no_score(trained, tmp_path, capsys):
+    options = (f"checkpoint={trained}", "num_views=1", "max_eval_groups=1", "controls=[query_only,shuffled_demonstrations]")
+    evaluate_here(*options, "report=false", f"output_dir={tmp_path / 'e'}")
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
+    assert set(shown["shuffled_demonstrations"]) == {"-"} and "%" in shown["query_only"]
+    assert (
+        "shuffled_demonstrations: 1 of 1 tasks left out, no other's demonstrations fit on their canvas"
+        in results_of(tmp_path / "e")[0]["notes"]
+    )
+
+
 def test_an_evaluation_with_other_settings_gets_a_folder_of_its_own(trained, tmp_path):
     run_folder = tmp_path / "run"
     shutil.copytree(trained, run_folder, ignore=shutil.ignore_patterns("evaluations"))
