@@ -51,8 +51,9 @@ class Launched:
         return self.log.read_text()
 
     def errors(self) -> str:
-        """The messages of this program, without torchrun's."""
-        return "; ".join(line for line in self.text().splitlines() if line.startswith("error"))
+        """The messages of this program; if it left none, as when a signal ended it, the last lines of torchrun's."""
+        lines = self.text().splitlines()
+        return "; ".join(line for line in lines if line.startswith("error")) or "\n".join(["without a message", *lines[-60:]])
 
     def wait(self) -> int:
         """The exit status. Raises `UserError` when the run hangs."""

@@ -24,6 +24,7 @@ from dataset.samplers import SAMPLERS
 from dataset.views import EvaluationSet
 from evaluation.evaluate import Evaluation
 from evaluation.metrics import Score
+from experiments.faults import Launched
 from tests.conftest import ROOT, TINY, evaluate_here, load_config, run
 from tests.test_training import ALONE, CPU, Trainer, arguments_for, train_here, weights_of
 from training.nonfinite import dump_batch, load_batch
@@ -452,3 +453,12 @@ def test_a_killed_rank_restarts_and_the_run_ends_bitwise_as_undisturbed(tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = (json.loads(line) for line in results.read_text().splitlines())
     assert line["kills"] == 2 and line["bitwise_equal"]
+
+
+@pytest.mark.parametrize(
+    "log, told", [("torchrun: x\nerror: the disk is full\n", "error: the disk is full"), ("x\nSignal 9 (SIGKILL)\n", "Signal 9")]
+)
+def test_a_failed_check_says_what_the_run_left(tmp_path, log, told):
+    (tmp_path / "log").write_text(log)
+    message = Launched(None, tmp_path / "log").errors()
+    assert told in message and ("torchrun" not in message)
