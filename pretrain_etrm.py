@@ -114,6 +114,7 @@ def train(config: PretrainConfig) -> None:
         logger.close()
     if world.is_main:
         write_curves(folder / "curves.png", training_curves(read_metrics(folder / "metrics.jsonl")))
+    distributed.barrier()  # torchrun ends all as soon as one has ended as stopped, also one that still draws
     distributed.close()
     where = f"step {state.step}: checkpoint {folder}/checkpoints/step_{state.step}"
     if stopped_by:

@@ -81,7 +81,7 @@ class Workplace:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
         command = [sys.executable, *launcher, str(ROOT / "pretrain_etrm.py"), *self.options(output, *overrides)]
         with open(f"{output}.log", "w") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}  # a crash says where
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self.launched.append(Launched(process, Path(f"{output}.log")))
         return self.launched[-1]

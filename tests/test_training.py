@@ -1,6 +1,7 @@
 """Optimisers, schedule, EMA, a step's update, checkpoints and resume."""
 
 import copy
+import errno
 import json
 import math
 import os
@@ -215,6 +216,26 @@ def test_old_checkpoints_are_deleted_and_a_failing_write_keeps_the_last(fewshot,
     assert checkpoint.latest(tmp_path).name == "step_3"
 
 
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_disk_that_is_full_only_at_the_last_moment_keeps_the_last_checkpoint(fewshot, tmp_path, monkeypatch, failing):
+    trainer = Trainer(fewshot)
+    trainer.steps(1)
+    trainer.state.save(tmp_path, ALONE, {}, keep=2)
+    trainer.steps(1)
+    real = getattr(os, failing)
+
+    def full_disk(target, *rest):
+        name = os.readlink(f"/proc/self/fd/{target}") if isinstance(target, int) else str(target)
+        if name.endswith(".step_2.tmp"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(target, *rest)
+
+    monkeypatch.setattr(os, failing, full_disk)
+    with pytest.raises(UserError, match="step_2: .*No space left on device; earlier checkpoints are intact"):
+        trainer.state.save(tmp_path, ALONE, {}, keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+
+
 def arguments_for(store, output: Path, *overrides: str) -> list[str]:
     layout = [] if store.metadata.layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
     return ["pretrain_etrm.py", *layout, *TINY, f"data.path={store.path}", f"output_dir={output}", "run_name=r", *overrides]
@@ -300,6 +321,39 @@ def test_a_world_size_that_does_not_divide_the_batch_is_one_message(fewshot, tmp
     ours = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert ours == ["error: global_batch_size=7 is not divisible by the world size 2"]
     assert not (tmp_path / "r").exists()
+
+
+def test_an_error_that_another_process_meets_alone_is_said(tmp_path):
+    """The first process waits for the second, as in a collective."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, time\n"
+        "from utils.errors import UserError, reports_user_errors\n"
+        "@reports_user_errors\n"
+        "def main():\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise UserError('a disk of its own')\n"
+        "    time.sleep(60)\n"
+        "main()\n"
+    )
+    done = run(str(script), world=2)
+    assert done.returncode == 1 and done.stderr.count("error (rank 1): a disk of its own") == 1, done.stderr
+
+
+def test_the_first_process_speaks_even_if_it_is_slower(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import os, time\n"
+        "from utils.errors import UserError, reports_user_errors\n"
+        "@reports_user_errors\n"
+        "def main():\n"
+        "    time.sleep(2 * (os.environ['RANK'] == '0'))\n"
+        "    raise UserError('a typo')\n"
+        "main()\n"
+    )
+    done = run(str(script), world=2)
+    said = [line for line in done.stderr.splitlines() if "a typo" in line]
+    assert done.returncode == 1 and said == ["error: a typo"], done.stderr
 
 
 def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path, capsys):

@@ -84,18 +84,24 @@ def save(
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch's own words hide the reason
         problem = str(cause).splitlines()[0]
-    problems = [text for text in distributed.gather_objects(problem) if text]
-    if not problems and world.is_main:
-        _reach_the_disk(temporary)
-        replace_directory(temporary, target)
-        kept = {target, *_steps(folder)[-keep:], *by_score(folder)[:keep_best]}
-        for old in (path for path in _steps(folder) if path not in kept):
-            _delete(old)
-    elif world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
+    problem = next(filter(None, distributed.gather_objects(problem)), "")
+    if not problem and world.is_main:
+        try:
+            _reach_the_disk(temporary)
+            replace_directory(temporary, target)
+        except OSError as error:  # some file systems notice only here that they are full
+            problem = str(error)
+    problem = distributed.gather_objects(problem)[0]
+    if world.is_main:
+        if problem:
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            kept = {target, *_steps(folder)[-keep:], *by_score(folder)[:keep_best]}
+            for old in (path for path in _steps(folder) if path not in kept):
+                _delete(old)
     distributed.barrier()
-    if problems:
-        raise UserError(f"cannot write checkpoint {target}: {problems[0]}; earlier checkpoints are intact")
+    if problem:
+        raise UserError(f"cannot write checkpoint {target}: {problem}; earlier checkpoints are intact")
     return target
 
 

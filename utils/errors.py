@@ -8,10 +8,12 @@ import errno
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
 EXIT_FAILURE, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130
+FIRST_SPEAKS = 5.0  # seconds
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -42,7 +44,11 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def reports_user_errors(main: Callable) -> Callable:
-    """Decorator for entry points: print what ended the command, once per machine where all processes met it, and exit."""
+    """Decorator for entry points: print what ended the command, once per machine where all processes met it, and exit.
+
+    With an error, every process but a machine's first waits for `FIRST_SPEAKS` seconds: torchrun ends the others as soon as one has
+    ended, which would silence the first if it were slower. Whoever is still there after that met the error alone, and says so.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
@@ -66,8 +72,12 @@ def reports_user_errors(main: Callable) -> Callable:
                 raise
             where = f": {error.filename}" if error.filename else ""  # a write to an open file does not say which
             message, status = f"error: {error.strerror}{where}", EXIT_USER_ERROR
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(message, file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            if status != EXIT_USER_ERROR:
+                sys.exit(status)
+            time.sleep(FIRST_SPEAKS)
+            message = message.replace("error", f"error (rank {os.environ.get('RANK')})", 1)
+        print(message, file=sys.stderr)
         sys.exit(status)
 
     return wrapped
