@@ -356,6 +356,25 @@ def test_the_first_process_speaks_even_if_it_is_slower(tmp_path):
     assert done.returncode == 1 and said == ["error: a typo"], done.stderr
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to see the threads")
+def test_leaving_the_group_ends_its_threads(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "import torch\n"
+        "from utils import distributed\n"
+        "distributed.start(distributed.World.from_environment(), torch.device('cpu'))\n"
+        "torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])\n"  # PyTorch imports much here
+        "distributed.any_true(True)\n"
+        "threads = lambda: sum('gloo' in (p / 'comm').read_text() for p in Path('/proc/self/task').iterdir())\n"
+        "before = threads()\n"
+        "distributed.close()\n"
+        "print('threads', before > 0, threads())\n"
+    )
+    done = run(str(script), world=2)
+    assert done.returncode == 0 and done.stdout.split() == ["threads", "True", "0"] * 2, done.stdout + done.stderr
+
+
 def test_a_read_only_or_full_output_is_one_message(fewshot, tmp_path, capsys):
     (tmp_path / "blocked").write_text("a file where the folder should be")
     with pytest.raises(SystemExit) as ended:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401  imported after `start`, as optimisers do, it keeps the group beyond `close`
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -79,7 +80,7 @@ def reports_lost_peers() -> Iterator[None]:
 
 
 def close() -> None:
-    """Leave the process group."""
+    """Leave the process group. Its threads end here: one that is alive while the interpreter ends can crash it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
