@@ -323,35 +323,23 @@ def test_a_world_size_that_does_not_divide_the_batch_is_one_message(fewshot, tmp
     assert not (tmp_path / "r").exists()
 
 
+def run_entry_point(tmp_path: Path, *body: str) -> subprocess.CompletedProcess:
+    """Two processes under torchrun, each in an entry point with these lines."""
+    head = ["import os, time", "from utils.errors import UserError, reports_user_errors", "@reports_user_errors", "def main():"]
+    script = tmp_path / "job.py"
+    script.write_text("\n".join([*head, *(f"    {line}" for line in body), "main()", ""]))
+    return run(str(script), world=2)
+
+
 def test_an_error_that_another_process_meets_alone_is_said(tmp_path):
     """The first process waits for the second, as in a collective."""
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import os, time\n"
-        "from utils.errors import UserError, reports_user_errors\n"
-        "@reports_user_errors\n"
-        "def main():\n"
-        "    if os.environ['RANK'] == '1':\n"
-        "        raise UserError('a disk of its own')\n"
-        "    time.sleep(60)\n"
-        "main()\n"
-    )
-    done = run(str(script), world=2)
+    alone = "if os.environ['RANK'] == '1': raise UserError('a disk of its own')"
+    done = run_entry_point(tmp_path, alone, "time.sleep(60)")
     assert done.returncode == 1 and done.stderr.count("error (rank 1): a disk of its own") == 1, done.stderr
 
 
 def test_the_first_process_speaks_even_if_it_is_slower(tmp_path):
-    script = tmp_path / "job.py"
-    script.write_text(
-        "import os, time\n"
-        "from utils.errors import UserError, reports_user_errors\n"
-        "@reports_user_errors\n"
-        "def main():\n"
-        "    time.sleep(2 * (os.environ['RANK'] == '0'))\n"
-        "    raise UserError('a typo')\n"
-        "main()\n"
-    )
-    done = run(str(script), world=2)
+    done = run_entry_point(tmp_path, "time.sleep(2 * (os.environ['RANK'] == '0'))", "raise UserError('a typo')")
     said = [line for line in done.stderr.splitlines() if "a typo" in line]
     assert done.returncode == 1 and said == ["error: a typo"], done.stderr
 

@@ -85,21 +85,20 @@ def save(
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch's own words hide the reason
         problem = str(cause).splitlines()[0]
     problem = next(filter(None, distributed.gather_objects(problem)), "")
-    if not problem and world.is_main:
+    if world.is_main:
         try:
-            _reach_the_disk(temporary)
-            replace_directory(temporary, target)
+            if not problem:
+                _reach_the_disk(temporary)
+                replace_directory(temporary, target)
         except OSError as error:  # some file systems notice only here that they are full
             problem = str(error)
-    problem = distributed.gather_objects(problem)[0]
-    if world.is_main:
         if problem:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             kept = {target, *_steps(folder)[-keep:], *by_score(folder)[:keep_best]}
             for old in (path for path in _steps(folder) if path not in kept):
                 _delete(old)
-    distributed.barrier()
+    problem = distributed.gather_objects(problem)[0]
     if problem:
         raise UserError(f"cannot write checkpoint {target}: {problem}; earlier checkpoints are intact")
     return target
