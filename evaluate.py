@@ -11,12 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.compose import launch
-from config.schema import EvaluateConfig
-from evaluation.evaluate import RESULTS, Evaluation
 from evaluation.metrics import Score
 from evaluation.predictions import FILE
 from evaluation.protocols import less_memory
-from evaluation.session import Session
+from evaluation.run import RESULTS, Evaluation
+from evaluation.session import EvaluateConfig, Session
 from utils import distributed
 from utils.device import explains_out_of_memory
 from utils.errors import reports_user_errors

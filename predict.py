@@ -10,22 +10,30 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from config.compose import launch
-from config.schema import PredictConfig
-from evaluation.evaluate import SUBMISSION_ATTEMPTS, attempts
 from evaluation.pictures import COLOURS
 from evaluation.protocols import less_memory
 from evaluation.report import write_report
-from evaluation.solver import Solution, Solver, read_task
+from evaluation.run import SUBMISSION_ATTEMPTS, attempts
+from evaluation.solver import AskConfig, Solution, Solver, read_task
 from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
 
 GAP = 4  # characters between grids
 VERDICTS = {True: "right", False: "wrong", None: "answer unknown"}
+
+
+class PredictConfig(AskConfig):
+    """Answers to one task (config/predict.yaml)."""
+
+    batch_size: PositiveInt
+    format: Literal["text", "json"]
+    page: str | None
 
 
 def run(config: PredictConfig) -> None:

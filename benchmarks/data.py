@@ -23,9 +23,10 @@ from benchmarks.equality import check
 from benchmarks.loaders import BATCH, EPISODES, EPISODES_THEIRS, PUZZLES, PUZZLES_THEIRS, SMALL_EPISODES, Rates, batches
 from benchmarks.processes import ROOT, TEST_SUBSET, Cost, measured, our_build, require_checkout, require_room, their_build
 from dataset import sources
-from utils.checkpoint import git_commit
+from utils.arguments import parser_of
 from utils.device import choose_device
 from utils.distributed import World
+from utils.environment import git_commit
 from utils.errors import UserError, nearest, reports_user_errors
 from utils.files import write_atomically
 
@@ -87,9 +88,7 @@ def record(file: Path, cells: list[str], section: str) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, its paths absolute."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("benchmarks.data", __doc__)
     add = parser.add_argument
     add("--against", type=Path, required=True, metavar="TRM", help=f"a checkout of {TRM}")
     add("--against-etrm", type=Path, metavar="ETRM", help=f"a checkout of {ETRM}; without it our episodes are measured alone")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.processes import DRIVE, our_build, run, their_build
-from dataset import npy, store
+from dataset import npy
 from dataset.canvas import EOS, IGNORE_LABEL_ID, PAD
+from dataset.store import Store
 from utils.files import read_json
 
 AUGMENTATIONS = 2
@@ -20,9 +21,9 @@ def check(trm: Path, prefix: str, subsets: list[str], work: Path) -> dict[str, b
     `work`/imported."""
     run(their_build(prefix, subsets, AUGMENTATIONS, work / "original"), trm)
     npy.import_(work / "original", work / "imported")
-    npy.export(store.load(work / "imported", "puzzle"), work / "again")
+    npy.export(Store.load(work / "imported", "puzzle"), work / "again")
     run(our_build(prefix, subsets, AUGMENTATIONS, work / "own"))
-    npy.export(store.load(work / "own", "puzzle"), work / "exported")
+    npy.export(Store.load(work / "own", "puzzle"), work / "exported")
     results = {}
     for split in ("train", "test"):
         original, again = (examples(work / name, split) for name in ("original", "again"))

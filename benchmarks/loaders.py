@@ -12,9 +12,9 @@ import torch
 from benchmarks.processes import DRIVE, run, their_build
 from config import compose
 from config.schema import PretrainConfig
-from dataset import store
 from dataset.batch import DataConfig, materialise
 from dataset.samplers import SAMPLERS
+from dataset.store import Store
 from utils.files import write_json
 
 BATCH = 256
@@ -42,7 +42,7 @@ class OurRate:
     """Measures training examples per second of a dataset: sampled, and drawn as tokens on the device."""
 
     def __init__(self, dataset: Path, config: DataConfig, device: torch.device):
-        self.store, self.device, self.step = store.load(dataset), device, 0
+        self.store, self.device, self.step = Store.load(dataset), device, 0
         self.sampler = SAMPLERS[self.store.metadata.layout](self.store, config, 0, BATCH)
         self.table = self.store.grid_table.to(device)
         self.sampling = self.drawing = 0.0
@@ -102,7 +102,7 @@ def small_dataset(work: Path) -> Path:
 
 def etrm_dataset(etrm: Path, dataset: Path, work: Path) -> Path:
     """The ETRM ancestor's dataset of the training tasks of ours."""
-    ours, prefix = store.load(dataset, "fewshot"), work / "tasks"
+    ours, prefix = Store.load(dataset, "fewshot"), work / "tasks"
     tasks = [ours.task(index) for index in ours.tasks_of("train")]
     write_json(Path(f"{prefix}_training_challenges.json"), {task.id: task.to_json() for task in tasks})
     output = work / "small-original"

@@ -15,15 +15,14 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from benchmarks.useful import useful_flops
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import Batch, Cell
+from dataset.batch import Batch, Bucket, DataSizes
 from dataset.canvas import VOCAB_SIZE
-from models.core import DataSizes
 from models.layers import compile_fused
 from models.trm import build_model
 from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
-from training.step import StepSettings, train_step
+from training.step import train_step
 from utils.device import choose_device, describe, should_compile
 from utils.distributed import World
 from utils.errors import reports_user_errors
@@ -57,7 +56,7 @@ def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
     }
     data |= {"demo_inputs": grids(batch, demos).byte(), "demo_labels": grids(batch, demos).byte()}
     data["demo_mask"] = torch.ones(batch, demos, dtype=torch.bool, device=device)
-    return Batch(Cell(sizes["canvas"], demos), data)
+    return Batch(Bucket(sizes["canvas"], demos), data)
 
 
 def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -> tuple[float, float]:
@@ -66,11 +65,10 @@ def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -
     torch.manual_seed(0)
     model = build_model(config.arch, DataSizes(VOCAB_SIZE, 1, None), config.encoder).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
-    settings = StepSettings(config.mode, config.objective, config, 0, sizes["batch"], config.train_steps, World())
     batch, best = full_batch(sizes, device), float("inf")
     for _ in range(STEPS + 1):
         started = time.perf_counter()
-        train_step(state, batch, settings)
+        train_step(state, batch, config, World())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)

@@ -30,19 +30,19 @@ from benchmarks import data
 from benchmarks.data import ETRM, RESULTS, TRM, machine, record
 from benchmarks.identical import ENCODER, as_the_ancestor, load_ancestor
 from benchmarks.processes import ROOT, Contestant, require_checkout, run
-from benchmarks.steps import build_sampler, cells
+from benchmarks.steps import buckets, build_sampler
 from benchmarks.useful import linear_rate, useful_flops
 from config import compose
 from config.schema import PretrainConfig
 from dataset import augment
-from dataset import store as datasets
-from dataset.batch import materialise
+from dataset.batch import DataSizes, materialise
+from dataset.store import Store
 from dataset.views import EvaluationSet
-from models.core import DataSizes
 from models.trm import build_model
-from utils.checkpoint import git_commit
+from utils.arguments import parser_of
 from utils.device import choose_device
 from utils.distributed import World
+from utils.environment import git_commit
 from utils.errors import UserError, reports_user_errors
 
 STEPS = ROOT / "benchmarks" / "ancestors" / "steps.py"
@@ -144,10 +144,10 @@ def our_overrides(options: argparse.Namespace, dataset: Path, *more: str) -> lis
 
 def their_batches(config: PretrainConfig, count: int, file: Path) -> float:
     """Write batches of the samples of `config`, on the full canvas, as the ancestors' loaders give them; useful FLOPs per sample."""
-    store = datasets.load(config.data.path, *config.layouts)
+    store = Store.load(config.data.path, *config.layouts)
     sampler, drawn, flops = build_sampler(config, store), [], 0.0
-    for step, cell in zip(range(count), cells(sampler), strict=False):
-        batch = materialise(sampler.sample(step, cell), store, store.grid_table).data
+    for step, bucket in zip(range(count), buckets(sampler), strict=False):
+        batch = materialise(sampler.sample(step, bucket), store, store.grid_table).data
         flops += useful_flops(config, batch) / config.global_batch_size / count
         drawn.append(in_their_layout(batch))
     np.savez(file, **{name: np.stack([batch[name] for batch in drawn]) for name in drawn[0]})
@@ -165,7 +165,7 @@ def in_their_layout(batch: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
 
 def their_views(config: PretrainConfig, tasks: int, folder: Path) -> None:
     """Write the evaluation views of the first tasks as the ETRM ancestor reads them, with its list of names and its tasks."""
-    store = datasets.load(config.data.path, *config.layouts)
+    store = Store.load(config.data.path, *config.layouts)
     questions = EvaluationSet(store, config.data, "test", config.evaluation.num_views, config.seed, max_tasks=tasks)
     names, drawn = ["<blank>"], []
     for batch in questions.batches(config.evaluation.batch_size):
@@ -198,12 +198,12 @@ def check_context(options: argparse.Namespace, config: PretrainConfig, work: Pat
     asked = {"config": theirs, "data": str(work / "batches.npz"), "output": str(work / "reference.pt")}
     run([str(STEPS), "reference", json.dumps({**asked, "device": "cpu", "threads": options.threads})], options.against)
     reference = torch.load(work / "reference.pt", weights_only=True)
-    store = datasets.load(config.data.path, *config.layouts)
+    store = Store.load(config.data.path, *config.layouts)
     arch = config.arch.model_copy(update={"forward_dtype": "float32"})
     model = as_the_ancestor(build_model(arch, DataSizes.of(store, config.data), config.encoder)).eval()
     load_ancestor(model, reference["weights"])
     sampler = build_sampler(config, store)
-    data_ = materialise(sampler.sample(0, next(cells(sampler))), store, store.grid_table).data
+    data_ = materialise(sampler.sample(0, next(buckets(sampler))), store, store.grid_table).data
     with torch.no_grad():
         return float((model.context(data_).prefix - reference["context"]).abs().max())
 
@@ -276,7 +276,7 @@ def trm(options: argparse.Namespace, race: Race) -> None:
     full = ["data.canvas=full"]
     config = compose.load(PretrainConfig, "pretrain", our_overrides(options, dataset, "arch=trm", "data=arc1_puzzle", *full))
     flops = their_batches(config, BATCHES, race.work / "batches.npz")
-    identifiers = datasets.load(dataset).metadata.num_puzzle_identifiers
+    identifiers = Store.load(dataset).metadata.num_puzzle_identifiers
     race.theirs("trm", flops, data=str(race.work / "batches.npz"), identifiers=identifiers)
     task = ["arch.pos_encodings=rope2d", "data.canvas=task", "data.buckets=[10,15,20,30]"]
     for name, steps, more in (("full canvas", options.steps, full), ("task canvas", options.task_steps, task)):
@@ -336,9 +336,7 @@ CASES = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, its paths absolute."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.speed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("benchmarks.speed", __doc__)
     add = parser.add_argument
     add("--what", choices=[*CASES, "build"], required=True)
     add("--against", type=Path, metavar="PATH", help="the ancestor's checkout")

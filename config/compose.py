@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
-from config.base import Config
+from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 
 CONFIG_DIR = Path(__file__).resolve().parent

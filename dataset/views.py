@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from dataset import augment
-from dataset.batch import Cell, DataConfig, Samples, task_sides
+from dataset.batch import Bucket, DataConfig, Samples, task_sides
 from dataset.canvas import smallest_bucket
 from dataset.store import Store
 from dataset.task import Pair, Task
@@ -84,14 +84,14 @@ class EvaluationSet:
     def batches(
         self, batch_size: int, rank: int = 0, world: int = 1, views: slice = slice(None), queries: np.ndarray | None = None
     ) -> Iterator[ViewBatch]:
-        """This rank's share, cell by cell in a fixed order. No collective happens inside, so shares may differ in length.
+        """This rank's share, bucket by bucket in a fixed order. No collective happens inside, so shares may differ in length.
 
         `views` restricts every query to a range of its views, `queries` (Q,) bool the set to some queries.
         """
         rows = self._rows(views, self.asked if queries is None else queries & self.asked)
         number = 0
-        for cell in sorted(rows):
-            samples, query, view = rows[cell]
+        for bucket in sorted(rows):
+            samples, query, view = rows[bucket]
             for start in range(0, len(query), batch_size):
                 if number % world == rank:
                     valid = min(batch_size, len(query) - start)
@@ -185,9 +185,9 @@ class EvaluationSet:
                     break
         return donors
 
-    def _rows(self, chosen: slice, asked: np.ndarray) -> dict[Cell, tuple[Samples, np.ndarray, np.ndarray]]:
-        """The chosen views of the asked queries by cell, each cell's arrays in the order of queries, then views."""
-        blocks: dict[Cell, list[tuple]] = {}
+    def _rows(self, chosen: slice, asked: np.ndarray) -> dict[Bucket, tuple[Samples, np.ndarray, np.ndarray]]:
+        """The chosen views of the asked queries by bucket, each bucket's arrays in the order of queries, then views."""
+        blocks: dict[Bucket, list[tuple]] = {}
         for number, query in enumerate(self.queries):
             side = self.side_of(query)
             if side is None or not asked[number]:
@@ -196,7 +196,7 @@ class EvaluationSet:
             demos, identifier = self.told(query)
             numbers = np.arange(len(transform))[chosen]
             views = len(numbers)
-            blocks.setdefault(Cell(side, len(demos)), []).append(
+            blocks.setdefault(Bucket(side, len(demos)), []).append(
                 (
                     np.full(views, query.pair),
                     np.tile(np.array(demos, np.int64), (views, 1)),
@@ -210,7 +210,7 @@ class EvaluationSet:
                 )
             )
         merged = {}
-        for cell, parts in blocks.items():
+        for bucket, parts in blocks.items():
             *fields, query, view = (np.concatenate(column) for column in zip(*parts, strict=True))
-            merged[cell] = (Samples(cell, *fields), query, view)
+            merged[bucket] = (Samples(bucket, *fields), query, view)
         return merged

@@ -25,7 +25,7 @@ class CanvasScores:
     def add(self, batch: ViewBatch, answer: Answer) -> None:
         """Take a batch's answers, each at the step at which its view halted."""
         pair = batch.samples.query
-        counted = (self.store.pair_output[pair] >= 0) & (self.store.pair_side[pair, 1] <= batch.samples.cell.side)
+        counted = (self.store.pair_output[pair] >= 0) & (self.store.pair_side[pair, 1] <= batch.samples.bucket.side)
         counted &= np.arange(len(pair)) < batch.valid
         data = materialise(batch.samples, self.store, self.table).data
         hidden = torch.from_numpy(~counted).to(answer.logits.device)

@@ -15,7 +15,7 @@ from dataset.canvas import GridTable
 from dataset.views import EvaluationSet, ViewBatch
 from evaluation.predictions import Predictions
 from evaluation.protocols import Adaptation, LatentSearch
-from evaluation.test_time_training import TestTimeTraining
+from evaluation.task_training import TaskTraining
 from evaluation.voting import Ranking, VoteTable
 from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
@@ -106,7 +106,7 @@ def _batches(
     adaptation: Adaptation | None,
 ) -> Iterator[ViewBatch]:
     """This process's share of the chosen views; the model is as it should be for each of them."""
-    if isinstance(adaptation, TestTimeTraining):
+    if isinstance(adaptation, TaskTraining):
         with closing(adaptation.adapted(model, questions, table, queries, world)) as lessons:
             for chosen in lessons:
                 yield from questions.batches(batch_size, views=views, queries=chosen)

@@ -2,7 +2,7 @@
 
 inductive           nothing beyond reading them: weights and context are what training and encoder made
 latent_search       search for a better context (models/latent_search.py)
-test_time_training  train weights of the task's own (evaluation/test_time_training.py)
+test_time_training  train weights of the task's own (evaluation/task_training.py)
 transductive        training has seen pairs of the evaluated tasks, or their demonstrations through a learned row
 """
 
@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from config.base import Config
 from dataset.leaks import Seen
 from dataset.store import Store
-from evaluation.test_time_training import TestTimeTraining, TestTimeTrainingConfig
+from evaluation.task_training import TaskTraining, TaskTrainingConfig
 from models.core import RecursiveModel
 from models.latent_search import LatentSearchConfig, search
 from models.losses import ObjectiveConfig
+from utils.config import Config
 from utils.errors import UserError
 
 
@@ -27,11 +27,11 @@ class AsItIsConfig(Config):
     name: Literal["auto", "inductive", "transductive"]
 
 
-ProtocolConfig = AsItIsConfig | LatentSearchConfig | TestTimeTrainingConfig
+ProtocolConfig = AsItIsConfig | LatentSearchConfig | TaskTrainingConfig
 _CONFIGS: dict[str, type[Config]] = {
     **dict.fromkeys(("auto", "inductive", "transductive"), AsItIsConfig),
     "latent_search": LatentSearchConfig,
-    "test_time_training": TestTimeTrainingConfig,
+    "test_time_training": TaskTrainingConfig,
 }
 
 
@@ -40,6 +40,11 @@ def protocol_config(values: dict[str, Any]) -> ProtocolConfig:
     if values.get("name") not in _CONFIGS:
         raise ValueError(f"protocol.name={values.get('name')!r} is unknown; there are {', '.join(_CONFIGS)}")
     return _CONFIGS[values["name"]](**values)
+
+
+def typed_protocol(value: Any) -> Any:
+    """For a field's validator: what a YAML file says of a protocol, typed."""
+    return protocol_config(value) if isinstance(value, dict) else value
 
 
 class LatentSearch:
@@ -58,7 +63,7 @@ class LatentSearch:
         return torch.cat(found)
 
 
-Adaptation = LatentSearch | TestTimeTraining
+Adaptation = LatentSearch | TaskTraining
 
 
 def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: str) -> Adaptation | None:
@@ -67,12 +72,12 @@ def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int,
         if layout != "fewshot":
             raise UserError("protocol=latent_search searches a context that an encoder computes, and this model has no encoder")
         return LatentSearch(config, objective, seed, batch_size)
-    if isinstance(config, TestTimeTrainingConfig):
+    if isinstance(config, TaskTrainingConfig):
         if layout == "pairs":
             raise UserError("protocol=test_time_training learns from a task's demonstrations, and puzzles that share one rule have none")
         if layout == "puzzle" and config.parameters == "encoder":
             raise UserError("protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case")
-        return TestTimeTraining(config, objective, seed)
+        return TaskTraining(config, objective, seed)
     return None
 
 
@@ -90,7 +95,7 @@ def described(label: str, name: str | None) -> str:
 def less_memory(config: ProtocolConfig, batch_size: int) -> str:
     """What to change when an evaluation does not fit."""
     remedy = f"lower batch_size={batch_size}"
-    if isinstance(config, TestTimeTrainingConfig):
+    if isinstance(config, TaskTrainingConfig):
         remedy += f", protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
     return remedy
 
@@ -100,7 +105,7 @@ def label(config: ProtocolConfig, store: Store, seen: Seen) -> str:
 
     Raises `UserError` when an explicitly named protocol is not what it would be.
     """
-    learned_rows = store.metadata.layout == "puzzle" and not isinstance(config, TestTimeTrainingConfig)
+    learned_rows = store.metadata.layout == "puzzle" and not isinstance(config, TaskTrainingConfig)
     found = "transductive" if seen or learned_rows else "inductive"
     if config.name in ("inductive", "transductive") and config.name != found:
         why = "none of the evaluated tasks shares a pair with the training data"

@@ -6,28 +6,63 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
-from config.schema import EvaluateConfig
-from dataset import store as datasets
 from dataset.batch import DataConfig
 from dataset.store import Store
 from dataset.views import EvaluationSet
-from evaluation.evaluate import Evaluation, evaluate, write_files
 from evaluation.inference import task_contexts
-from evaluation.protocols import adapts
-from evaluation.report import read_metrics
+from evaluation.protocols import ProtocolConfig, adapts, typed_protocol
+from evaluation.run import Evaluation, VotingConfig, evaluate, write_files
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe
 from utils.distributed import World
+from utils.environment import git_commit
 from utils.errors import UserError
 from utils.files import read_json, sha256_of
+from utils.logging import read_metrics
+
+
+class EvaluateConfig(VotingConfig):
+    """One evaluation of a checkpoint (config/evaluate.yaml).
+
+    halt_max_steps, halt_threshold: as trained, or others for this evaluation. save_predictions, record_steps: keep every
+    view's answer, and those after every ACT step.
+    """
+
+    checkpoint: str
+    weights: Literal["ema", "raw"]
+    protocol: SerializeAsAny[ProtocolConfig]
+    data_path: str | None
+    split: Literal["test", "train", "validation"]
+    subsets: list[str] | None
+    max_eval_groups: PositiveInt | None
+    seed: NonNegativeInt
+    device: Literal["auto", "cpu", "cuda"]
+    timeout_minutes: PositiveFloat
+    output_dir: str | None
+    report: bool
+    halt_max_steps: PositiveInt | Literal["checkpoint"]
+    halt_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["checkpoint"] | None
+    save_predictions: bool
+    record_steps: bool
+
+    _typed_protocol = field_validator("protocol", mode="before")(typed_protocol)
+
+    @model_validator(mode="after")
+    def _check_predictions(self) -> "EvaluateConfig":
+        if self.record_steps and not self.save_predictions:
+            raise ValueError("record_steps=true needs save_predictions=true, which keeps what it records")
+        if self.save_predictions and self.vote_stop:
+            raise ValueError("save_predictions=true keeps every view's answer, and vote_stop=true would leave views out")
+        return self
 
 
 @dataclass
@@ -56,7 +91,7 @@ class Session:
         halting = config.model_dump(include={"halt_max_steps", "halt_threshold"})
         model.config = model.config.model_copy(update={name: value for name, value in halting.items() if value != "checkpoint"})
         data = DataConfig(**{**info["config"]["data"], **({"path": config.data_path} if config.data_path else {})})
-        store = datasets.load(data.path, info["data"]["layout"])
+        store = Store.load(data.path, info["data"]["layout"])
         if store.metadata.game != info["data"]["game"]:
             trained = info["data"]["game"]
             raise UserError(f"{path} was trained on {trained} and cannot answer {store.path}, which holds {store.metadata.game}")
@@ -152,7 +187,7 @@ class Session:
             **config.model_dump(include={"split", "subsets", "max_eval_groups", "num_views", "batch_size", "seed"}),
             **config.model_dump(include={"ranking", "vote_stop", "record_steps"}),
             "adaptation": config.protocol.model_dump(),
-            "git_commit": checkpoint.git_commit(),
+            "git_commit": git_commit(),
             "torch": torch.__version__,
             "device": describe(self.device),
             "processes": self.world.size,

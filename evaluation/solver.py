@@ -7,33 +7,54 @@ answers = solver.solve("task.json")              # answers[0][0]: the best answe
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator
 
-from dataset import store as datasets
 from dataset.batch import DataConfig
 from dataset.canvas import smallest_bucket
 from dataset.leaks import tasks_seen
 from dataset.sources import file_source
-from dataset.store import Store
+from dataset.store import Store, write_dataset
 from dataset.task import Task
 from dataset.views import EvaluationSet
-from evaluation.evaluate import AS_IT_IS, answered_of, records_of
 from evaluation.inference import collect
-from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, described, label
+from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, described, label, typed_protocol
 from evaluation.refinement import Step, refinements
+from evaluation.run import AS_IT_IS, answered_of, records_of
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
 from utils import checkpoint
+from utils.config import Config
 from utils.device import choose_device
 from utils.distributed import World
 from utils.errors import UserError, nearest
 
 SUBSET = "asked"
+
+
+class AskConfig(Config):
+    """Which checkpoint is asked which task."""
+
+    checkpoint: str
+    task: str
+    task_id: str | None
+    weights: Literal["ema", "raw"]
+    protocol: SerializeAsAny[ProtocolConfig]
+    num_views: PositiveInt
+    seed: NonNegativeInt
+    device: Literal["auto", "cpu", "cuda"]
+
+    _typed_protocol = field_validator("protocol", mode="before")(typed_protocol)
+
+    @field_validator("task_id", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, int) else value
 
 
 @dataclass
@@ -190,5 +211,5 @@ def read_task(task: "Task | dict | str | Path", task_id: str | None = None) -> T
 def _store_of(task: Task) -> Store:
     """The task as a dataset of its own, so that it is drawn, augmented and asked as any evaluation task."""
     with tempfile.TemporaryDirectory() as folder:
-        datasets.write(Path(folder) / "task", {SUBSET: [task]}, [SUBSET], layout="fewshot", source="one task", seed=0)
-        return datasets.load(Path(folder) / "task")
+        write_dataset(Path(folder) / "task", {SUBSET: [task]}, [SUBSET], layout="fewshot", source="one task", seed=0)
+        return Store.load(Path(folder) / "task")

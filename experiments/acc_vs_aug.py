@@ -87,7 +87,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 @reports_user_errors
 def main() -> None:
-    parser = for_predictions("acc_vs_aug", __doc__)
+    parser = for_predictions("experiments.acc_vs_aug", __doc__)
     parser.add_argument("--draws", type=int, default=20, help="random orders of the views")
     parser.add_argument("--views", type=int, nargs="+", help="numbers of views (default: powers of two, and all)")
     options = parser.parse_args()

@@ -3,19 +3,17 @@
 Prints the score with its interval; exit status 1 when it is outside.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json
 
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("experiments.check", __doc__)
     parser.add_argument("folder", type=Path, help="an evaluation's folder, with results.json")
     parser.add_argument("metric", help="for example ARC/pass@1")
     parser.add_argument("--control", default="none", help="none (the model) or a control's name")

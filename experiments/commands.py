@@ -1,23 +1,17 @@
 """What the experiments share: their command lines, where their files go, the run they describe, how numbers are printed."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, get_args
 
 from config import compose
-from config.schema import EvaluateConfig
 from evaluation.predictions import StoredPredictions
 from evaluation.protocols import adapts
-from evaluation.session import Session
+from evaluation.session import EvaluateConfig, Session
 from evaluation.voting import Ranking
-from utils import checkpoint
-from utils.arguments import natural
+from utils.arguments import natural, parser_of
+from utils.environment import git_commit
 from utils.errors import UserError
-
-
-def parser_of(module: str, description: str) -> ArgumentParser:
-    """A parser whose help is the module's docstring."""
-    return ArgumentParser(prog=f"python -m experiments.{module}", description=description, formatter_class=RawDescriptionHelpFormatter)
 
 
 def for_predictions(module: str, description: str) -> ArgumentParser:
@@ -67,7 +61,7 @@ def origin(stored: StoredPredictions, ranking: str) -> dict[str, Any]:
         "num_tasks": len(stored.task_means(stored.labelled)),
         "num_queries": len(stored.labelled),
         "command": about["command"],
-        "git_commit": checkpoint.git_commit(),
+        "git_commit": git_commit(),
     }
 
 

@@ -82,7 +82,7 @@ def peak_memory(device: torch.device) -> int:
 
 @reports_user_errors
 def main() -> None:
-    arguments = for_model("efficiency", __doc__, warmup=10, steps=50)
+    arguments = for_model("experiments.efficiency", __doc__, warmup=10, steps=50)
     session = opened(arguments.overrides)
     if session.world.size > 1:
         raise UserError("one process is measured, without torchrun")

@@ -4,7 +4,6 @@ Trains a tiny model while something goes wrong, and checks what is left. Without
 per fault is appended to the output, with the command, the commit and the machine. Exit status 1 when a check failed.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -28,7 +27,9 @@ from config.schema import PretrainConfig
 from dataset import build_arc_dataset
 from pretrain_etrm import train
 from utils import checkpoint
+from utils.arguments import parser_of
 from utils.device import describe
+from utils.environment import git_commit
 from utils.errors import UserError, reports_user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,9 +295,7 @@ def run_to_end(pid: int) -> int:
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("experiments.faults", __doc__)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"default: all of {', '.join(FAULTS)}")
     parser.add_argument("--kills", type=int, help="how often a process is killed; default: 20 ranks, 50 while saving")
     parser.add_argument("--seed", type=int, default=0)
@@ -320,7 +319,7 @@ def main() -> None:
             **result,
             "seconds": round(time.monotonic() - started, 1),
             "command": shlex.join(["python", "-m", "experiments.faults", *sys.argv[1:]]),
-            "git_commit": checkpoint.git_commit(),
+            "git_commit": git_commit(),
             "machine": f"{describe(torch.device('cpu'))}, {os.cpu_count()} cores, torch {torch.__version__}",
         }
         with options.output.open("a", encoding="utf-8") as file:

@@ -22,9 +22,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from config.base import Config
-from experiments.commands import parser_of
 from utils import checkpoint
+from utils.arguments import parser_of
+from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 from utils.files import read_json, write_atomically
 
@@ -267,7 +267,7 @@ def keeps_promise(result: Result, recipe: Recipe) -> bool:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of("ladder", __doc__)
+    parser = parser_of("experiments.ladder", __doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
     parser.add_argument("--list", action="store_true", help="the recipes, and how many seeds have results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

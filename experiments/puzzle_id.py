@@ -17,12 +17,12 @@ import torch
 
 from dataset.store import LEFT_OUT, Store
 from dataset.views import BLANK_ID
-from evaluation.compare import paired
 from evaluation.metrics import solved_within, task_means
 from evaluation.session import Session
 from experiments.commands import folder_of, for_model, opened
 from models.context import PuzzleEmbedding
 from models.core import RecursiveModel
+from tools.compare import paired
 from utils import distributed
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_json
@@ -91,7 +91,7 @@ def ablate(session: Session) -> dict[str, Any]:
 
 @reports_user_errors
 def main() -> None:
-    arguments = for_model("puzzle_id", __doc__)
+    arguments = for_model("experiments.puzzle_id", __doc__)
     session = opened([*arguments.overrides, "controls=[]"])
     result = ablate(session)
     if session.world.is_main:

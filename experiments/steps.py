@@ -52,7 +52,7 @@ def per_step(stored: StoredPredictions, ranking: Ranking, seed: int) -> list[dic
 
 @reports_user_errors
 def main() -> None:
-    options = for_predictions("steps", __doc__).parse_args()
+    options = for_predictions("experiments.steps", __doc__).parse_args()
     stored = predictions.load(options.folder)
     if not stored.about["record_steps"]:
         raise UserError(f"{options.folder} holds the last answers only; run evaluate.py with save_predictions=true record_steps=true")

@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from experiments.commands import parser_of
 from experiments.ladder import CONTROLS, METRICS, RESULTS, ROOT, Ladder, Result, read_ladder, read_results
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
 
@@ -58,7 +58,7 @@ def fill(text: str, ladder: Ladder, results: list[Result]) -> str:
 
 @reports_user_errors
 def main() -> None:
-    parser = parser_of("tables", __doc__)
+    parser = parser_of("experiments.tables", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a table is not up to date")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()

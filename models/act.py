@@ -13,7 +13,7 @@ from models.core import RecursiveModel, States
 
 @dataclass
 class Carry:
-    """What persists from one ACT step to the next, for B samples of one cell.
+    """What persists from one ACT step to the next, for B samples of one bucket.
 
     states (B, S, D) each, detached, the answer first; steps (B,) int32 ACT steps taken; halted (B,) bool: the row starts
     afresh on the next batch's sample; data: the samples being worked on (a continuing row keeps its own, labels included);

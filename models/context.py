@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from config.base import Config
+from dataset.batch import DataConfig
+from dataset.task import MAX_SIDE
+from models.arch import ArchConfig
 from models.layers import worth_packing
+from utils.config import Config
 
 # noise(*shape) draws a standard normal (B, *shape) for the batch's rows, the same whatever the number of processes.
 Noise = Callable[..., Tensor]
@@ -101,6 +104,32 @@ class EncoderConfig(Config):
     def readers(self) -> dict[str, tuple[str, bool]]:
         """Settings that only some encoders of this kind read -> which do, and whether this one does. The others leave them null."""
         return {}
+
+    def check(self, arch: ArchConfig, data: DataConfig) -> None:
+        """Raise `ValueError` for a core or for data that this encoder does not go with.
+
+        A rule that concerns this configuration alone is a validator; only a new run is held to the rules here.
+        """
+        # Checkpoints may hold what was set without effect; a new run may not.
+        for name, (reader, reads) in self.readers.items():
+            if not reads and (value := getattr(self, name)) is not None:
+                raise ValueError(f"encoder.{name}={value} is read only with {reader}; leave it null")
+        if data.sides[-1] > MAX_SIDE:
+            raise ValueError(
+                f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {data.sides[-1]}"
+            )
+        if arch.hidden_size // arch.num_heads % 4:
+            raise ValueError(
+                "an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4"
+            )
+        if arch.mlp_t and self.gives_memory:
+            raise ValueError(
+                f"arch.mlp_t=true has no attention that could read the memory of encoder={self.name}"
+            )
+        if self.prefix_grows and (arch.mlp_t or arch.pos_encodings == "learned"):
+            raise ValueError(
+                f"{arch.fixed_by} needs a state of fixed length, but encoder.placement=prefix grows with the demonstrations"
+            )
 
     @model_validator(mode="after")
     def _check_readers(self) -> "EncoderConfig":

@@ -14,11 +14,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from config.base import Config
 from dataset.batch import leave_one_out
 from models.act import Carry, act_step, initial_carry, solve
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
+from utils.config import Config
 
 
 class LeaveOneOut:

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from config.base import Config
 from dataset.canvas import IGNORE_LABEL_ID
 from models.act import StepOutput
+from utils.config import Config
 
 
 class ObjectiveConfig(Config):

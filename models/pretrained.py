@@ -15,14 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from config.base import Config
-from dataset import store as datasets
+from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
+from dataset.store import BLANK_IDENTIFIER, Store
 from models.context import PuzzleEmbedding
-from models.core import DataSizes, RecursiveModel
-from models.encoders import ENCODERS
+from models.core import RecursiveModel
+from models.encoders import encoder_config
 from models.trm import arch_config, build_model
 from utils import checkpoint
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -122,7 +123,7 @@ def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str,
     try:
         arch = arch_config(info["config"]["arch"])
         encoder = info["config"]["encoder"]
-        model = build_model(arch, DataSizes(**info["sizes"]), encoder and ENCODERS[encoder["name"]][0](**encoder))
+        model = build_model(arch, DataSizes(**info["sizes"]), encoder and encoder_config(encoder))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}/info.json does not describe a model of this version: {error}") from None
     load_strictly(model, checkpoint.load_weights(path, weights), path)
@@ -226,7 +227,7 @@ def _trained_names(info: dict[str, Any]) -> list[str] | None:
     """The puzzle names of the dataset a checkpoint was trained on, if it is still there and the same."""
     if not Path(info["data"]["path"]).exists():
         return None
-    store = datasets.load(info["data"]["path"])
+    store = Store.load(info["data"]["path"])
     return store.identifiers if store.metadata.content_hash == info["data"]["hash"] else None
 
 
@@ -266,7 +267,7 @@ def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: lis
         raise UserError(f"puzzle rows of {source.path} have width {theirs.shape[1]}, this model's {ours.shape[1]} (arch.puzzle_emb_ndim)")
     row_of = {name: row for row, name in enumerate(source.identifiers)}
     known = [row for row, name in enumerate(identifiers) if name in row_of]
-    if all(identifiers[row] == datasets.BLANK_IDENTIFIER for row in known):  # every dataset has them
+    if all(identifiers[row] == BLANK_IDENTIFIER for row in known):  # every dataset has them
         raise UserError(f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows")
     table = ours.clone()
     table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])].to(table)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
+from dataset.batch import DataSizes
+from models.arch import ArchConfig
 from models.context import EncoderConfig, PuzzleEmbedding
-from models.core import Apply, ArchConfig, DataSizes, RecursiveModel, States
+from models.core import Apply, RecursiveModel, States
 
 if TYPE_CHECKING:
     from evaluation.solver import Solver

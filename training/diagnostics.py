@@ -12,14 +12,13 @@ from torch import Tensor
 from dataset import augment
 from dataset.batch import Samples, materialise
 from dataset.canvas import GridTable
-from dataset.samplers import step_rng
+from dataset.samplers import Stream, step_rng
 from dataset.store import Store
 from models.context import Context
 from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
 
-PROBE_STREAM = 3
 PROBED_TASKS = 16
 PROBED_VIEWS = 4
 
@@ -76,12 +75,12 @@ def context_diagnostics(
     `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts' summaries; unlike the shares they grow with the scale.
     Nothing for a model without demonstrations. Leaves the model in evaluation mode.
     """
-    if not samples.cell.demos:
+    if not samples.bucket.demos:
         return {}
     # Evenly spaced, so that the probed samples are the same for any number of processes that divides them.
     count = min(len(samples.query), max(1, PROBED_TASKS // world.size))
     rows = (np.arange(count) * len(samples.query) // count).repeat(PROBED_VIEWS)
-    rng, mine = step_rng(seed, step, PROBE_STREAM), slice(world.rank * len(rows), (world.rank + 1) * len(rows))
+    rng, mine = step_rng(seed, step, Stream.PROBE), slice(world.rank * len(rows), (world.rank + 1) * len(rows))
     probed = replace(
         samples[rows],
         transform=rng.integers(0, 8, len(rows) * world.size)[mine],

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.losses import is_per_row
 from training.step import StepResult
 from utils import distributed
+from utils.logging import RunLogger
 
 
 class Meter:
@@ -77,6 +78,14 @@ class Meter:
         self._grad_norms: dict[str, Tensor] = {}
         self._steps = self._samples = self._skipped = 0
         self._start = time.perf_counter()
+
+
+def log_step(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
+    """A line in metrics.jsonl and beside the progress bar."""
+    logger.log(step, {**values, "train/lr": optimizers[0].param_groups[0]["lr"]})
+    shown = {"loss": "train/lm_loss", "acc": "train/accuracy", "exact": "train/exact_accuracy"}
+    texts = {short: f"{values[name]:.3f}" for short, name in shown.items() if values.get(name) is not None}
+    logger.progress(step, {**texts, "samples/s": f"{values['timing/train_samples_per_second']:.0f}"})
 
 
 def _mean(sums: dict[str, float], name: str) -> float | None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.batch import Cell, Samples
+from dataset.batch import Bucket, Samples
 from dataset.store import Store
 from training.step import StepResult
 from utils import checkpoint
@@ -46,7 +46,7 @@ def load_batch(path: Path) -> tuple[dict[str, Any], Samples]:
     """What `dump_batch` wrote, and its samples for `dataset.batch.materialise`. Raises `UserError`."""
     content = checkpoint.load_torch(path)
     values = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in content["samples"].items()}
-    return content, Samples(**{**values, "cell": Cell(*values["cell"])})
+    return content, Samples(**{**values, "bucket": Bucket(*values["bucket"])})
 
 
 def _tensor(value: Any) -> Any:

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from config.base import Config
 from models.context import PuzzleEmbedding
 from models.core import RecursiveModel
 from models.layers import Linear
 from utils import distributed
+from utils.config import Config
 from utils.errors import UserError
 
 try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.batch import Cell
+from dataset.batch import Bucket
 from dataset.samplers import local_rows
 from models.act import Carry
 from models.core import RecursiveModel
@@ -21,7 +21,7 @@ from utils.distributed import World
 
 @dataclass
 class TrainState:
-    """Model, optimisers, averages, one carry per cell, the number of updates made, and the validation score by step.
+    """Model, optimisers, averages, one carry per bucket, the number of updates made, and the validation score by step.
 
     trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those it started from.
 
@@ -32,7 +32,7 @@ class TrainState:
     ema: EMA | None
     trained_pairs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     step: int = 0
-    carries: dict[Cell, Carry] = field(default_factory=dict)
+    carries: dict[Bucket, Carry] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
 
     @property
@@ -54,7 +54,7 @@ class TrainState:
         weights = {"raw": whole}
         if self.ema:  # what is not averaged, as the puzzle table, is written once, with the weights that are evaluated and shared
             weights = {"raw": {name: whole[name] for name in self.ema.shadow}, "ema": {**whole, **self.ema.shadow}}
-        carries = [{"cell": tuple(cell), **vars(carry)} for cell, carry in self.carries.items()]
+        carries = [{"cell": tuple(bucket), **vars(carry)} for bucket, carry in self.carries.items()]
         return checkpoint.save(
             folder,
             self.step,
@@ -88,11 +88,11 @@ class TrainState:
             self.scores[self.step] = score
 
 
-def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Cell, Carry]:
-    """The saved processes' carries as one global batch per cell, cut into this world's shares."""
+def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Bucket, Carry]:
+    """The saved processes' carries as one global batch per bucket, cut into this world's shares."""
     carries = {}
     for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
         whole = Carry.join([Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts])
         share = whole[local_rows(len(whole.steps), world.rank, world.size)]
-        carries[Cell(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
+        carries[Bucket(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
     return carries

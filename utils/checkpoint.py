@@ -13,7 +13,6 @@ import os
 import pickle
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -240,13 +239,3 @@ def load_torch(file: Path) -> Any:
 def load_trained_pairs(path: Path) -> np.ndarray:
     """The fingerprints (N,) uint64 of the pairs that a checkpoint was trained on."""
     return load_torch(path / "trained_pairs.pt").numpy().view("uint64")
-
-
-def git_commit() -> str | None:
-    """The commit of the code that runs, `+` appended when files differ from it; None outside a git checkout."""
-    try:
-        root = Path(__file__).resolve().parent
-        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import shlex
+import subprocess
 import sys
 import time
 from importlib import metadata
@@ -65,4 +66,14 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, `+` appended when files differ from it; None outside a git checkout."""
+    try:
+        root = Path(__file__).resolve().parent
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import PositiveInt
 from tqdm import tqdm
 
-from config.base import Config
+from utils.config import Config
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import as_json, write_atomically
@@ -177,3 +177,11 @@ def _open_from(path: Path, step: int) -> TextIO:
     if len(kept) < len(lines):
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
     return path.open("a", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none when there is no such file or a line is not whole."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]

@@ -5,18 +5,16 @@ which the seed ETRM's recurrent encoders cut off.
 Shapes: B batch, K demonstrations, P output tokens, D hidden.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule, Noise
 from models.encoders.blocks import ReadBlock, SelfBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import rms_norm, truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class IterativeEncoderConfig(PairConfig):
@@ -48,7 +46,7 @@ class ReadUpdate(nn.Module):
 
     levels = ("context",)
 
-    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: IterativeEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(
@@ -67,7 +65,7 @@ class RecursiveUpdate(nn.Module):
 
     levels = ("context", "latent")
 
-    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: IterativeEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config, self.pool = config, MeanPool()
         self.layers = nn.ModuleList(
@@ -94,7 +92,7 @@ class IterativeEncoder(ContextModule):
 
     refines = True
 
-    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: IterativeEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config, self.dtype = config, arch.dtype
         self.vectors = PairVectors(config, config.pooling_method, arch, arch.hidden_size, arch.num_heads)

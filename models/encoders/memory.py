@@ -3,17 +3,15 @@
 Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class MemoryEncoderConfig(PairConfig):
@@ -38,7 +36,7 @@ class MemoryEncoderConfig(PairConfig):
 class MemoryEncoder(ContextModule):
     """One register token as prefix (position 0 feeds the q_head) and all demonstration cells as memory or as prefix."""
 
-    def __init__(self, config: MemoryEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: MemoryEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
         self.pairs = PairEncoder(config, arch, arch.hidden_size, arch.num_heads)

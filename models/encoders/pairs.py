@@ -6,14 +6,16 @@ Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
+from dataset.batch import DataConfig
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.task import MAX_SIDE
+from models.arch import ArchConfig
 from models.encoders.blocks import BlockConfig, SelfBlock
 from models.layers import (
     CrossAttention,
@@ -28,9 +30,6 @@ from models.layers import (
     truncated_normal,
     worth_packing,
 )
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class PairConfig(BlockConfig):
@@ -63,6 +62,22 @@ class PairConfig(BlockConfig):
             raise ValueError("encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; use concatenated")
         return self
 
+    def heads(self, arch: ArchConfig) -> int:
+        """Attention heads of the encoder's blocks."""
+        return arch.num_heads
+
+    def check(self, arch: ArchConfig, data: DataConfig) -> None:
+        super().check(arch, data)
+        if self.positions == "rope2d_values" and self.heads(arch) < 2:
+            raise ValueError(
+                f"encoder.positions=rope2d_values turns the values of half of the encoder's heads, found {self.heads(arch)}"
+            )
+        if self.num_layers == 0 and self.positions != "embedded" and not arch.pos_encodings.startswith("rope"):
+            raise ValueError(
+                f"encoder.num_layers=0 leaves the places of cells to the core, which arch.pos_encodings="
+                f"{arch.pos_encodings} does not tell it; use at least 1, or encoder.positions=embedded"
+            )
+
 
 @dataclass
 class PairTokens:
@@ -76,7 +91,7 @@ class PairTokens:
 class PairEncoder(nn.Module):
     """The tokens of every pair after `num_layers` blocks over the pair; `registers` learned tokens stand before them."""
 
-    def __init__(self, config: PairConfig, arch: "ArchConfig", width: int, num_heads: int, registers: int = 0):
+    def __init__(self, config: PairConfig, arch: ArchConfig, width: int, num_heads: int, registers: int = 0):
         super().__init__()
         self.config, self.head_dim = config, width // num_heads
         tables = 1 if config.shared_colours else 2
@@ -184,7 +199,7 @@ POOLING = Literal["mean", "attention", "weighted", "cls"]
 class PairVectors(nn.Module):
     """One vector per pair, (B, K, W) at RMS 1: its tokens pooled as `pooling_method` says. Empty slots hold anything finite."""
 
-    def __init__(self, config: PairConfig, pooling_method: POOLING, arch: "ArchConfig", width: int, num_heads: int):
+    def __init__(self, config: PairConfig, pooling_method: POOLING, arch: ArchConfig, width: int, num_heads: int):
         super().__init__()
         self.pairs = PairEncoder(config, arch, width, num_heads, registers=int(pooling_method == "cls"))
         pools = {

@@ -9,18 +9,16 @@ LPN: "Searching Latent Program Spaces" (arXiv 2411.08706), whose tokens for the 
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule, Noise
 from models.encoders.blocks import ReadBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import Linear, rms_norm, truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 MAX_LOG_VARIANCE = 10.0
 
@@ -68,6 +66,9 @@ class PooledEncoderConfig(PairConfig):
             "latent_dim": ("an encoder.bottleneck", self.bottleneck != "none"),
             "initial_sigma": ("encoder.variational", self.variational),
         }
+
+    def heads(self, arch: ArchConfig) -> int:
+        return self.num_heads or arch.num_heads
 
     @property
     def gives_kl(self) -> bool:
@@ -140,10 +141,10 @@ class PooledEncoder(ContextModule):
     aggregated vectors), and averaged over the demonstrations where each has its own.
     """
 
-    def __init__(self, config: PooledEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: PooledEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
-        width, heads = config.hidden_size or arch.hidden_size, config.num_heads or arch.num_heads
+        width, heads = config.hidden_size or arch.hidden_size, config.heads(arch)
         self.vectors = PairVectors(config, config.pooling_method, arch, width, heads)
         queries = config.aggregator == "queries"
         self.aggregate = QueryAggregator(config, width, heads, arch.expansion) if queries else MeanAggregator()

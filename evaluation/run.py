@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from config.base import Config
 from dataset.batch import DataConfig
 from dataset.leaks import tasks_seen
 from dataset.store import Store
@@ -27,10 +26,11 @@ from evaluation.predictions import Predictions
 from evaluation.protocols import Adaptation, AsItIsConfig, LatentSearch, ProtocolConfig, adaptation_of, described, label
 from evaluation.refinement import refinements
 from evaluation.report import write_report
-from evaluation.test_time_training import TestTimeTraining
+from evaluation.task_training import TaskTraining
 from evaluation.voting import Candidate, Ranking, VoteTable, key_of
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
+from utils.config import Config
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import as_json, directory_written_whole, write_json
@@ -44,7 +44,7 @@ PLACEHOLDER = [[0]]  # a submission needs an entry for every query, also where n
 CONTROLS = Literal["query_only", "shuffled_demonstrations", "copy_input"]
 
 
-class EvaluationConfig(Config):
+class VotingConfig(Config):
     """num_views: augmented views per query that vote. controls: what the score is compared with, on the same queries.
     ranking: how votes order the answers (`VoteTable`). vote_stop: leave out the views of a query whose first max(pass_ks)
     answers are certain.
@@ -58,7 +58,7 @@ class EvaluationConfig(Config):
     controls: list[CONTROLS]
 
     @model_validator(mode="after")
-    def _check_voting(self) -> "EvaluationConfig":
+    def _check_voting(self) -> "VotingConfig":
         if self.vote_stop and self.ranking == "confidence":
             raise ValueError("vote_stop=true saves nothing with ranking=confidence: any further view could change the first answer")
         return self
@@ -127,19 +127,19 @@ class Evaluation:
         return self.means | {one.name: one.value for one in self.scores}
 
 
-def metric_names(config: EvaluationConfig, layout: str) -> list[str]:
+def metric_names(config: VotingConfig, layout: str) -> list[str]:
     """What `Evaluation.metrics` has where answers are known and fit their canvas."""
     controls = ("none", *_controls(config, layout))
     scores = [one.name for control in controls for one in _scores([], config, layout, control)]
     return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
 
 
-def _controls(config: EvaluationConfig, layout: str) -> list[str]:
+def _controls(config: VotingConfig, layout: str) -> list[str]:
     """The configured controls, of which games without demonstrations have only `copy_input`."""
     return [control for control in config.controls if control == "copy_input" or layout != "pairs"]
 
 
-def _scores(answered: list[Answered], config: EvaluationConfig, layout: str, control: str) -> list[Score]:
+def _scores(answered: list[Answered], config: VotingConfig, layout: str, control: str) -> list[Score]:
     return score_pairs(answered, control) if layout == "pairs" else score(answered, config.pass_ks, control)
 
 
@@ -147,7 +147,7 @@ def evaluate(
     model: RecursiveModel,
     store: Store,
     data: DataConfig,
-    config: EvaluationConfig,
+    config: VotingConfig,
     objective: ObjectiveConfig,
     device: torch.device,
     world: World,
@@ -179,7 +179,7 @@ def evaluate(
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     found_protocol = label(protocol, store, seen)
     adaptation = adaptation_of(protocol, objective, seed, config.batch_size, layout)
-    if config.vote_stop and isinstance(adaptation, TestTimeTraining):
+    if config.vote_stop and isinstance(adaptation, TaskTraining):
         raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
     if config.ranking == "agreement" and layout != "fewshot":
         raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")

@@ -255,7 +255,7 @@ def _fit_pattern(images: np.ndarray, answers: np.ndarray, demonstrations: int) -
 class Family:
     """A kind of rule. `blocks` lists the parameters of a listed family, (P, d) int64 each, so that the images of one block
     have one shape; a fitted family has `draw` and `fit` instead. The columns `colours` hold colours (0 stands for none).
-    `inputs` names the styles of grids that suit it (see `dataset.rules`), `keeps` what every rule of it leaves as it is (see
+    `inputs` names the styles of grids that suit it (see `dataset.generate.rules`), `keeps` what every rule of it leaves as it is (see
     `may_become`), so that most grids need not be tried.
     """
 

@@ -20,11 +20,10 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from config.base import Config
 from dataset import augment
-from dataset.batch import Cell, Samples, materialise
+from dataset.batch import Bucket, Samples, materialise
 from dataset.canvas import GridTable
-from dataset.samplers import draw_offsets, step_rng
+from dataset.samplers import Stream, draw_offsets, step_rng
 from dataset.views import EvaluationSet
 from models.act import Carry, act_step, exploration, initial_carry
 from models.context import PuzzleEmbedding
@@ -33,7 +32,7 @@ from models.layers import Linear
 from models.losses import ObjectiveConfig, act_loss
 from training.optim import AdamATan2
 from training.schedule import learning_rate
-from training.step import HALTING_STREAM
+from utils.config import Config
 from utils.device import clock
 from utils.distributed import World
 
@@ -42,7 +41,7 @@ ROWS = "context.weights"  # the table of a PuzzleEmbedding
 _PERFORMANCE_ONLY = "There is a performance drop because we have not yet implemented the batching rule"
 
 
-class TestTimeTrainingConfig(Config):
+class TaskTrainingConfig(Config):
     """parameters: what learns; low_rank adds a product of two matrices of rank `rank` to every linear map. steps, seconds:
     the budget per task, whichever ends first (with seconds, results depend on the machine). batch_size: episodes per step.
     row_lr, row_steps: of a model with puzzle rows: the rows' rate, and the steps in which nothing else learns.
@@ -75,12 +74,12 @@ class Lesson:
     side: int
 
 
-class TestTimeTraining:
+class TaskTraining:
     """Trains a model's weights for the tasks of evaluation sets, and lends them to the model while a task is asked."""
 
     __test__ = False
 
-    def __init__(self, config: TestTimeTrainingConfig, objective: ObjectiveConfig, seed: int):
+    def __init__(self, config: TaskTrainingConfig, objective: ObjectiveConfig, seed: int):
         self.config, self.objective, self.seed = config, objective, seed
 
     def adapted(
@@ -124,7 +123,7 @@ class TestTimeTraining:
                 if carry is None:
                     carry = _stacked([vars(initial_carry(model, batch)) for batch in batches])
                 minimum = exploration(
-                    step_rng(self.seed, step, HALTING_STREAM),
+                    step_rng(self.seed, step, Stream.HALTING),
                     config.batch_size,
                     model.config.halt_exploration_prob,
                     model.config.halt_max_steps,
@@ -162,7 +161,7 @@ class Trained:
 
     DOWN, UP = "//down", "//up"
 
-    def __init__(self, model: RecursiveModel, questions: EvaluationSet, lessons: Sequence[Lesson], config: TestTimeTrainingConfig):
+    def __init__(self, model: RecursiveModel, questions: EvaluationSet, lessons: Sequence[Lesson], config: TaskTrainingConfig):
         count, device = len(lessons), model.lm_head.weight.device
         encoder = {f"context.{name}" for name, _ in model.context.named_parameters()}
         own = {name: parameter.detach() for name, parameter in model.named_parameters()}
@@ -185,7 +184,7 @@ class Trained:
         for value in self.values.values():
             value.requires_grad_()
 
-    def groups(self, config: TestTimeTrainingConfig) -> list[dict[str, Any]]:
+    def groups(self, config: TaskTrainingConfig) -> list[dict[str, Any]]:
         """The optimiser's parameter groups."""
         weights = [value for name, value in self.values.items() if name != ROWS]
         groups = [{"params": weights, "lr": config.lr, "is_rows": False}] if weights else []
@@ -252,7 +251,7 @@ class _Episodes:
         self.rows = _rows(questions, lesson)[1]
 
     def __call__(self, count: int) -> Samples:
-        """`count` samples in one cell: augmented as in training; a puzzle row is named by its place among the lesson's rows."""
+        """`count` samples in one bucket: augmented as in training; a puzzle row is named by its place among the lesson's rows."""
         questions, rng, pairs = self.questions, self.rng, np.array(self.lesson.pairs)
         config, store = questions.config, questions.store
         if store.metadata.layout == "fewshot":
@@ -270,9 +269,9 @@ class _Episodes:
             identifier = self.rows[chosen]
             views = [questions.view(self.query, int(view)) for view in chosen]
             transform, colours = np.array([view[0] for view in views]), np.stack([view[1] for view in views])
-        cell = Cell(self.lesson.side, demos.shape[1])
-        offset = draw_offsets(store, config, rng, cell, np.concatenate([query[:, None], demos], axis=1), transform)
-        return Samples(cell, query, demos, np.ones(demos.shape, bool), transform, colours, offset, identifier)
+        bucket = Bucket(self.lesson.side, demos.shape[1])
+        offset = draw_offsets(store, config, rng, bucket, np.concatenate([query[:, None], demos], axis=1), transform)
+        return Samples(bucket, query, demos, np.ones(demos.shape, bool), transform, colours, offset, identifier)
 
 
 def lessons_of(questions: EvaluationSet, asked: np.ndarray) -> tuple[list[Lesson], np.ndarray]:

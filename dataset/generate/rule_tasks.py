@@ -10,8 +10,8 @@ from itertools import islice
 
 import numpy as np
 
-from dataset.rule_families import FAMILIES
-from dataset.rules import Library, Rule, Stages, apply, draw_inputs, stages_of
+from dataset.generate.rule_families import FAMILIES
+from dataset.generate.rules import Library, Rule, Stages, apply, draw_inputs, stages_of
 from dataset.task import Pair
 from utils.errors import UserError
 

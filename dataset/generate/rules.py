@@ -1,6 +1,6 @@
 """Rules on small grids, and the check that a task's demonstrations determine its answer.
 
-A rule is one stage or two, each a family of `dataset.rule_families` and its parameters: `gravity(down) > recolour(3->5)`.
+A rule is one stage or two, each a family of `dataset.generate.rule_families` and its parameters: `gravity(down) > recolour(3->5)`.
 Nothing here knows any of the families: one that is added there takes part in every draw and every check.
 """
 
@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from dataset.rule_families import COLOURS, FAMILIES, Family, may_become
+from dataset.generate.rule_families import COLOURS, FAMILIES, Family, may_become
 from dataset.task import NUM_COLOURS
 from utils.errors import UserError
 
