@@ -11,7 +11,7 @@ from benchmarks import data, loaders, processes
 from benchmarks.equality import examples
 from dataset import npy
 from dataset.store import Store
-from tests.conftest import write_store
+from tests.support.grids import write_store
 from utils.errors import UserError
 
 BUILDER = """

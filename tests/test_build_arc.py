@@ -12,7 +12,7 @@ from dataset.build_arc_dataset import RECIPES, build, parse_arguments
 from dataset.leaks import find_leaks
 from dataset.store import Metadata
 from dataset.task import Pair, Task
-from tests.conftest import random_task, write_store
+from tests.support.grids import random_task, write_store
 from utils.errors import UserError
 
 RNG = np.random.default_rng(0)

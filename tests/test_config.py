@@ -12,8 +12,7 @@ from config import compose
 from config.compose import CONFIG_DIR
 from config.schema import EvaluateConfig, PredictConfig, PretrainConfig
 from dataset import build_arc_dataset
-from tests.conftest import ROOT, run
-from tests.test_predict import untrained
+from tests.support.runs import ROOT, run, untrained
 from utils.errors import UserError
 
 
@@ -88,7 +87,7 @@ def test_a_needless_plus_is_accepted():
 
 
 def test_a_sweep_over_values_runs_every_one(fewshot, tmp_path):
-    from tests.test_training import arguments_for
+    from tests.support.runs import arguments_for
 
     done = run(*arguments_for(fewshot, tmp_path, "train_steps=1", "run_name=s\\,${seed}"), "-m", "seed=0,1")
     assert done.returncode == 0, done.stderr

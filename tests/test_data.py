@@ -15,7 +15,8 @@ from dataset.leaks import find_leaks
 from dataset.samplers import SAMPLERS, EpisodeSampler
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from tests.conftest import load_config, random_task, run, write_store
+from tests.support.grids import random_task, write_store
+from tests.support.runs import load_config, run
 from utils.errors import UserError
 
 

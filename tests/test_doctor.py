@@ -8,7 +8,7 @@ import pytest
 from dataset.store import Store
 from experiments import doctor
 from pretrain_etrm import train
-from tests.conftest import TINY, load_config, run
+from tests.support.runs import TINY, load_config, run
 
 CHECKS = ["config", "device", "folder", "data", "model", "start", "train", "evaluate", "logging", "save", "load"]
 

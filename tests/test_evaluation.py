@@ -25,9 +25,8 @@ from evaluation.session import Session
 from evaluation.voting import Candidate, VoteTable
 from experiments.publish import MOST_BYTES, publish
 from models.act import Answer
-from tests.conftest import evaluate_here, load_config, random_task, run
-from tests.test_predict import untrained
-from tests.test_training import ALONE, CPU, Trainer, train_here
+from tests.support.grids import random_task
+from tests.support.runs import ALONE, CPU, Trainer, evaluate_here, load_config, run, train_here, untrained
 from utils import checkpoint, distributed
 from utils.errors import UserError
 from utils.files import read_json

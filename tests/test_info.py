@@ -15,7 +15,8 @@ from dataset.batch import DataConfig, materialise
 from dataset.samplers import SAMPLERS
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from tests.conftest import load_config, write_store
+from tests.support.grids import write_store
+from tests.support.runs import load_config
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 

@@ -17,7 +17,7 @@ from config.schema import EvaluateConfig, PretrainConfig
 from experiments import ladder
 from experiments.ladder import Ladder, Result, append, read_ladder, read_results
 from experiments.tables import fill
-from tests.conftest import TINY
+from tests.support.runs import TINY
 from utils.errors import UserError
 
 RESULT = Result(

@@ -21,7 +21,7 @@ from evaluation.evaluate import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
-from tests.conftest import ROOT, load_config
+from tests.support.runs import ROOT, load_config
 from utils import logging
 from utils.distributed import World
 from utils.errors import UserError

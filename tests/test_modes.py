@@ -18,8 +18,7 @@ from dataset.samplers import step_rng
 from models.act import act_step, exploration, initial_carry
 from models.losses import sample_loss
 from pretrain_etrm import train
-from tests.conftest import load_config
-from tests.test_training import ALONE, CPU, TRAINER, Trainer, arguments_for
+from tests.support.runs import ALONE, CPU, TRAINER, Trainer, arguments_for, load_config
 from training.step import HALTING_STREAM, MODES, train_step
 from utils.distributed import World, sum_gradients, sum_tensor
 from utils.errors import UserError

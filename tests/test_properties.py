@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as arrays
 from dataset import augment, canvas
 from dataset import store as datasets
 from dataset.samplers import SAMPLERS
-from tests.conftest import load_config, write_store
+from tests.support.grids import write_store
+from tests.support.runs import load_config
 from utils.errors import UserError
 
 SHARED_FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)

@@ -17,8 +17,9 @@ from dataset.canvas import PAD
 from models import layers
 from models.core import DataSizes
 from models.summary import cost, on_meta
-from tests.conftest import load_config, write_store
-from tests.test_models import SIDE, episodes, make_model, one_loss
+from tests.support.grids import write_store
+from tests.support.models import SIDE, episodes, make_model, one_loss
+from tests.support.runs import load_config
 from utils import device as devices
 from utils.device import should_compile
 from utils.errors import UserError
