@@ -23,7 +23,7 @@ from dataset import augment, canvas, store
 from dataset.canvas import TRANSPOSES
 from dataset.games import GAMES
 from dataset.leaks import find_leaks
-from dataset.store import SPLITS, Store, TEST
+from dataset.store import SPLITS, TEST, Store
 from dataset.task import MAX_SIDE, Pair, Task
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors

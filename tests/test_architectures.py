@@ -12,7 +12,7 @@ from torch import Tensor
 from config import compose
 from config.compose import CONFIG_DIR
 from config.schema import PretrainConfig
-from dataset.batch import Batch, Cell
+from dataset.batch import Batch, Bucket
 from dataset.canvas import IGNORE_LABEL_ID
 from models.act import act_step, initial_carry
 from models.core import RecursiveModel
@@ -52,13 +52,13 @@ def reached_by_gradients(model: RecursiveModel) -> set[str]:
 @every_case
 def test_every_architecture_trains_and_its_checkpoint_restores_it(case, dtype, tmp_path):
     config = config_of(*CASES[case], forward_dtype=dtype)
-    state, settings = train_state(config)
-    batches = [Batch(Cell(SIDE, 3), data_of(config, seed)) for seed in range(4)]
+    state = train_state(config)
+    batches = [Batch(Bucket(SIDE, 3), data_of(config, seed)) for seed in range(4)]
     touched = reached_by_gradients(state.model)
     before = {name: value.clone() for name, value in state.model.named_parameters()}
 
     def losses(some: list[Batch]) -> list[float]:
-        results = [train_step(state, batch, settings) for batch in some]
+        results = [train_step(state, batch, config, World()) for batch in some]
         assert all(result.updated for result in results)
         return [result.metrics["lm_loss"].item() for result in results]
 
@@ -70,7 +70,7 @@ def test_every_architecture_trains_and_its_checkpoint_restores_it(case, dtype, t
     assert {value.dtype for value in carry.states} == {config.arch.dtype}
     path = state.save(tmp_path, World(), {}, keep=1)
     expected = losses(batches[3:])
-    state, settings = train_state(config)
+    state = train_state(config)
     state.load(path, World(), CPU)
     assert losses(batches[3:]) == expected
 
@@ -86,10 +86,10 @@ def test_every_architecture_trains_with_every_encoder(arch, dtype):
         config = PretrainConfig(
             **values | {"encoder": encoder.model_copy(update=shrunk)}
         )  # each is composed once, every pair is checked
-        state, settings = train_state(config)
+        state = train_state(config)
         touched = reached_by_gradients(state.model)
         results = [
-            train_step(state, Batch(Cell(SIDE, 3), data_of(config, seed)), settings) for seed in range(3)
+            train_step(state, Batch(Bucket(SIDE, 3), data_of(config, seed)), config, World()) for seed in range(3)
         ]
         assert all(result.updated and result.metrics["lm_loss"].isfinite() for result in results), name
         assert touched == dict(state.model.named_parameters()).keys(), name

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 
 from dataset import augment, npy, sources
-from dataset import store as datasets
 from dataset.build_arc_dataset import RECIPES, build, parse_arguments
 from dataset.leaks import find_leaks
-from dataset.store import Metadata
+from dataset.store import TEST, Metadata, Store, write_dataset
 from dataset.task import Pair, Task
 from tests.support.grids import random_task, write_store
 from utils.errors import UserError
@@ -40,8 +39,8 @@ def test_the_recipes_without_a_folder_are_inductive(tmp_path):
     for name in ("arc1-small", "arc2"):
         metadata = run_build(tmp_path / name, "--recipe", name)
         assert metadata.protocol == "inductive" and metadata.leaks == []
-    assert datasets.load(tmp_path / "arc1-small").shapes.max() <= 10
-    assert datasets.load(tmp_path / "arc2").metadata.subsets == {"training2": 1000, "evaluation2": 120}
+    assert Store.load(tmp_path / "arc1-small").shapes.max() <= 10
+    assert Store.load(tmp_path / "arc2").metadata.subsets == {"training2": 1000, "evaluation2": 120}
 
 
 def test_the_recipes_with_a_folder(tmp_path):
@@ -74,7 +73,7 @@ def test_a_built_dataset_joins_others_and_tests_what_it_tested(tmp_path):
     metadata = run_build(tmp_path / "d", "--recipe", "arc1-small", "--dataset", f"rules={tmp_path / 'a'}", "--max-tasks", "3")
     assert metadata.subsets == {"training": 3, "rules-a": 3, "evaluation": 3, "rules-b": 3}
     assert metadata.test_subsets == ["evaluation", "rules-b"] and metadata.protocol == "inductive"
-    own, joined = datasets.load(tmp_path / "a"), datasets.load(tmp_path / "d")
+    own, joined = Store.load(tmp_path / "a"), Store.load(tmp_path / "d")
     for split, subset in (("train", "rules-a"), ("test", "rules-b")):
         tasks = [joined.task(int(i)).to_json() for i in joined.tasks_of(split, subsets=[subset])]
         assert tasks == [own.task(int(i)).to_json() for i in own.tasks_of(split, 3)]
@@ -132,8 +131,8 @@ def test_duplicates_are_dropped_before_leaks_are_looked_for(tmp_path):
 def test_an_import_is_checked_for_leaks(tmp_path):
     shared = some_tasks("x", 1)[0]
     copy = Task("y", shared.demonstrations, shared.queries)
-    datasets.write(tmp_path / "d", {"a": [shared], "b": [copy]}, ["b"], layout="fewshot", source="x", seed=0)
-    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    write_dataset(tmp_path / "d", {"a": [shared], "b": [copy]}, ["b"], layout="fewshot", source="x", seed=0)
+    npy.export(Store.load(tmp_path / "d"), tmp_path / "npy")
     metadata = npy.import_(tmp_path / "npy", tmp_path / "back")
     assert metadata.protocol == "transductive" and [leak.train_task for leak in metadata.leaks] == ["x0"]
 
@@ -194,12 +193,12 @@ def test_identifiers_start_where_asked_and_can_be_taken_from_a_file(tmp_path):
     folder = f"set={write_folder(tmp_path / 'tasks', some_tasks('t'))}"
     arguments = ("--layout", "puzzle", "--num-aug", "5", "--input-dir", folder)
     metadata = run_build(tmp_path / "d", *arguments, "--puzzle-identifiers-start", "100", "--seed", "1")
-    store = datasets.load(tmp_path / "d")
+    store = Store.load(tmp_path / "d")
     assert metadata.num_puzzle_identifiers == 100 + 4 * 6 == len(store.identifiers)
     assert set(store.identifiers[:100]) == {"<blank>"} and store.identifiers[store.identifiers_of(np.array([6]))[0]] == "t1"
     named = ("--layout", "puzzle", "--input-dir", folder)
     same = run_build(tmp_path / "e", *named, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2")
-    again = datasets.load(tmp_path / "e")
+    again = Store.load(tmp_path / "e")
     assert again.identifiers == store.identifiers and np.array_equal(again.colours, store.colours)
     assert same.num_aug == 5 and same.identifiers_start == 100
     with pytest.raises(UserError, match="leave them out"):
@@ -207,7 +206,7 @@ def test_identifiers_start_where_asked_and_can_be_taken_from_a_file(tmp_path):
     reordered = ["<blank>", "t3", "t3|||t1|||0213456789", "t0", "t2", "t1"]
     (tmp_path / "ids.json").write_text(json.dumps(reordered))
     run_build(tmp_path / "f", *named, "--identifiers", str(tmp_path / "ids.json"))
-    assert datasets.load(tmp_path / "f").identifiers == reordered
+    assert Store.load(tmp_path / "f").identifiers == reordered
 
 
 @pytest.mark.parametrize(
@@ -232,17 +231,17 @@ def test_an_exported_dataset_comes_back_the_same(layout, tmp_path):
     store = write_store(tmp_path / "d", layout=layout)
     npy.export(store, tmp_path / "npy")
     metadata = npy.import_(tmp_path / "npy", tmp_path / "back")
-    back = datasets.load(tmp_path / "back")
+    back = Store.load(tmp_path / "back")
     assert metadata.layout == layout and back.identifiers == store.identifiers
     assert np.array_equal(back.dihedral, store.dihedral) and np.array_equal(back.colours, store.colours)
     for index, task_id in enumerate(store.task_ids):
         mine, theirs = store.task(index), back.task(back.task_ids.index(task_id))
-        tested = store.task_split[index] == datasets.TEST
+        tested = store.task_split[index] == TEST
         if layout == "fewshot" or tested:
             assert theirs.to_json() == mine.to_json()
         else:  # the layout does not say which of a training task's pairs were queries
             assert [pair.input.tolist() for pair in theirs.pairs] == [pair.input.tolist() for pair in mine.pairs]
-        assert (back.task_split[back.task_ids.index(task_id)] == datasets.TEST) == tested
+        assert (back.task_split[back.task_ids.index(task_id)] == TEST) == tested
 
 
 def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
@@ -270,11 +269,11 @@ def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
 def test_an_unknown_answer_is_exported_as_padding_and_comes_back_unknown(tmp_path):
     grid = np.ones((2, 2), np.uint8)
     tasks = {"train": [random_task(RNG, "a")], "test": [Task("b", (Pair(grid, grid),), (Pair(grid, None),))]}
-    datasets.write(tmp_path / "d", tasks, ["test"], layout="puzzle", source="x", seed=0)
-    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    write_dataset(tmp_path / "d", tasks, ["test"], layout="puzzle", source="x", seed=0)
+    npy.export(Store.load(tmp_path / "d"), tmp_path / "npy")
     assert not np.load(tmp_path / "npy" / "test" / "all__labels.npy").any()
     npy.import_(tmp_path / "npy", tmp_path / "back")
-    back = datasets.load(tmp_path / "back")
+    back = Store.load(tmp_path / "back")
     assert back.task(back.task_ids.index("b")).queries[0].output is None
 
 
@@ -282,11 +281,11 @@ def test_the_ancestors_placeholder_for_a_missing_answer_comes_back_unknown(tmp_p
     grid, black = np.ones((2, 2), np.uint8), np.zeros((1, 1), np.uint8)
     pair = Pair(grid, black)
     tasks = {"train": [Task("a", (Pair(grid, grid),), (pair,))], "test": [Task("b", (pair,), (pair,))]}
-    datasets.write(tmp_path / "d", tasks, ["test"], layout="fewshot", source="x", seed=0)
-    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    write_dataset(tmp_path / "d", tasks, ["test"], layout="fewshot", source="x", seed=0)
+    npy.export(Store.load(tmp_path / "d"), tmp_path / "npy")
     monkeypatch.setattr("sys.argv", ["npy", "import", str(tmp_path / "npy"), str(tmp_path / "back")])
     npy.main()
-    back = datasets.load(tmp_path / "back")
+    back = Store.load(tmp_path / "back")
     (trained, tested) = (back.task(back.task_ids.index(name)) for name in "ab")
     assert tested.queries[0].output is None
     assert all(pair.output.tolist() == [[0]] for pair in (trained.queries[0], tested.demonstrations[0]))

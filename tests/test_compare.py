@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 
-from evaluation import compare, predictions
-from experiments import check, exp1
+from evaluation import predictions
+from experiments import check, votes_against_one_view
 from tests.support.predictions import about
 from tests.support.runs import called
+from tools import compare
 from utils.errors import UserError
 from utils.files import write_json
 
@@ -82,7 +83,7 @@ def test_different_tasks_or_protocols_are_refused_unless_told(tmp_path):
 def test_a_foreign_results_file_is_named(foreign, stored_folder, tmp_path, monkeypatch, capsys):
     shutil.copy(stored_folder / predictions.FILE, tmp_path)
     write_json(tmp_path / "results.json", foreign)
-    for main, arguments in ((check.main, ["ARC/pass@1"]), (exp1.main, [])):
+    for main, arguments in ((check.main, ["ARC/pass@1"]), (votes_against_one_view.main, [])):
         with pytest.raises(SystemExit) as ended:
             called(monkeypatch, main, tmp_path, *arguments)
         assert ended.value.code == 2 and "results.json" in capsys.readouterr().err

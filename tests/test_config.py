@@ -10,8 +10,10 @@ import evaluate
 import pretrain_etrm
 from config import compose
 from config.compose import CONFIG_DIR
-from config.schema import EvaluateConfig, PredictConfig, PretrainConfig
+from config.schema import PretrainConfig
 from dataset import build_arc_dataset
+from evaluation.session import EvaluateConfig
+from predict import PredictConfig
 from tests.support.runs import ROOT, run, untrained
 from utils.errors import UserError
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset import store as datasets
 from dataset.batch import DataConfig, materialise, task_sides
 from dataset.build_arc_dataset import build, parse_arguments
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from dataset.leaks import find_leaks
 from dataset.samplers import SAMPLERS, EpisodeSampler
+from dataset.store import Store, write_dataset
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from tests.support.grids import random_task, write_store
@@ -68,21 +68,21 @@ def test_the_hash_of_a_dataset_tells_numbering_and_copies_apart(layout, matters,
 def test_a_damaged_or_foreign_dataset_is_refused(tmp_path):
     store = write_store(tmp_path / "d")
     with pytest.raises(UserError, match="layout 'fewshot' but this model needs 'puzzle'"):
-        datasets.load(store.path, "puzzle")
+        Store.load(store.path, "puzzle")
     file = tmp_path / "d" / "augmentations.npz"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(UserError, match="augmentations.npz is damaged"):
-        datasets.load(store.path)
+        Store.load(store.path)
     file.unlink()
     with pytest.raises(UserError, match="augmentations.npz is missing"):
-        datasets.load(store.path)
+        Store.load(store.path)
     (tmp_path / "d" / "dataset.json").write_text('{"pad_id": 0}')
     with pytest.raises(UserError, match="not of this framework's format"):
-        datasets.load(store.path)
+        Store.load(store.path)
     with pytest.raises(UserError, match="no dataset at"):
-        datasets.load(tmp_path / "nowhere")
+        Store.load(tmp_path / "nowhere")
 
 
 def test_the_known_shared_pair_of_arc1_stops_the_build(tmp_path):
@@ -129,7 +129,7 @@ def test_episodes_use_any_pair_and_never_show_the_query_among_its_demonstrations
     for step in range(400):
         samples = sampler.sample(step)
         demos = samples.demos.tolist()
-        assert all(len(set(row)) == samples.cell.demos and query not in row for query, row in zip(samples.query, demos, strict=True))
+        assert all(len(set(row)) == samples.bucket.demos and query not in row for query, row in zip(samples.query, demos, strict=True))
         task_of = np.searchsorted(fewshot.task_pairs, samples.query, side="right") - 1
         assert all(
             fewshot.task_pairs[task] <= min(row) and max(row) < fewshot.task_pairs[task + 1]
@@ -232,8 +232,8 @@ def test_training_and_evaluation_tasks_choose_their_canvas_by_the_same_rule(tmp_
     for split in ("a", "b"):
         tasks = {split: [task], "ab".replace(split, ""): [Task("other", (Pair(large, large),), (Pair(large, small),))]}
         folder = tmp_path / split
-        datasets.write(folder, tasks, ["b"], layout="fewshot", source="x", seed=0, max_grid_size=5)
-        store = datasets.load(folder)
+        write_dataset(folder, tasks, ["b"], layout="fewshot", source="x", seed=0, max_grid_size=5)
+        store = Store.load(folder)
         sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=3)), strict=True))
         assert sides == {"t": 5, "other": 8}
     sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=1)), strict=True))
@@ -273,15 +273,15 @@ def test_a_table_of_augmentations_must_exist(tmp_path):
 def test_a_subset_may_be_asked_in_a_way_of_its_own(tmp_path):
     rng = np.random.default_rng(0)
     tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(4)] for name in "abt"}
-    datasets.write(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
-    store = datasets.load(tmp_path / "d")
+    write_dataset(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
+    store = Store.load(tmp_path / "d")
     sampler = EpisodeSampler(store, config_for(store, query_sampling={"a": "any", "b": "all"}), 0, 64)
     asked: dict[str, set[tuple[int, int]]] = {"a": set(), "b": set()}
     for step in range(60):
         samples = sampler.sample(step)
         task = np.searchsorted(store.task_pairs, samples.query, side="right") - 1
         for subset, place in zip(store.task_subset[task], samples.query - store.task_pairs[task], strict=True):
-            asked[store.subset_names[subset]].add((int(place), samples.cell.demos))
+            asked[store.subset_names[subset]].add((int(place), samples.bucket.demos))
     assert asked["a"] == {(place, demos) for place in range(4) for demos in (1, 2, 3)} and asked["b"] == {(3, 3)}
     with pytest.raises(UserError, match=r"data.query_sampling names a; .* trains on a, b: each needs a value"):
         EpisodeSampler(store, config_for(store, query_sampling={"a": "any"}), 0, 64)
@@ -292,8 +292,8 @@ def test_subsets_are_drawn_in_their_shares(tmp_path):
     tasks = {
         name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)] for name, count in (("a", 2), ("b", 8), ("c", 3), ("t", 1))
     }
-    datasets.write(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
-    store = datasets.load(tmp_path / "d")
+    write_dataset(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
+    store = Store.load(tmp_path / "d")
     sampler = EpisodeSampler(store, config_for(store, subset_shares={"a": 3, "b": 1, "c": 0}), 0, 64)
     task = np.concatenate([np.searchsorted(store.task_pairs, sampler.sample(step).query, side="right") - 1 for step in range(40)])
     names = np.array(store.subset_names)[store.task_subset[task]]

@@ -39,7 +39,7 @@ def trained_loss(model: RecursiveModel, data: dict) -> torch.Tensor:
 @pytest.mark.parametrize("case", CASES)
 def test_three_steps_reach_every_parameter_and_resume_bitwise(case, fewshot, tmp_path):
     trainer = Trainer(fewshot, *CASES[case])
-    result = train_step(trainer.state, trainer.batch(), trainer.settings)
+    result = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world)
     assert result.updated and result.metrics["lm_loss"].isfinite()
     assert result.metrics["context_gradient"] == result.metrics["rows"] == 4  # every sample
     path = trainer.state.save(tmp_path, ALONE, {}, keep=1)

@@ -10,23 +10,22 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from config import compose
-from config.schema import EvaluateConfig
 from dataset import augment, canvas
-from dataset import store as datasets
 from dataset.batch import materialise
 from dataset.build_arc_dataset import build, parse_arguments
+from dataset.store import Store, write_dataset
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from evaluation import inference
-from evaluation.evaluate import evaluate
 from evaluation.metrics import Answered, score, wilson
 from evaluation.predictions import Predictions
-from evaluation.session import Session
+from evaluation.run import evaluate
+from evaluation.session import EvaluateConfig, Session
 from evaluation.voting import Candidate, VoteTable
-from experiments.publish import MOST_BYTES, publish
 from models.act import Answer
 from tests.support.grids import random_task
 from tests.support.runs import ALONE, CPU, Trainer, evaluate_here, load_config, run, train_here, untrained
+from tools.publish import MOST_BYTES, publish
 from utils import checkpoint, distributed
 from utils.errors import UserError
 from utils.files import read_json
@@ -124,7 +123,7 @@ def test_an_evaluation_writes_scores_records_submission_and_page(trained, fewsho
 def test_several_subsets_are_scored_side_by_side(trained, tmp_path, capsys):
     rng = np.random.default_rng(3)
     tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)] for name, count in (("x", 1), ("p", 2), ("q", 3))}
-    datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
+    write_dataset(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
     evaluate_here(f"checkpoint={trained}", f"data_path={tmp_path / 'd'}", "num_views=2", f"output_dir={tmp_path / 'e'}")
     results = results_of(tmp_path / "e")[0]
     assert {name: {score["n"] for score in own} for name, own in results["by_subset"].items()} == {"p": {2}, "q": {3}}
@@ -139,8 +138,8 @@ def test_several_subsets_are_scored_side_by_side(trained, tmp_path, capsys):
 def test_shuffled_demonstrations_come_from_the_same_subset(tmp_path):
     rng = np.random.default_rng(3)
     tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(3)] for name in "xpq"}
-    datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
-    store = datasets.load(tmp_path / "d")
+    write_dataset(tmp_path / "d", tasks, ["p", "q"], layout="fewshot", source="random", seed=0)
+    store = Store.load(tmp_path / "d")
     questions = EvaluationSet(store, load_config(store).data, "test", 1, 0, "shuffled_demonstrations")
     for query in questions.queries:
         others = np.searchsorted(store.task_pairs, questions.told(query)[0], side="right") - 1
@@ -290,8 +289,8 @@ def test_a_limit_of_training_counts_before_subsets_are_chosen(tmp_path):
     """Tasks beyond it have rows that learned nothing."""
     rng = np.random.default_rng(3)
     tasks = {name: [random_task(rng, f"{name}{i}", side=3) for i in range(3)] for name in "xpq"}
-    datasets.write(tmp_path / "d", tasks, ["p", "q"], layout="puzzle", source="random", seed=0, num_aug=1)
-    path = untrained(datasets.load(tmp_path / "d"), tmp_path / "checkpoints", "data.max_eval_groups=4")
+    write_dataset(tmp_path / "d", tasks, ["p", "q"], layout="puzzle", source="random", seed=0, num_aug=1)
+    path = untrained(Store.load(tmp_path / "d"), tmp_path / "checkpoints", "data.max_eval_groups=4")
 
     def asked(*overrides: str) -> list[str]:
         questions = Session.open(compose.load(EvaluateConfig, "evaluate", [f"checkpoint={path}", "device=cpu", *overrides])).questions()
@@ -347,7 +346,7 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
 
     def knowing(data, samples):
         rows = [
-            canvas.encode(augment.apply(truth[int(query)], int(transform), colours), samples.cell.side)
+            canvas.encode(augment.apply(truth[int(query)], int(transform), colours), samples.bucket.side)
             for query, transform, colours in zip(samples.query, samples.transform, samples.colours, strict=True)
         ]
         return torch.nn.functional.one_hot(torch.from_numpy(np.stack(rows)).long(), 12).float()

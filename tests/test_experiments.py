@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from config import compose
-from config.schema import EvaluateConfig
 from evaluation import predictions
-from evaluation.session import Session
+from evaluation.session import EvaluateConfig, Session
 from evaluation.voting import VoteTable
-from experiments import acc_vs_aug, efficiency, exp1, published, puzzle_id, steps
+from experiments import acc_vs_aug, efficiency, puzzle_id, steps, votes_against_one_view
 from tests.support.predictions import synthetic, write
 from tests.support.runs import ALONE, CPU, Trainer, called
+from tools import published
 from utils.errors import UserError
 
 
 def test_exp1_compares_all_views_with_the_first_one(stored_folder, tmp_path, monkeypatch):
-    called(monkeypatch, exp1.main, stored_folder, "--output-dir", tmp_path)
+    called(monkeypatch, votes_against_one_view.main, stored_folder, "--output-dir", tmp_path)
     table = json.loads((tmp_path / "exp1_table.json").read_text())
     stored = predictions.load(stored_folder)
     votes, alone = stored.predictions.vote(), stored.predictions.vote(views={0})
@@ -52,7 +52,7 @@ def test_exp1_compares_all_views_with_the_first_one(stored_folder, tmp_path, mon
 def test_accuracy_against_augmentations_ends_in_the_full_vote_and_begins_with_one_view(
     stored_folder, tmp_path, monkeypatch
 ):
-    called(monkeypatch, exp1.main, stored_folder, "--output-dir", tmp_path)
+    called(monkeypatch, votes_against_one_view.main, stored_folder, "--output-dir", tmp_path)
     for name in ("a", "b"):
         called(monkeypatch, acc_vs_aug.main, stored_folder, "--output-dir", tmp_path / name, "--draws", "5")
     assert (tmp_path / "a" / "acc_vs_aug.csv").read_bytes() == (

@@ -10,7 +10,9 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from dataset import build_maze_dataset, build_sudoku_dataset, maze, pairs, store, sudoku
+from dataset import build_maze_dataset, build_sudoku_dataset, store
+from dataset.generate import game_builder, maze, sudoku
+from dataset.store import Store
 from tests.support.grids import puzzle_of
 from utils.errors import UserError
 
@@ -86,15 +88,15 @@ def test_the_sudokus_are_as_asked(written):
 
 def test_the_number_of_workers_changes_nothing():
     make = partial(build_maze_dataset.make, side=8, loops=0.1, least=9, paths="unique")
-    alone, shared = (pairs.generate(make, 300, (7, 0), workers, "puzzles") for workers in (1, 2))
-    other = pairs.generate(make, 300, (8, 0), 1, "puzzles")
+    alone, shared = (game_builder.generate(make, 300, (7, 0), workers, "puzzles") for workers in (1, 2))
+    other = game_builder.generate(make, 300, (8, 0), 1, "puzzles")
     assert (
         len(alone) == 300
         and np.array_equal(alone.inputs, shared.inputs)
         and np.array_equal(alone.answers, shared.answers)
     )
     assert np.array_equal(alone.rating, shared.rating) and not np.array_equal(alone.inputs, other.inputs)
-    fewer = pairs.generate(make, 50, (7, 0), 1, "puzzles")
+    fewer = game_builder.generate(make, 50, (7, 0), 1, "puzzles")
     assert np.array_equal(fewer.inputs, alone.inputs[:50])
 
 
@@ -129,7 +131,7 @@ def test_no_training_puzzle_is_a_test_puzzle_in_disguise(written):
 
 
 def test_what_cannot_be_generated_is_refused(written, monkeypatch):
-    monkeypatch.setattr(pairs, "MAX_BARREN_BLOCKS", 2)
+    monkeypatch.setattr(game_builder, "MAX_BARREN_BLOCKS", 2)
     for module, arguments, message in (
         (build_sudoku_dataset, ("--size", 4, "--clues", 2), "only 0 of 1000 test puzzles found"),
         (build_maze_dataset, ("--side", 5, "--min-path-length", 99), "only 0 of 1000 test puzzles found"),
@@ -159,7 +161,7 @@ def test_a_built_dataset_is_read_back_from_the_store(tmp_path):
         folder = tmp_path / game
         options = ("--output-dir", folder, "--train-puzzles", 30, "--test-puzzles", 10, *arguments)
         splits = module.build(module.parse_arguments(list(map(str, options))))
-        loaded = store.load(folder)
+        loaded = Store.load(folder)
         assert loaded.metadata.game == game and loaded.metadata.num_aug == {"sudoku": 3, "maze": 7}[game]
         assert loaded.metadata.details["distinct_test_puzzles"] <= 10
         for split in ("train", "test"):
@@ -314,6 +316,6 @@ def test_without_a_network_the_hub_names_the_file_and_the_alternatives(written, 
 
 def test_numbers_are_counted_in_ranges_of_powers_of_two():
     assert (
-        pairs.histogram(np.array([0, 0, 1, 2, 3, 4, 7, 8, 100]))
+        game_builder.histogram(np.array([0, 0, 1, 2, 3, 4, 7, 8, 100]))
         == "0: 2, 1: 1, 2-3: 2, 4-7: 2, 8-15: 1, 64-127: 1"
     )

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from config import compose
-from config.schema import EvaluateConfig
-from dataset import store, sudoku
+from dataset import store
 from dataset.canvas import GridTable, render
 from dataset.games import GAMES
+from dataset.generate import sudoku
 from dataset.samplers import PairSampler
-from evaluation.evaluate import metric_names
+from dataset.store import Store
+from evaluation.run import metric_names
+from evaluation.session import EvaluateConfig
 from tests.support.runs import TINY, load_config, run
 from utils.errors import UserError
 
@@ -84,7 +86,7 @@ def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
     store.write_pairs(
         tmp_path, splits, game="sudoku", source="x", seed=0, num_aug=0, details={}, fingerprints=prints
     )
-    loaded = store.load(tmp_path)
+    loaded = Store.load(tmp_path)
     config = load_config(loaded).data.model_copy(update={"buckets": [6], "augmentation": "random"})
     with pytest.raises(UserError, match=r"its 4x4 puzzles fill their canvas; set .*data.buckets=\[4\]"):
         PairSampler(loaded, config, 0, 4)

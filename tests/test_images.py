@@ -3,8 +3,8 @@
 import numpy as np
 
 from evaluation.refinement import agreeing
-from experiments import timeline
 from tests.support.images import read_gif
+from tools import timeline
 from utils.images import lettering, write_gif
 
 

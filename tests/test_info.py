@@ -1,4 +1,4 @@
-"""What dataset.info says of a dataset is what a plain count finds, and its page shows the batch itself."""
+"""What tools.info says of a dataset is what a plain count finds, and its page shows the batch itself."""
 
 import json
 import re
@@ -9,14 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from dataset import info, sudoku
-from dataset import store as datasets
 from dataset.batch import DataConfig, materialise
+from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS
+from dataset.store import Leak, Store, write_dataset, write_pairs
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from tests.support.grids import write_store
 from tests.support.runs import load_config
+from tools import info
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
@@ -29,8 +30,8 @@ def sudoku_store(folder):
     puzzles, answers, _ = sudoku.generate(4, 6, np.random.default_rng(0))
     splits = {"train": (puzzles[:4], answers[:4]), "test": (puzzles[4:], answers[4:])}
     prints = {"train": np.arange(4, dtype=np.uint64), "test": np.arange(4, 6, dtype=np.uint64)}
-    datasets.write_pairs(folder, splits, game="sudoku", source="generated", seed=0, num_aug=5, details={"size": 4}, fingerprints=prints)
-    return datasets.load(folder)
+    write_pairs(folder, splits, game="sudoku", source="generated", seed=0, num_aug=5, details={"size": 4}, fingerprints=prints)
+    return Store.load(folder)
 
 
 def grid(rows: int, columns: int) -> np.ndarray:
@@ -47,8 +48,8 @@ def hand_made_store(folder):
         Task("large", (Pair(grid(8, 2), grid(1, 1)),), (Pair(grid(1, 1), grid(1, 1)),)),
         Task("open", shown, (Pair(grid(4, 4), None),)),
     ]
-    datasets.write(folder, {"a": train, "b": test}, ["b"], layout="fewshot", source="hand", seed=0)
-    return datasets.load(folder)
+    write_dataset(folder, {"a": train, "b": test}, ["b"], layout="fewshot", source="hand", seed=0)
+    return Store.load(folder)
 
 
 def test_counts_and_sizes_are_those_of_a_plain_count(tmp_path):
@@ -81,8 +82,8 @@ def test_augmentations_are_those_of_the_metadata_and_short_tasks_are_named(tmp_p
     rng = np.random.default_rng(0)
     plain = Task("plain", (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(2, 2)),))  # one colour, fully symmetric
     rich = Task("rich", *(tuple(Pair(*rng.integers(0, 10, (2, 5, 4)).astype(np.uint8)) for _ in range(2)) for _ in range(2)))
-    datasets.write(tmp_path / "d", {"a": [rich], "b": [plain]}, ["b"], layout="puzzle", source="hand", seed=0, num_aug=20)
-    store = datasets.load(tmp_path / "d")
+    write_dataset(tmp_path / "d", {"a": [rich], "b": [plain]}, ["b"], layout="puzzle", source="hand", seed=0, num_aug=20)
+    store = Store.load(tmp_path / "d")
     told = info.describe(store, small_config(store))["augmentations"]
     count = store.metadata.augmentations_per_task
     assert count["rich"] == 20 > count["plain"]
@@ -129,7 +130,7 @@ def test_the_page_holds_the_tokens_of_the_batch(layout, tmp_path, fewshot, puzzl
         samples = sampler.sample(step)
         batch = materialise(samples, store, store.grid_table).data
         assert shown["query"]["input"] == batch["inputs"][0].tolist() and shown["query"]["label"] == batch["labels"][0].tolist()
-        assert len(shown["demonstrations"]) == samples.cell.demos and shown["side"] == samples.cell.side
+        assert len(shown["demonstrations"]) == samples.bucket.demos and shown["side"] == samples.bucket.side
         for number, demonstration in enumerate(shown["demonstrations"]):
             assert demonstration["input"] == batch["demo_inputs"][0, number].tolist()
             assert demonstration["label"] == batch["demo_labels"][0, number].tolist()
@@ -143,8 +144,8 @@ def test_the_page_holds_the_tokens_of_the_batch(layout, tmp_path, fewshot, puzzl
 def test_an_id_cannot_break_out_of_the_page(tmp_path):
     hostile = "</script><script>document.title = 'broken'</script>"
     task = Task(hostile, (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(2, 2)),))
-    datasets.write(tmp_path / "d", {"a": [task], "b": []}, ["b"], layout="fewshot", source="hand", seed=0)
-    store = datasets.load(tmp_path / "d")
+    write_dataset(tmp_path / "d", {"a": [task], "b": []}, ["b"], layout="fewshot", source="hand", seed=0)
+    store = Store.load(tmp_path / "d")
     info.write_page(tmp_path / "page.html", store, small_config(store, augmentation="none"), 1, 0)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("</script") == info.TEMPLATE.read_text(encoding="utf-8").count("</script")
@@ -167,7 +168,7 @@ def test_the_browser_draws_every_sample(tmp_path):
 
 def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, capsys):
     def command(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["dataset.info", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["tools.info", *map(str, arguments)])
         info.main()
         return capsys.readouterr().out
 
@@ -198,9 +199,9 @@ def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, ca
 
 def test_leaks_and_left_out_tasks_are_reported(tmp_path):
     tasks = {name: [Task(f"{name}0", (Pair(grid(2, 2), grid(1, 2)),), (Pair(grid(2, 2), grid(2, 1)),))] for name in "ab"}
-    leaks, left_out = [datasets.Leak(train_task="a0", test_task="b0")], {"oversized": [f"x{i}" for i in range(12)]}
-    datasets.write(tmp_path / "d", tasks, ["b"], layout="fewshot", source="hand", seed=0, leaks=leaks, left_out=left_out)
-    store = datasets.load(tmp_path / "d")
+    leaks, left_out = [Leak(train_task="a0", test_task="b0")], {"oversized": [f"x{i}" for i in range(12)]}
+    write_dataset(tmp_path / "d", tasks, ["b"], layout="fewshot", source="hand", seed=0, leaks=leaks, left_out=left_out)
+    store = Store.load(tmp_path / "d")
     told = info.describe(store, small_config(store))
     assert told["leaks"] == [{"train_task": "a0", "test_task": "b0"}] and told["left_out"] == left_out
     text = info.as_text(told)

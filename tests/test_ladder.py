@@ -13,7 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from config import compose
-from config.schema import EvaluateConfig, PretrainConfig
+from config.schema import PretrainConfig
+from evaluation.session import EvaluateConfig
 from experiments import ladder
 from experiments.ladder import Ladder, Result, append, read_ladder, read_results
 from experiments.tables import fill

@@ -104,7 +104,7 @@ def test_a_latent_step_moves_what_the_recursion_reads_from_its_time_on(fewshot, 
     )
     for step in range(3):
         results = [
-            train_step(trainer.state, trainer.batch(), trainer.settings).metrics["lm_loss"]
+            train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).metrics["lm_loss"]
             for trainer in (plain, late)
         ]
         assert torch.equal(*results) == (step < 2)

@@ -17,7 +17,7 @@ from dataset.task import Pair
 from dataset.views import EvaluationSet
 from evaluation import pictures
 from evaluation.canvas_scores import CanvasScores
-from evaluation.evaluate import metric_names
+from evaluation.run import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
@@ -138,7 +138,7 @@ def test_queries_whose_answer_is_unknown_count_nowhere_in_the_means(fewshot):
     (batch, *_) = questions.batches(1)
     (pair,) = batch.samples.query
     unknown = replace(fewshot, pair_output=np.where(np.arange(len(fewshot.pair_output)) == pair, -1, fewshot.pair_output))
-    cells = batch.samples.cell.side**2
+    cells = batch.samples.bucket.side**2
     answer = Answer(torch.zeros(1, cells, 12), torch.zeros(1), torch.ones(1))
     for store, expected in ((fewshot, True), (unknown, False)):
         scores = CanvasScores(store, store.grid_table, load_config(fewshot).objective)

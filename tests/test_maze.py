@@ -5,8 +5,8 @@ from collections import Counter, deque
 import numpy as np
 import pytest
 
-from dataset import maze
 from dataset.augment import dihedral
+from dataset.generate import maze
 
 
 def walk(cells: np.ndarray, origin: tuple[int, int]) -> dict[tuple[int, int], int]:

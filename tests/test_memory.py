@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import pretrain_etrm
+from evaluation import in_training
 from tests.support.runs import TINY, run, train_briefly
 from training.state import TrainState
 from utils import device
@@ -17,13 +18,13 @@ def test_out_of_memory_says_what_to_change(fewshot, tmp_path, monkeypatch):
     def train_step(*arguments):
         return torch.empty(2**50, dtype=torch.uint8)
 
-    monkeypatch.setattr(pretrain_etrm, "train_step", train_step)
+    monkeypatch.setattr("training.start.train_step", train_step)
     words = r"out of memory in training step 1, global_batch_size=8 over 1 .*, canvas side 6, "
     words += r"\d demonstrations; lower .*find_batch_size"
     with pytest.raises(UserError, match=words):
         train_briefly(fewshot, tmp_path, "train_steps=1")
     monkeypatch.undo()
-    monkeypatch.setattr(pretrain_etrm, "evaluate", lambda *arguments, **named: train_step())
+    monkeypatch.setattr(in_training, "evaluate", lambda *arguments, **named: train_step())
     with pytest.raises(
         UserError, match="out of memory in the evaluation at step 1; lower evaluation.batch_size=64"
     ):
@@ -33,7 +34,7 @@ def test_out_of_memory_says_what_to_change(fewshot, tmp_path, monkeypatch):
 
 
 def test_the_largest_batch_is_found_by_doubling_and_bisection(monkeypatch):
-    from experiments import find_batch_size
+    from tools import find_batch_size
 
     tried = []
 
@@ -53,20 +54,19 @@ def test_the_largest_batch_is_found_by_doubling_and_bisection(monkeypatch):
 
 def test_a_batch_fits_into_much_memory_and_not_into_little(fewshot):
     overrides = [*TINY, f"data.path={fewshot.path}", "arch.hidden_size=64"]
-    program = "import sys; from experiments.find_batch_size import trial; "
+    program = "import sys; from tools.find_batch_size import trial; "
     program += "print([trial(sys.argv[1:], b, 10**9) for b in (4, 20_000)])"
     done = run("-c", program, *overrides)
     assert done.stdout.strip() == "[True, False]", done.stderr
 
 
 def test_a_batch_is_tried_as_the_run_takes_it_and_in_its_last_stage(fewshot, monkeypatch):
-    from experiments import find_batch_size
+    from tools import find_batch_size
 
     tried = []
     monkeypatch.setattr(
-        find_batch_size,
-        "train_step",
-        lambda state, batch, settings: tried.append((state.step, settings.micro_batch_size)),
+        "training.start.train_step",
+        lambda state, batch, config, world: tried.append((state.step, config.micro_batch_size)),
     )
     assert find_batch_size.trial(
         [*TINY, f"data.path={fewshot.path}", "train_steps=50", "micro_batch_size=2"], 4, None
@@ -87,24 +87,25 @@ def test_evaluation_holds_no_second_copy_of_weights_or_optimiser(fewshot, tmp_pa
         return sum(storages.values())
 
     found = {}
-    real_log, real_evaluate = pretrain_etrm.log_evaluation, pretrain_etrm.evaluate
+    real_log, real_evaluate = in_training.log_evaluation, in_training.evaluate
 
     def evaluate(model, *arguments, **named):
         found["inside"] = living()
         found["averaged"] = [p.detach().clone() for p in model.parameters()]
         return real_evaluate(model, *arguments, **named)
 
-    def log_evaluation(logger, state: TrainState, *arguments):
+    def log_evaluation(run, *arguments):
+        state: TrainState = run.state
         pointers = [p.data_ptr() for p in state.model.parameters()]
         found["weights"] = sum(p.nbytes for p in state.model.parameters())
         found["before"] = living()
         shadow = [value.clone() for value in state.ema.shadow.values()]
         found["before"] += sum(value.nbytes for value in shadow)
-        real_log(logger, state, *arguments)
+        real_log(run, *arguments)
         assert all(torch.equal(one, other) for one, other in zip(found["averaged"], shadow, strict=True))
         assert pointers == [p.data_ptr() for p in state.model.parameters()]
 
     monkeypatch.setattr(pretrain_etrm, "log_evaluation", log_evaluation)
-    monkeypatch.setattr(pretrain_etrm, "evaluate", evaluate)
+    monkeypatch.setattr(in_training, "evaluate", evaluate)
     train_briefly(fewshot, tmp_path, "train_steps=3", "eval_interval=3", "evaluation.num_views=1")
     assert abs(found["inside"] - found["before"]) < 0.02 * found["weights"], found

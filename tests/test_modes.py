@@ -13,13 +13,13 @@ from torch import distributed as dist
 
 from config import compose
 from config.schema import PretrainConfig
-from dataset import store as datasets
-from dataset.samplers import step_rng
+from dataset.samplers import Stream, step_rng
+from dataset.store import Store
 from models.act import act_step, exploration, initial_carry
 from models.losses import sample_loss
 from pretrain_etrm import train
 from tests.support.runs import ALONE, CPU, TRAINER, Trainer, arguments_for, load_config
-from training.step import HALTING_STREAM, MODES, train_step
+from training.step import MODES, train_step
 from utils.distributed import World, sum_gradients, sum_tensor
 from utils.errors import UserError
 
@@ -67,7 +67,7 @@ def losses(trainer: Trainer, calls: int) -> list[float]:
     """The losses of some calls, over all processes."""
     values = []
     for _ in range(calls):
-        metrics = train_step(trainer.state, trainer.batch(), trainer.settings).metrics
+        metrics = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).metrics
         sums = {name: sum_tensor(value.double()).item() for name, value in sorted(metrics.items())}
         values += [value / sums["rows"] for name, value in sums.items() if name.endswith("loss") or name in ("kl", "reconstruct")]
     return values
@@ -110,7 +110,7 @@ def test_fixed_time_gives_every_batch_its_steps_and_updates(cases):
     trainer = start(cases["fct"])
     reference = copy.deepcopy(trainer.state)
     batch = trainer.batch()
-    result = train_step(trainer.state, batch, trainer.settings)
+    result = train_step(trainer.state, batch, trainer.config, trainer.world)
     assert trainer.state.step == result.steps == 2 and not trainer.state.carries
     assert result.metrics["rows"] == result.metrics["context_gradient"] == 12
     assert result.metrics["count"] == 6 and result.metrics["steps"] == 12
@@ -120,7 +120,7 @@ def test_fixed_time_gives_every_batch_its_steps_and_updates(cases):
         assert output.carry.halted.all() == (step == 2)
         target = (output.logits.argmax(-1) == batch.data["labels"]) | (batch.data["labels"] == -100)
         halting = torch.nn.functional.binary_cross_entropy_with_logits(output.q_halt_logits, target.all(1).float(), reduction="sum")
-        loss = sample_loss(output.logits, batch.data["labels"], trainer.settings.objective).sum() + 0.5 * halting
+        loss = sample_loss(output.logits, batch.data["labels"], trainer.config.objective).sum() + 0.5 * halting
         (loss / 6).backward()
         torch.nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)
         (optimizer,) = reference.optimizers
@@ -137,17 +137,17 @@ def test_a_skipped_update_ends_a_fixed_time_batch(cases):
     trainer = start(cases["fct"])
     weights = copy.deepcopy(trainer.state.model.state_dict())
     hook = trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
-    result = train_step(trainer.state, trainer.batch(), trainer.settings)
+    result = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world)
     hook.remove()
     assert not result.updated and trainer.state.step == 2
     assert all(torch.equal(value, weights[name]) for name, value in trainer.state.model.state_dict().items())
-    assert train_step(trainer.state, trainer.batch(), trainer.settings).updated
+    assert train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).updated
 
 
 def test_deep_supervision_is_the_mean_over_samples_and_their_steps(cases):
     trainer = start(cases["supervised"], grad_clip_norm=None)
-    model, batch, settings = copy.deepcopy(trainer.state.model), trainer.batch(), trainer.settings
-    least = exploration(step_rng(settings.seed, 0, HALTING_STREAM), 6, model.config.halt_exploration_prob, 3)
+    model, batch, config = copy.deepcopy(trainer.state.model), trainer.batch(), trainer.config
+    least = exploration(step_rng(config.seed, 0, Stream.HALTING), 6, model.config.halt_exploration_prob, 3)
     total, pairs, taken = 0.0, 0, []
     for row in range(6):  # each sample alone, for as long as it takes
         data = {name: value[row : row + 1] for name, value in batch.data.items()}
@@ -157,7 +157,7 @@ def test_deep_supervision_is_the_mean_over_samples_and_their_steps(cases):
             valid = data["labels"] != -100
             exact = ((output.logits.argmax(-1) == data["labels"]) | ~valid).all(1).float()
             halting = torch.nn.functional.binary_cross_entropy_with_logits(output.q_halt_logits, exact)
-            total = total + sample_loss(output.logits, data["labels"], settings.objective).sum() + 0.5 * halting
+            total = total + sample_loss(output.logits, data["labels"], config.objective).sum() + 0.5 * halting
             pairs, carry = pairs + 1, output.carry
             if carry.halted:
                 taken.append(carry.steps.item())
@@ -165,7 +165,7 @@ def test_deep_supervision_is_the_mean_over_samples_and_their_steps(cases):
     (total / pairs).backward()
     expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     assert len(set(taken)) > 1
-    result = train_step(trainer.state, batch, settings)
+    result = train_step(trainer.state, batch, config, trainer.world)
     assert result.metrics["rows"] == pairs and result.metrics["count"] == 6 and result.metrics["steps"] == sum(taken)
     assert result.grad_norms["total"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert trainer.state.step == 1 and not trainer.state.carries
@@ -174,15 +174,15 @@ def test_deep_supervision_is_the_mean_over_samples_and_their_steps(cases):
 def test_only_samples_that_start_reach_the_encoder_of_the_cached_mode(cases):
     cached, act = start(cases["cached"]), start(cases["act"])
     batch = cached.batch()
-    first = [train_step(t.state, batch, t.settings) for t in (cached, act)]
+    first = [train_step(t.state, batch, t.config, t.world) for t in (cached, act)]
     assert first[0].metrics["context_gradient"] == first[1].metrics["context_gradient"] == 6
-    before = cached.state.carries[batch.cell]
+    before = cached.state.carries[batch.bucket]
     starting = before.halted
     assert 0 < starting.sum() < 6
-    second = [train_step(t.state, batch, t.settings) for t in (cached, act)]
+    second = [train_step(t.state, batch, t.config, t.world) for t in (cached, act)]
     assert second[0].metrics["context_gradient"] == starting.sum() and second[1].metrics["context_gradient"] == 6
     assert second[0].grad_norms["encoder"] != second[1].grad_norms["encoder"]
-    after = cached.state.carries[batch.cell]
+    after = cached.state.carries[batch.bucket]
     for name in ("cached_prefix", "cached_memory"):
         same = (before.context_state[name] == after.context_state[name]).flatten(1).all(1)
         assert torch.equal(same, ~starting) and not after.context_state[name].requires_grad
@@ -191,7 +191,7 @@ def test_only_samples_that_start_reach_the_encoder_of_the_cached_mode(cases):
 @pytest.mark.parametrize("name", CASES)
 def test_micro_batches_equal_the_whole_batch(name, cases):
     whole, parts = start(cases[name]), start(cases[name], micro_batch_size=4)  # 4 and 2 samples
-    assert [rows.start for rows in parts.settings.micro_batches] == [0, 4]
+    assert [rows.start for rows in parts.config.micro_batches(parts.world)] == [0, 4]
     assert losses(whole, 3) == pytest.approx(losses(parts, 3), rel=1e-6, abs=1e-5)
     for (key, value), other in zip(whole.state.model.state_dict().items(), parts.state.model.state_dict().values(), strict=True):
         assert torch.allclose(value, other, atol=2e-5), key
@@ -211,7 +211,7 @@ def test_the_logged_norm_is_the_one_before_clipping_in_every_mode(mode, cases):
     case = cases["fct" if mode == "fct" else mode]
     changes = {"mode": case[1].mode.model_copy(update={"num_act_steps": 1})} if mode == "fct" else {}
     loose, tight = (start(case, grad_clip_norm=limit, **changes) for limit in (None, 1e-3))
-    norms = [train_step(t.state, t.batch(), t.settings).grad_norms["total"] for t in (loose, tight)]
+    norms = [train_step(t.state, t.batch(), t.config, t.world).grad_norms["total"] for t in (loose, tight)]
     assert torch.equal(*norms) and norms[0] > 1e-3
 
 
@@ -225,7 +225,7 @@ def worker(rank: int, size: int, folder: Path, cases: dict) -> None:
     sum_gradients(parameters)
     summed = [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
     values = {
-        name: losses(start((datasets.load(path, layout), config), World(rank, size)), 2) for name, (path, layout, config) in cases.items()
+        name: losses(start((Store.load(path, layout), config), World(rank, size)), 2) for name, (path, layout, config) in cases.items()
     }
     dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps({"summed": summed, "losses": values}))

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-import pretrain_etrm
 from dataset.batch import materialise
 from tests.support.runs import ALONE, Trainer, train_briefly
+from training import start
 from training.nonfinite import dump_batch, load_batch
 from training.step import train_step
 from utils.distributed import World
@@ -17,22 +17,22 @@ from utils.errors import UserError
 def test_a_batch_without_a_finite_gradient_is_written_down_and_can_be_drawn_again(
     fewshot, tmp_path, monkeypatch
 ):
-    real = pretrain_etrm.train_step
+    real = start.train_step
     asked = {}
 
-    def train_step(state, batch, settings):
+    def train_step(state, batch, config, world):
         asked[state.step] = batch.data
         hook = (
             state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
             if state.step > 1
             else None
         )
-        result = real(state, batch, settings)
+        result = real(state, batch, config, world)
         if hook:
             hook.remove()
         return result
 
-    monkeypatch.setattr(pretrain_etrm, "train_step", train_step)
+    monkeypatch.setattr(start, "train_step", train_step)
     with pytest.raises(
         UserError,
         match=r"step 5: .* not finite 3 times in a row; last checkpoint: step 4; the batches are in",
@@ -57,10 +57,10 @@ def test_a_batch_without_a_finite_gradient_is_written_down_and_can_be_drawn_agai
 def test_what_a_step_worked_on_is_written_down_and_not_only_what_was_sampled(fewshot, tmp_path):
     trainer = Trainer(fewshot, "data.min_demos=2", "data.max_demos=2")
     first = trainer.batch()
-    train_step(trainer.state, first, trainer.settings)
+    train_step(trainer.state, first, trainer.config, trainer.world)
     trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
     samples = trainer.sampler.sample(1)
-    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.settings)
+    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.config, trainer.world)
     content, _ = load_batch(dump_batch(tmp_path, 1, samples, result, fewshot, ALONE))
     steps = content["worked_on"].pop("steps")
     assert steps.tolist() == [2] * 8, "no row halts in its first step"
@@ -71,7 +71,7 @@ def test_the_newest_dumps_are_kept_and_a_full_disk_is_named(fewshot, tmp_path, m
     trainer = Trainer(fewshot)
     samples = trainer.sampler.sample(0)
     trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
-    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.settings)
+    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.config, trainer.world)
     monkeypatch.setattr("training.nonfinite.KEPT", 3)
     for step in (8, 9, 10, 11, 100):
         dump_batch(tmp_path, step, samples, result, fewshot, ALONE)

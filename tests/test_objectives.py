@@ -73,7 +73,7 @@ def test_two_processes_share_noise_negatives_and_gradients(fewshot, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     trainer = Trainer(fewshot, *options, "lr_warmup_steps=200")
     for line in lines:
-        result = train_step(trainer.state, trainer.batch(), trainer.settings)
+        result = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world)
         for name in ("lm_loss", "kl_loss", "reconstruct_loss", "contrastive_loss"):
             assert line[f"train/{name}"] == pytest.approx(
                 (result.metrics[name] / result.metrics["rows"]).item(), rel=1e-5
@@ -93,7 +93,7 @@ def test_two_processes_share_noise_negatives_and_gradients(fewshot, tmp_path):
 
 def test_gradient_norms_are_those_before_clipping_and_add_up(fewshot):
     loose, tight = (Trainer(fewshot, f"grad_clip_norm={limit}") for limit in ("null", "0.001"))
-    norms, clipped = (train_step(t.state, t.batch(), t.settings).grad_norms for t in (loose, tight))
+    norms, clipped = (train_step(t.state, t.batch(), t.config, t.world).grad_norms for t in (loose, tight))
     assert norms == clipped and norms["encoder"] > 0.001
     assert torch.allclose(norms["total"].square(), norms["inner"].square() + norms["encoder"].square())
 
@@ -104,7 +104,7 @@ def test_a_context_without_gradient_is_reported(fewshot):
     trainer.state.model.context.forward = lambda *arguments: dataclasses.replace(
         (context := forward(*arguments)), prefix=context.prefix.detach(), memory=context.memory.detach()
     )
-    assert train_step(trainer.state, trainer.batch(), trainer.settings).metrics["context_gradient"] == 0
+    assert train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).metrics["context_gradient"] == 0
 
 
 def test_energy_shares_have_their_closed_form():

@@ -77,11 +77,11 @@ def test_a_frozen_part_keeps_weights_averages_and_moments_until_its_step(
 
 def test_a_frozen_part_has_no_norm_and_the_rest_its_own(fewshot):
     trainer, free = Trainer(fewshot, "freeze_decoder_steps=all"), Trainer(fewshot)
-    ours, theirs = (train_step(t.state, t.batch(), t.settings) for t in (trainer, free))
+    ours, theirs = (train_step(t.state, t.batch(), t.config, t.world) for t in (trainer, free))
     assert ours.grad_norms.keys() == {"encoder", "total"} and ours.metrics["context_gradient"] == 8
     assert torch.allclose(ours.grad_norms["total"], theirs.grad_norms["encoder"], rtol=1e-5)
     frozen = Trainer(fewshot, "freeze_encoder_steps=all")
-    result = train_step(frozen.state, frozen.batch(), frozen.settings)
+    result = train_step(frozen.state, frozen.batch(), frozen.config, frozen.world)
     assert result.grad_norms.keys() == {"inner", "total"} and result.metrics["context_gradient"] == 0
 
 

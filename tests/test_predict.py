@@ -14,13 +14,13 @@ from evaluation.inference import collect
 from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
 from evaluation.voting import Candidate
-from experiments import timeline
-from experiments.publish import MOST_BYTES
 from models.act import solve
 from models.trm import ETRM
 from tests.support.grids import random_task
 from tests.support.images import read_gif
 from tests.support.runs import ALONE, ROOT, run, untrained
+from tools import timeline
+from tools.publish import MOST_BYTES
 from utils.errors import UserError
 from utils.files import sha256_of
 

@@ -12,16 +12,17 @@ from omegaconf import OmegaConf
 
 from config import compose
 from config.schema import PretrainConfig
+from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
-from experiments import published
 from models.act import solve
-from models.core import DataSizes, RecursiveModel
+from models.core import RecursiveModel
 from models.pretrained import load_checkpoint, load_decoder, load_original, pairs_behind
 from models.trm import build_model
 from tests.support.architectures import CYCLES, GOLDEN, config_of
 from tests.support.grids import write_store
 from tests.support.models import SIDE
 from tests.support.runs import evaluate_here, load_config
+from tools import published
 from utils import checkpoint
 from utils.errors import UserError
 

@@ -7,16 +7,15 @@ import pytest
 import torch
 
 from config import compose
-from config.schema import EvaluateConfig
 from dataset.batch import leave_one_out
 from dataset.leaks import UNKNOWN_PAIRS, tasks_seen
 from dataset.views import EvaluationSet
-from evaluation.evaluate import evaluate
 from evaluation.inference import agreement
 from evaluation.protocols import AsItIsConfig, adaptation_of, label
-from evaluation.session import Session
+from evaluation.run import evaluate
+from evaluation.session import EvaluateConfig, Session
 from evaluation.solver import Solver
-from evaluation.test_time_training import lessons_of
+from evaluation.task_training import lessons_of
 from evaluation.voting import VoteTable
 from tests.support.grids import random_task, write_store
 from tests.support.protocols import SEARCH, drawn_episodes, outspoken, ttt_config

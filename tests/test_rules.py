@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dataset.build_rules_dataset import build, known_elsewhere, read_plan
-from dataset.rule_families import FAMILIES, may_become
-from dataset.rule_tasks import Generator, Made
-from dataset.rules import Library, Rule, apply, describe, draw_inputs, stages_of
+from dataset.generate.rule_families import FAMILIES, may_become
+from dataset.generate.rule_tasks import Generator, Made
+from dataset.generate.rules import Library, Rule, apply, describe, draw_inputs, stages_of
 from dataset.task import Pair
 from tests.support.rules import options_for
 from utils.errors import UserError

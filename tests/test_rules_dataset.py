@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from dataset import store as datasets
 from dataset.build_rules_dataset import build, read_plan
+from dataset.generate.rule_families import FAMILIES
+from dataset.generate.rule_tasks import Generator, Made
+from dataset.generate.rules import apply
 from dataset.leaks import find_leaks
-from dataset.rule_families import FAMILIES
-from dataset.rule_tasks import Generator, Made
-from dataset.rules import apply
+from dataset.store import Store
 from tests.support.rules import options_for
 from tests.support.runs import run
 from utils.errors import UserError
@@ -23,7 +23,7 @@ def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rules") / "d"
     options = options_for(folder, "--train-tasks", "40", "--test-tasks", "4")
     build(options)
-    return datasets.load(folder), read_json(folder / "rules.json"), read_plan(options)
+    return Store.load(folder), read_json(folder / "rules.json"), read_plan(options)
 
 
 def test_held_out_families_and_compositions_never_occur_in_training(built):
@@ -193,7 +193,7 @@ def test_one_dimensional_tasks(families, stages, tmp_path):
             tmp_path / "d", "--families", *families, *size, "--train-tasks", "20", "--test-tasks", "2"
         )
     )
-    store = datasets.load(tmp_path / "d")
+    store = Store.load(tmp_path / "d")
     assert set(store.shapes[:, 0]) == {1} and 8 <= store.shapes[:, 1].min() < store.shapes[:, 1].max() <= 12
     made = [rule["families"] for rule in read_json(tmp_path / "d" / "rules.json").values()]
     assert {name for names in made for name in names} == set(families) and max(map(len, made)) == int(stages)
@@ -213,7 +213,7 @@ def test_generated_permutations_are_determined_new_and_bounded(tmp_path):
     size = ("--rows", "1", "2", "--columns", "2", "3", "--train-tasks", "300", "--test-tasks", "20")
     metadata, _ = build(options_for(tmp_path / "d", *arguments, *size))
     assert metadata.test_subsets == ["test_rules"]
-    store = datasets.load(tmp_path / "d")
+    store = Store.load(tmp_path / "d")
     train, test = ([store.task(int(t)) for t in store.tasks_of(split)] for split in ("train", "test"))
     assert find_leaks(train, test, "fewshot") == [] and len(test) == 20 and 0 < len(train) < 300
     for task in train + test:
@@ -246,7 +246,7 @@ def test_what_another_dataset_trains_is_not_asked_as_new(tmp_path):
     )
     without, _ = build(options_for(tmp_path / "without", *hard))
     metadata, _ = build(options_for(tmp_path / "hard", *hard, "--exclude", str(tmp_path / "easy")))
-    before, easy, store = (datasets.load(tmp_path / name) for name in ("without", "easy", "hard"))
+    before, easy, store = (Store.load(tmp_path / name) for name in ("without", "easy", "hard"))
     rules = read_json(tmp_path / "hard" / "rules.json")
     assert {
         rules[store.task_ids[i]]["families"][0] for i in store.tasks_of("test", subsets=["test_families"])

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-import pretrain_etrm
 from tests.support.runs import ROOT, arguments_for, steps_of, train_briefly, weights_of
+from training import start
 from utils import checkpoint
 from utils.errors import EXIT_INTERRUPTED, EXIT_STOPPED, reports_user_errors
 from utils.signals import StopRequest
@@ -20,15 +20,15 @@ from utils.signals import StopRequest
 def test_a_signal_saves_at_the_next_step_and_has_its_own_exit_status(
     number, fewshot, tmp_path, monkeypatch, capsys
 ):
-    real, seen = pretrain_etrm.train_step, []
+    real, seen = start.train_step, []
 
-    def train_step(state, batch, settings):
+    def train_step(state, batch, config, world):
         seen.append(state.step)
         if len(seen) == 3:
             os.kill(os.getpid(), number)
-        return real(state, batch, settings)
+        return real(state, batch, config, world)
 
-    monkeypatch.setattr(pretrain_etrm, "train_step", train_step)
+    monkeypatch.setattr(start, "train_step", train_step)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end:
         reports_user_errors(train_briefly)(fewshot, tmp_path, "train_steps=6")

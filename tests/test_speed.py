@@ -12,14 +12,13 @@ from benchmarks import data, speed
 from benchmarks.ancestors import turns
 from benchmarks.processes import Contestant
 from benchmarks.useful import useful_flops
-from dataset.batch import Cell
+from dataset.batch import Bucket, DataSizes
 from dataset.canvas import PAD
 from models import layers
-from models.core import DataSizes
-from models.summary import cost, on_meta
 from tests.support.grids import write_store
 from tests.support.models import SIDE, episodes, make_model, one_loss
 from tests.support.runs import load_config
+from tools.summary import cost, on_meta
 from utils import device as devices
 from utils.device import should_compile
 from utils.errors import UserError
@@ -121,7 +120,7 @@ def test_useful_work_is_all_of_it_where_nothing_is_padding(encoder, fewshot):
     config = load_config(fewshot, f"encoder={encoder}", "arch.hidden_size=64", "arch.forward_dtype=bfloat16")
     data_ = {name: torch.full_like(value, 3) for name, value in episodes().data.items()}
     batch, demos = data_["demo_mask"].shape
-    counted = cost(on_meta(config, DataSizes.of(fewshot, config.data)), config, Cell(6, demos)).train_step
+    counted = cost(on_meta(config, DataSizes.of(fewshot, config.data)), config, Bucket(6, demos)).train_step
     assert useful_flops(config, data_) / batch == pytest.approx(counted, rel=0.04)
     data_["demo_inputs"][:, 0], data_["demo_labels"][:, 0] = PAD, PAD
     assert useful_flops(config, data_) / batch < 0.95 * counted

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dataset import sudoku
+from dataset.generate import sudoku
 from tests.support.grids import puzzle_of
 
 HARD = "4.....8.5.3..........7......2.....6.....8.4......1.......6.3.7.5..2.....1.4......"

@@ -6,22 +6,22 @@ from torch import Tensor
 
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import Cell
-from models import layers, summary
+from dataset.batch import Bucket, DataSizes
+from models import layers
 from models.act import act_step, initial_carry
-from models.core import DataSizes
 from models.losses import act_loss
 from models.trm import build_model
 from tests.support.architectures import CASES, CONTEXTS, SIZES, config_of, data_of, model_of
 from tests.support.models import SIDE
 from tests.support.runs import TINY, load_config
+from tools import summary
 
 
 @pytest.mark.parametrize("arch", ["trm", "hrm", "transformers_baseline"])
 def test_flops_are_those_of_the_formula(arch):
     config = config_of(*CASES[arch, "puzzle"], no_ACT_continue=True)
     model = summary.on_meta(config, SIZES)
-    counted = summary.cost(model, config, Cell(SIDE, 0))
+    counted = summary.cost(model, config, Bucket(SIDE, 0))
     hidden, state, width = 32, 2 + SIDE**2, 256
     block = 2 * state * (4 * hidden**2 + 3 * hidden * width) + 4 * state**2 * hidden
     layers = {"trm": 12, "hrm": 4 * 2 + 2 * 1, "transformers_baseline": 2}[arch]
@@ -48,7 +48,7 @@ def test_activations_are_what_a_real_training_step_keeps(context, monkeypatch):
     for owned in (*model.state_dict().values(), *data.values()):
         kept.pop(owned.untyped_storage().data_ptr(), None)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    estimate = summary.activation_bytes(summary.on_meta(config, SIZES), config, Cell(SIDE, 3), 4)
+    estimate = summary.activation_bytes(summary.on_meta(config, SIZES), config, Bucket(SIDE, 3), 4)
     assert abs(estimate - real) < 0.02 * real
 
 
@@ -59,7 +59,7 @@ def test_the_summary_splits_parameters_and_weighs_the_cells_of_a_dataset(fewshot
     trunk = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("context."))
     assert f"{trunk:>16,}" in text and " mean " in text and str(fewshot.path) in text
     sizes, shares, source = summary.training_cells(config_of("data.path=nowhere"))
-    assert list(shares) == [Cell(SIDE, 10)] and "no dataset at nowhere" in source
+    assert list(shares) == [Bucket(SIDE, 10)] and "no dataset at nowhere" in source
 
 
 @pytest.mark.parametrize("encoder", ["standard", "perceiver"])
@@ -67,5 +67,5 @@ def test_costs_are_counted_where_learned_queries_read(encoder):
     config = compose.load(
         PretrainConfig, "pretrain", [f"encoder={encoder}", *TINY, "arch.forward_dtype=float32"]
     )
-    counted = summary.cost(summary.on_meta(config, SIZES), config, Cell(SIDE, 3))
+    counted = summary.cost(summary.on_meta(config, SIZES), config, Bucket(SIDE, 3))
     assert 0 < counted.context < counted.train_step and counted.act_step < counted.train_step

@@ -77,7 +77,7 @@ def test_pytorchs_writer_says_that_the_disk_is_full():
 
 def test_a_resumed_share_of_the_carries_holds_its_own_rows_only(fewshot, tmp_path):
     trainer = Trainer(fewshot)
-    train_step(trainer.state, trainer.batch(), trainer.settings)
+    train_step(trainer.state, trainer.batch(), trainer.config, trainer.world)
     path = trainer.state.save(tmp_path, ALONE, {}, keep=1)
     resumed = Trainer(fewshot)
     resumed.state.load(path, World(0, 4), CPU)

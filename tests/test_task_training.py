@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from config import compose
-from config.schema import EvaluateConfig
 from dataset.batch import materialise
 from dataset.views import EvaluationSet
 from evaluation.inference import collect
 from evaluation.predictions import Predictions
-from evaluation.session import Session
-from evaluation.test_time_training import TestTimeTraining, Trained, _Episodes, holding, lessons_of
+from evaluation.session import EvaluateConfig, Session
+from evaluation.task_training import TaskTraining, Trained, _Episodes, holding, lessons_of
 from models.latent_search import LeaveOneOut
 from models.losses import ObjectiveConfig
 from tests.support.grids import write_store
@@ -36,7 +35,7 @@ def test_tasks_trained_side_by_side_are_trained_as_one_by_one_and_the_model_is_i
         if (lesson.side, len(lesson.pairs)) == (lessons[0].side, len(lessons[0].pairs))
     ][:2]
     assert len(lessons) == 2
-    training = TestTimeTraining(ttt_config(f"parameters={parameters}", "rank=2"), trainer.config.objective, 0)
+    training = TaskTraining(ttt_config(f"parameters={parameters}", "rank=2"), trainer.config.objective, 0)
     for stack in (lessons, lessons[:1], lessons[1:]):
         trained = training.train(model, questions, fewshot.grid_table, stack)
         found.append([trained.weights(number) for number in range(len(stack))])
@@ -71,7 +70,7 @@ def test_what_training_keeps_fixed_stays_fixed(fewshot):
 
 def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
     model, questions, trainer = memory
-    training = TestTimeTraining(ttt_config("steps=30", "lr=5e-3"), trainer.config.objective, 0)
+    training = TaskTraining(ttt_config("steps=30", "lr=5e-3"), trainer.config.objective, 0)
     lesson = lessons_of(questions, questions.asked)[0][0]
     asked = np.arange(len(questions.queries)) == lesson.queries[0]
     (batch,) = questions.batches(1, views=slice(0, 1), queries=asked)
@@ -92,7 +91,7 @@ def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
 def test_an_error_while_a_task_is_asked_gives_the_weights_back(memory, fewshot):
     model, questions, trainer = memory
     before = copied_weights(model)
-    training = TestTimeTraining(ttt_config(), trainer.config.objective, 0)
+    training = TaskTraining(ttt_config(), trainer.config.objective, 0)
 
     def report(views: int) -> None:
         assert not unchanged(model, before)
@@ -107,7 +106,7 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, few
     model, questions, trainer = memory
     drawn = []
     monkeypatch.setattr(
-        "evaluation.test_time_training.materialise",
+        "evaluation.task_training.materialise",
         lambda samples, *a: drawn.append(samples) or materialise(samples, *a),
     )
     whole = collect(
@@ -116,7 +115,7 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, few
         fewshot.grid_table,
         8,
         ALONE,
-        adaptation=TestTimeTraining(ttt_config(), trainer.config.objective, 0),
+        adaptation=TaskTraining(ttt_config(), trainer.config.objective, 0),
     )
     asked = {query.pair for query in questions.queries}
     shown = {int(pair) for samples in drawn for pair in (*samples.query, *samples.demos.flatten())}
@@ -125,7 +124,7 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, few
         assert (samples.query[:, None] != samples.demos).all()
     halves = Predictions()
     for rank in (0, 1):
-        training = TestTimeTraining(ttt_config(), trainer.config.objective, 0)
+        training = TaskTraining(ttt_config(), trainer.config.objective, 0)
         halves.merge([collect(model, questions, fewshot.grid_table, 8, World(rank, 2), adaptation=training)])
     one, two = whole.columns, halves.columns
     assert len(one["query"]) == len(questions.queries) * 2
@@ -136,8 +135,8 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, few
 def test_seconds_are_a_budget_per_task(memory, fewshot, monkeypatch):
     model, questions, trainer = memory
     clock = iter(range(1000))
-    monkeypatch.setattr("evaluation.test_time_training.clock", lambda device: float(next(clock)))
-    training = TestTimeTraining(ttt_config("steps=1000", "seconds=3"), trainer.config.objective, 0)
+    monkeypatch.setattr("evaluation.task_training.clock", lambda device: float(next(clock)))
+    training = TaskTraining(ttt_config("steps=1000", "seconds=3"), trainer.config.objective, 0)
     training.train(model, questions, fewshot.grid_table, lessons_of(questions, questions.asked)[0][:1])
     assert (
         next(clock) == 5
@@ -167,7 +166,7 @@ def test_training_places_pairs_as_the_model_has_seen_them(fewshot):
         samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(16)
         if places is None:
             assert (
-                samples.offset.shape == (16, 1 + samples.cell.demos, 2)
+                samples.offset.shape == (16, 1 + samples.bucket.demos, 2)
                 and (samples.offset[:, 0] != samples.offset[:, 1]).any()
             )
         else:
@@ -205,7 +204,7 @@ def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on
     questions = session.questions()
     lesson = lessons_of(questions, questions.asked)[0][0]
     config = ttt_config("steps=1", "row_steps=1", "batch_size=32")
-    trained = TestTimeTraining(config, ObjectiveConfig(**session.info["config"]["objective"]), 0).train(
+    trained = TaskTraining(config, ObjectiveConfig(**session.info["config"]["objective"]), 0).train(
         session.model, questions, other.grid_table, [lesson]
     )
     assert (trained.rows(0) != table[0]).any(dim=1).all(), "rows of all views learn"
@@ -235,7 +234,7 @@ def test_tasks_on_a_large_canvas_are_trained_side_by_side(tmp_path):
     trainer = Trainer(store, "encoder=memory", "data.buckets=[10]", "arch.halt_max_steps=1")
     questions = EvaluationSet(store, trainer.config.data, "test", 1, 0)
     lesson = lessons_of(questions, questions.asked)[0][0]
-    training = TestTimeTraining(ttt_config("steps=1"), trainer.config.objective, 0)
+    training = TaskTraining(ttt_config("steps=1"), trainer.config.objective, 0)
     trained = training.train(trainer.state.model, questions, store.grid_table, [lesson, lesson])
     alone = training.train(trainer.state.model, questions, store.grid_table, [lesson]).weights(0)
     for name, value in trained.weights(1).items():

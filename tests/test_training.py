@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset.store import Store
 from tests.support.runs import Trainer, arguments_for, run
 from training.step import train_step
 
@@ -31,24 +32,23 @@ def test_a_non_finite_gradient_changes_nothing_but_the_step(fewshot):
     weights = copy.deepcopy(trainer.state.model.state_dict())
     moments = copy.deepcopy(trainer.state.optimizers[0].state_dict()["state"])
     hook = trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
-    assert not train_step(trainer.state, trainer.batch(), trainer.settings).updated
+    assert not train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).updated
     hook.remove()
     assert all(torch.equal(value, weights[name]) for name, value in trainer.state.model.state_dict().items())
     after = trainer.state.optimizers[0].state_dict()["state"]
     assert all(torch.equal(after[key]["exp_avg"], moments[key]["exp_avg"]) for key in moments)
-    assert trainer.state.step == 3 and train_step(trainer.state, trainer.batch(), trainer.settings).updated
+    assert trainer.state.step == 3 and train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).updated
 
 
 def test_the_logged_norm_is_the_one_before_clipping(fewshot):
     loose, tight = Trainer(fewshot, "grad_clip_norm=null"), Trainer(fewshot, "grad_clip_norm=0.001")
-    norms = [train_step(t.state, t.batch(), t.settings).grad_norms["total"] for t in (loose, tight)]
+    norms = [train_step(t.state, t.batch(), t.config, t.world).grad_norms["total"] for t in (loose, tight)]
     assert torch.equal(*norms) and norms[0] > 0.001
 
 
 @pytest.mark.slow
 def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
     """The model must have learned to read its demonstrations: recoloured 3x3 grids, seconds of training."""
-    from dataset import store as datasets
     from dataset.build_rules_dataset import build, parse_arguments
 
     arguments = [
@@ -74,7 +74,7 @@ def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
         str(tmp_path / "d"),
     ]
     build(parse_arguments(arguments))
-    store = datasets.load(tmp_path / "d")
+    store = Store.load(tmp_path / "d")
     options = [
         "arch.H_cycles=1",
         "arch.halt_max_steps=1",

@@ -10,8 +10,9 @@ import pytest
 import pretrain_etrm
 from dataset.samplers import SAMPLERS
 from dataset.views import EvaluationSet
-from evaluation.evaluate import Evaluation
+from evaluation import in_training
 from evaluation.metrics import Score
+from evaluation.run import Evaluation
 from tests.support.runs import evaluate_here, load_config, metrics_of, steps_of, train_briefly
 from training.state import TrainState
 from utils import checkpoint
@@ -22,9 +23,11 @@ VALIDATED = ("validation=2", "eval_interval=2", "evaluation.num_views=1")
 
 def answer_with(monkeypatch, scores: dict[int, float]) -> list[tuple[str, int]]:
     """Let evaluations find these values of best_metric, by step; what was evaluated is collected."""
-    real, asked = pretrain_etrm.log_evaluation, []
+    real, asked = in_training.log_evaluation, []
 
-    def log_evaluation(logger, state, *arguments):
+    def log_evaluation(run, *arguments):
+        state = run.state
+
         def evaluate(*positional, **named):
             asked.append((named["split"], state.step))
             named["report"](1)
@@ -45,8 +48,8 @@ def answer_with(monkeypatch, scores: dict[int, float]) -> list[tuple[str, int]]:
                 "inductive", **dict.fromkeys(unread), scores=[found], means={}, counts={"tasks": 2}, notes=[]
             )
 
-        monkeypatch.setattr(pretrain_etrm, "evaluate", evaluate)
-        real(logger, state, *arguments)
+        monkeypatch.setattr(in_training, "evaluate", evaluate)
+        real(run, *arguments)
 
     monkeypatch.setattr(pretrain_etrm, "log_evaluation", log_evaluation)
     return asked

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from config import compose
-from config.schema import EvaluateConfig
 from dataset.views import EvaluationSet
-from evaluation.evaluate import evaluate
 from evaluation.inference import VIEWS_PER_ROUND, VoteStop, collect
 from evaluation.predictions import Predictions
+from evaluation.run import evaluate
+from evaluation.session import EvaluateConfig
 from evaluation.voting import VoteTable, key_of
 from models.act import Answer, act_step, initial_carry, solve
 from tests.support.predictions import NOTHING, A, B, C

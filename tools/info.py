@@ -17,7 +17,7 @@ from dataset.batch import DataConfig, Samples, materialise, task_sides
 from dataset.canvas import smallest_bucket
 from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS
-from dataset.store import SPLITS, Store, TEST
+from dataset.store import SPLITS, TEST, Store
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import json_in_page, write_atomically

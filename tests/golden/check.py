@@ -18,8 +18,8 @@ import torch
 
 from dataset import augment, canvas
 from dataset.views import BLANK_ID
-from evaluation.evaluate import attempts
 from evaluation.metrics import Answered, score
+from evaluation.run import attempts
 from evaluation.voting import VoteTable
 from models.act import act_step, initial_carry
 from models.core import RecursiveModel

@@ -9,15 +9,14 @@ from torch import Tensor
 
 from config import compose
 from config.schema import PretrainConfig
+from dataset.batch import DataSizes
 from models.context import PuzzleEmbedding
-from models.core import DataSizes, RecursiveModel
+from models.core import RecursiveModel
 from models.trm import build_model
 from tests.support.models import SIDE, episodes
 from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
-from training.step import StepSettings
-from utils.distributed import World
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 CPU = torch.device("cpu")
@@ -74,9 +73,6 @@ def data_of(config: PretrainConfig, seed: int = 0) -> dict[str, Tensor]:
     return {name: value for name, value in data.items() if not name.startswith("demo")}
 
 
-def train_state(config: PretrainConfig) -> tuple[TrainState, StepSettings]:
+def train_state(config: PretrainConfig) -> TrainState:
     model = model_of(config)
-    state = TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9))
-    return state, StepSettings(
-        config.mode, config.objective, config, config.seed, config.global_batch_size, 10, World()
-    )
+    return TrainState(model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import store as datasets
-from dataset.store import Store
+from dataset.store import Store, write_dataset
 from dataset.task import Pair, Task
 
 
@@ -36,7 +35,7 @@ def write_store(
         name: [random_task(rng, f"{name}{i}", 2 + i % 3, 1 + i % 2, side) for i in range(count)]
         for name, count in (("a", train), ("b", test))
     }
-    datasets.write(
+    write_dataset(
         folder,
         tasks,
         ["b"],
@@ -46,7 +45,7 @@ def write_store(
         num_aug=num_aug,
         max_grid_size=side,
     )
-    return datasets.load(folder, layout)
+    return Store.load(folder, layout)
 
 
 def puzzle_of(text: str) -> np.ndarray:

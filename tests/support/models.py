@@ -2,7 +2,7 @@
 
 import torch
 
-from dataset.batch import Batch, Cell
+from dataset.batch import Batch, Bucket
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from models.act import act_step, initial_carry
 from models.losses import ObjectiveConfig, act_loss
@@ -38,7 +38,7 @@ def episodes(batch: int = 4, demos: int = 3, seed: int = 0) -> Batch:
         "demo_labels": tokens(batch, demos),
         "demo_mask": torch.ones(batch, demos, dtype=torch.bool),
     }
-    return Batch(Cell(SIDE, demos), data)
+    return Batch(Bucket(SIDE, demos), data)
 
 
 def make_model(store, *overrides: str, seed: int = 0) -> RecursiveModel:

@@ -3,9 +3,9 @@
 import torch
 
 from config import compose
-from config.schema import EvaluateConfig
 from dataset.batch import materialise
 from evaluation.protocols import protocol_config
+from evaluation.session import EvaluateConfig
 
 SEARCH = protocol_config(
     compose.compose("evaluate", ["checkpoint=x", "protocol=latent_search", "protocol.steps=5"])[0]["protocol"]
@@ -27,7 +27,7 @@ def outspoken(trainer):
 
 
 def drawn_episodes(trainer, demos: int, with_labels: bool = False):
-    cell = next(cell for cell in trainer.sampler.cells if cell.demos == demos)
+    cell = next(cell for cell in trainer.sampler.buckets if cell.demos == demos)
     return materialise(
         trainer.sampler.sample(0, cell), trainer.store, trainer.store.grid_table, with_labels
     ).data

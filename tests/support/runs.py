@@ -12,16 +12,13 @@ import torch
 import evaluate
 import pretrain_etrm
 from config import compose
-from config.schema import EvaluateConfig, PretrainConfig
-from dataset.batch import materialise
-from dataset.samplers import SAMPLERS
+from config.schema import PretrainConfig
+from dataset.batch import DataSizes
 from dataset.store import Store
-from models.core import DataSizes
-from models.trm import build_model, count_parameters
-from training.ema import EMA
-from training.optim import build_optimizers
-from training.state import TrainState
-from training.step import StepSettings, train_step
+from evaluation.session import EvaluateConfig
+from models.trm import count_parameters
+from training.start import Run
+from training.step import train_step
 from utils import checkpoint
 from utils.distributed import World
 
@@ -83,28 +80,21 @@ def evaluate_here(*overrides: str) -> None:
     evaluate.run(compose.load(EvaluateConfig, "evaluate", ["device=cpu", *overrides]))
 
 
-class Trainer:
+class Trainer(Run):
     """A tiny run in this process: of `config`, or of the usual one with `overrides`."""
 
+    device = CPU
+
     def __init__(self, store, *overrides: str, config: PretrainConfig | None = None, world: World = ALONE):
+        config = config or load_config(store, *TRAINER, *overrides)
+        super().__init__(config.model_copy(update={"ema": True, "ema_rate": 0.9}), world)
         self.store = store
-        self.config = config = config or load_config(store, *TRAINER, *overrides)
-        sampler = SAMPLERS[store.metadata.layout]
-        self.sampler = sampler(
-            store, config.data, config.seed, config.global_batch_size, world.rank, world.size
-        )
-        torch.manual_seed(config.seed)
-        model = build_model(config.arch, DataSizes.of(store, config.data), config.encoder)
-        self.state = TrainState(
-            model, build_optimizers(model, config, CPU)[0], EMA(model, 0.9), self.sampler.trained_pairs
-        )
-        self.settings = StepSettings.of(config, world)
 
     def batch(self):
-        return materialise(self.sampler.sample(self.state.step), self.store, self.store.grid_table)
+        return super().batch(self.sampler.sample(self.state.step))
 
     def steps(self, count: int) -> list[float]:
-        results = [train_step(self.state, self.batch(), self.settings) for _ in range(count)]
+        results = [train_step(self.state, self.batch(), self.config, self.world) for _ in range(count)]
         return [(result.metrics["lm_loss"] / result.metrics["rows"]).item() for result in results]
 
 
