@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dataset import sources, store
+from dataset import sources, writer
+from dataset.layouts import LAYOUTS
 from dataset.leaks import find_leaks
+from dataset.store import Metadata
 from dataset.task import MAX_SIDE, Task
 from utils.arguments import parser_of
 from utils.errors import UserError, nearest, reports_user_errors
@@ -94,7 +96,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     defaults = {
         "max_grid_size": recipe.get("max_grid_size", MAX_SIDE),
         "test_set_name": recipe.get("test_set_name"),
-        "num_aug": PUZZLE_AUGMENTATIONS if options.layout == "puzzle" else 0,
+        "num_aug": PUZZLE_AUGMENTATIONS if LAYOUTS[options.layout].learns_rows else 0,
         "puzzle_identifiers_start": 1,
     }
     for name, default in defaults.items():
@@ -160,9 +162,9 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
     return {name: available[name]() for name in wanted}, test, ", ".join(origins)
 
 
-def build(options: argparse.Namespace) -> store.Metadata:
+def build(options: argparse.Namespace) -> Metadata:
     """Read, filter, check for leaks and write. Raises `UserError`; nothing is written unless all of it is."""
-    store.check_output(options.output_dir)
+    writer.check_output(options.output_dir)
     left_out: dict[str, list[str]] = {}
     tasks, test_subsets, source = read_tasks(options, left_out)
     tasks = {
@@ -201,10 +203,10 @@ def build(options: argparse.Namespace) -> store.Metadata:
         )
     start, num_aug, augmentations = options.puzzle_identifiers_start, options.num_aug, None
     if options.identifiers:
-        start, augmentations = store.read_identifiers(options.identifiers)
+        start, augmentations = writer.read_identifiers(options.identifiers)
         _require_same_tasks(options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out)
         num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
-    return store.write_dataset(
+    return writer.write_dataset(
         options.output_dir,
         tasks,
         test_subsets,
@@ -259,7 +261,7 @@ def main() -> None:
     ):
         if ids := metadata.left_out.get(reason):
             print(f"{len(ids)} {why}: {', '.join(ids[:10])}{', ...' if len(ids) > 10 else ''}")
-    if metadata.layout == "puzzle" or metadata.num_aug:
+    if LAYOUTS[metadata.layout].learns_rows or metadata.num_aug:
         short = sum(count < metadata.num_aug for count in metadata.augmentations_per_task.values())
         few = f"; {short} tasks have fewer than {metadata.num_aug} different augmentations" if short else ""
         print(f"{metadata.num_puzzle_identifiers} puzzle identifiers (<blank> included){few}")

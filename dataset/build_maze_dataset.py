@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from dataset import store
+from dataset import writer
 from dataset.generate import game_builder, maze
 from dataset.generate.game_builder import Lines, Puzzles
 from utils.arguments import parser_of
@@ -59,7 +59,7 @@ def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzl
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
-    store.check_output(options.output_dir)
+    writer.check_output(options.output_dir)
     game_builder.resolve(options, SOURCE_REPO, side=30, loops=0.05)
     generated, least = options.source == "generated", options.min_path_length
     paths = options.paths or ("unique" if generated else "given")

@@ -33,13 +33,13 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import store
+from dataset import writer
 from dataset.augment import fingerprints
 from dataset.generate.rule_families import FAMILIES
 from dataset.generate.rule_tasks import Generator, Job, Made, Plan
 from dataset.generate.rules import Library, Rule, describe, stages_of
 from dataset.leaks import find_leaks
-from dataset.store import Store
+from dataset.store import Metadata, Store
 from dataset.task import MAX_SIDE, Task
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
@@ -209,12 +209,12 @@ def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]], libra
     return {task_id for task_id, (split, task) in identified.items() if known(split, task)}
 
 
-def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]]:
+def build(options: argparse.Namespace) -> tuple[Metadata, dict[str, float]]:
     """Generate and write; also returns how many draws a task of each family or composition took on average.
 
     Raises `UserError`; nothing is written unless all of it is.
     """
-    store.check_output(options.output_dir)
+    writer.check_output(options.output_dir)
     plan = read_plan(options)
     generator = Generator(plan)
     chosen = list(dict.fromkeys(options.test_splits or [split for split in TEST_SPLITS if generator.has(split)]))
@@ -251,7 +251,7 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
                 f"nothing is left of {split}: {len(excluded)} tasks are known elsewhere, of {len(untrained)} no rule is trained"
             )
     kept = {task.id for subset in tasks.values() for task in subset}
-    metadata = store.write_dataset(
+    metadata = writer.write_dataset(
         options.output_dir,
         tasks,
         list(chosen),

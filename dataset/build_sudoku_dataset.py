@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from dataset import store
+from dataset import writer
 from dataset.generate import game_builder, sudoku
 from dataset.generate.game_builder import Lines, Puzzles
 from utils.arguments import parser_of
@@ -55,7 +55,7 @@ def check(puzzles: Puzzles, lines: Lines) -> Puzzles:
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
-    store.check_output(options.output_dir)
+    writer.check_output(options.output_dir)
     game_builder.resolve(options, SOURCE_REPO, size=9, clues=None)
     least, most = options.min_difficulty, options.max_difficulty
     if least < 0 or (most is not None and most < least) or options.num_aug < 0:

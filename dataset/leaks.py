@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.augment import fingerprints
-from dataset.store import Layout, Leak, Store
+from dataset.layouts import LAYOUTS, LayoutName
+from dataset.store import Leak, Store
 from dataset.task import Task
 
 
-def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: Layout) -> list[Leak]:
+def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) -> list[Leak]:
     """The (training task, evaluation task) pairs of tasks that have the same id or share a pair.
 
     In the few-shot layout every pair of an evaluation task must be new. In the puzzle layout its demonstrations are
@@ -24,13 +25,13 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: Layout) -> l
         for key in keys[keys > 0].tolist():
             owners.setdefault(key, set()).add(task.id)
     neighbours: dict[int, set[str]] = {}
-    for task, keys in zip(test, prints[len(train) :], strict=True) if layout == "puzzle" else ():
+    for task, keys in zip(test, prints[len(train) :], strict=True) if LAYOUTS[layout].learns_rows else ():
         for key in keys[: len(task.demonstrations)].tolist():
             neighbours.setdefault(key, set()).add(task.id)
     training_ids = {task.id for task in train}
     leaks = {(task.id, task.id) for task in test if task.id in training_ids}
     for task, keys in zip(test, prints[len(train) :], strict=True):
-        asked = keys if layout == "fewshot" else keys[len(task.demonstrations) :]
+        asked = keys if LAYOUTS[layout].reads_demonstrations else keys[len(task.demonstrations) :]
         for key in asked[asked > 0].tolist():
             leaks.update((owner, task.id) for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id}))
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]

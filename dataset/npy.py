@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from dataset import augment, canvas, store
+from dataset import augment, canvas, writer
 from dataset.canvas import TRANSPOSES
 from dataset.games import GAMES
+from dataset.layouts import LayoutName
 from dataset.leaks import find_leaks
-from dataset.store import SPLITS, TEST, Store
+from dataset.store import SPLITS, TEST, Metadata, Store
 from dataset.task import MAX_SIDE, Pair, Task
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
@@ -65,14 +66,14 @@ def _groups(source: Store, split: str) -> Iterator[_Group]:
         first, end = int(source.task_pairs[task]), int(source.task_pairs[task + 1])
         border = first + int(source.task_demonstrations[task])
         tested = source.task_split[task] == TEST
-        if source.metadata.layout == "puzzle" and tested:
+        if source.layout.learns_rows and tested:
             pairs = range(first, border) if split == "train" else range(border, end)
         elif tested == (split == "test"):
             pairs = range(first, end)
         else:
             continue
         if pairs:
-            copies = source.metadata.num_aug + 1 if source.metadata.layout == "pairs" and split == "train" else 1
+            copies = source.metadata.num_aug + 1 if source.layout.shares_rule and split == "train" else 1
             rows = np.arange(source.task_rows[task], source.task_rows[task + 1]).repeat(copies)
             yield _Group(task, np.array(pairs), rows)
 
@@ -96,7 +97,7 @@ def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, 
         "puzzle_indices": np.concatenate([[0], np.cumsum(sizes)]),
         "group_indices": np.cumsum([0] + [len(group.rows) for group in groups]),
     }
-    if source.metadata.layout == "fewshot":
+    if source.layout.reads_demonstrations:
         indices["num_demos"] = np.concatenate([np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups])
     for name, values in indices.items():
         np.save(_file(folder, name), values.astype(np.int32))
@@ -119,8 +120,8 @@ def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, tra
     """Tokens (rows * pairs, side * side) of inputs and of labels."""
     rows, each = group.rows, len(group.pairs)
     transform, colours, order = source.dihedral[rows].astype(np.int64), source.colours[rows], None
-    if source.metadata.layout == "pairs" and len(rows) > 1:
-        views = source.game.stored_views(source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side)
+    if source.layout.shares_rule and len(rows) > 1:
+        views = source.game.stored_symmetries(source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side)
         transform, colours, order = views.transform, views.colours, views.order
     pairs = np.tile(group.pairs, len(rows))
     transform, colours = transform.repeat(each), colours.repeat(each, axis=0)
@@ -149,7 +150,7 @@ def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, tra
     return tokens(inputs), tokens(outputs) * known[:, None].astype(np.uint8)
 
 
-def import_(folder: Path, output: Path) -> store.Metadata:
+def import_(folder: Path, output: Path) -> Metadata:
     """Read an ARC dataset in the ancestors' layout and write it as ours, with the same identifiers.
 
     The layout is `fewshot` where num_demos.npy says which pairs are demonstrations, else `puzzle`; there, the original
@@ -158,7 +159,7 @@ def import_(folder: Path, output: Path) -> store.Metadata:
     where a solution is missing: it becomes unknown, and `details` names its task. Raises `UserError` for other games, missing or
     contradictory files.
     """
-    start, rows = store.read_identifiers(folder / "identifiers.json")
+    start, rows = writer.read_identifiers(folder / "identifiers.json")
     names = read_json(folder / "identifiers.json")
     found = {split: _read_split(folder / split, names) for split in SPLITS if (folder / split).is_dir()}
     fewshot = any(demonstrations is not None for _, demonstrations in found.values())
@@ -179,8 +180,8 @@ def import_(folder: Path, output: Path) -> store.Metadata:
             queries = tuple(Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries)
             unknown += [task_id] * any(_is_placeholder(query.output) for query in together[count:])
         tasks[split].append(Task(task_id, tuple(together[:count]), queries))
-    layout: store.Layout = "fewshot" if fewshot else "puzzle"
-    return store.write_dataset(
+    layout: LayoutName = "fewshot" if fewshot else "puzzle"
+    return writer.write_dataset(
         output,
         tasks,
         ["test"],

@@ -16,7 +16,7 @@ import numpy as np
 from dataset import augment
 from dataset.batch import Bucket, DataConfig, Samples, task_sides
 from dataset.canvas import TRANSPOSES, smallest_bucket
-from dataset.games import Views
+from dataset.games import Symmetries
 from dataset.store import TEST, Store
 from utils.errors import UserError
 
@@ -159,18 +159,18 @@ class Sampler:
     def _draw(self, rng: np.random.Generator, bucket: Bucket, tasks: np.ndarray) -> Samples:
         raise NotImplementedError
 
-    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Views, np.ndarray]:
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Symmetries, np.ndarray]:
         """One view of each task, and its puzzle identifier (B,)."""
         rows = self.store.task_rows[tasks]
         if self.config.augmentation == "table":
             rows = rows + (rng.random(len(tasks)) * (self.store.task_rows[tasks + 1] - rows)).astype(np.int64)
-            views = Views(self.store.dihedral[rows], self.store.colours[rows])
+            views = Symmetries(self.store.dihedral[rows], self.store.colours[rows])
         elif self.config.augmentation == "random":
-            views = self.store.game.views(rng, len(tasks), side)
+            views = self.store.game.symmetries(rng, len(tasks), side)
         else:
             recoloured = self.config.augmentation == "colours"
             colours = augment.random_colours(rng, len(tasks)) if recoloured else augment.identity_colours(len(tasks))
-            views = Views(np.zeros(len(tasks), np.int64), colours)
+            views = Symmetries(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(rows)
 
 
@@ -229,7 +229,7 @@ class PuzzleSampler(Sampler):
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
         if config.augmentation == "colours" and store.metadata.game != "arc":
             raise UserError(f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}")
-        if config.augmentation in ("random", "colours") and store.metadata.layout == "puzzle":
+        if config.augmentation in ("random", "colours") and store.layout.learns_rows:
             raise UserError("one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none")
         super().__init__(store, config, *arguments, **named)
 
@@ -270,11 +270,11 @@ class PairSampler(PuzzleSampler):
         self.queries = _PairTable(len(self.store.task_ids), tasks, self.store.task_pairs[tasks][:, None])
         return tasks
 
-    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Views, np.ndarray]:
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Symmetries, np.ndarray]:
         if self.config.augmentation != "table":
             return super()._views(rng, tasks, side)
         number = rng.integers(0, self.store.metadata.num_aug + 1, len(tasks))
-        views = self.store.game.stored_views(self.store.metadata.seed, tasks, number, side)
+        views = self.store.game.stored_symmetries(self.store.metadata.seed, tasks, number, side)
         return views, np.zeros(len(tasks), np.int64)
 
 

@@ -63,7 +63,7 @@ class EvaluationSet:
     ):
         # A model trained without turned grids has no puzzle rows for other views, and has never seen one. A game's puzzle
         # is asked once: its score is the model's own, as in the ancestors.
-        self.num_views = num_views if config.turns and store.metadata.layout != "pairs" else 1
+        self.num_views = num_views if config.turns and not store.layout.shares_rule else 1
         self.store, self.config, self.control = store, config, control
         self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)
@@ -118,7 +118,7 @@ class EvaluationSet:
         fit the query's canvas. Never the query itself, and none for the control `query_only`."""
         if self.control == "query_only":
             return ()
-        if self.store.metadata.layout == "fewshot":
+        if self.store.layout.reads_demonstrations:
             return self.told(query)[0]
         task = self._donors[query.task][0] if query.task in self._donors else query.task
         first = int(self.store.task_pairs[task])
@@ -128,7 +128,7 @@ class EvaluationSet:
 
     def can_adapt(self, query: Query) -> bool:
         """Whether those are enough to learn from: a puzzle's row needs one, and an episode one to ask and one to show."""
-        return len(self.demonstrations(query)) >= (2 if self.store.metadata.layout == "fewshot" else 1)
+        return len(self.demonstrations(query)) >= (2 if self.store.layout.reads_demonstrations else 1)
 
     def side_of(self, query: Query) -> int | None:
         """The canvas on which a query is asked; None when it fits none."""
@@ -145,11 +145,11 @@ class EvaluationSet:
             return [Query(task, i, pair, self._limit(task, range(first, border))) for i, pair in enumerate(range(border, end))]
         labelled = [pair for pair in range(first, end) if self.store.pair_output[pair] >= 0]
         others = {pair: [other for other in labelled if other != pair] for pair in labelled}
-        askable = [pair for pair in labelled if others[pair] or self.store.metadata.layout != "fewshot"]
+        askable = [pair for pair in labelled if others[pair] or not self.store.layout.reads_demonstrations]
         return [Query(task, i, pair, self._limit(task, others[pair])) for i, pair in enumerate(askable)]
 
     def _limit(self, task: int, demos: Sequence[int]) -> tuple[int, ...]:
-        if self.store.metadata.layout != "fewshot":
+        if not self.store.layout.reads_demonstrations:
             return ()
         if len(demos) > self.config.max_demos:
             self.truncated.add(self.store.task_ids[task])
@@ -158,7 +158,7 @@ class EvaluationSet:
     def _draw_views(self, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """transform (V,), colours (V, 10), puzzle identifier (V,); the identity first."""
         rows = np.arange(self.store.task_rows[task], self.store.task_rows[task + 1])[: self.num_views]
-        if self.store.metadata.layout != "fewshot":  # a learned row exists for the stored augmentations only
+        if not self.store.layout.reads_demonstrations:  # a learned row exists for the stored augmentations only
             return self.store.dihedral[rows], self.store.colours[rows], self.store.identifiers_of(rows)
         question = self.store.task(task)
         question = Task(question.id, question.demonstrations, tuple(Pair(query.input, None) for query in question.queries))

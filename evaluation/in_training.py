@@ -53,7 +53,7 @@ class MonitoredConfig(TrainingConfig):
 
 def check_best_metric(config: MonitoredConfig, store: Store) -> None:
     """Raise `UserError` if the validation tasks could not be scored by `best_metric`: before the training, not after it."""
-    names, wanted = metric_names(config.evaluation, store.metadata.layout), config.best_metric
+    names, wanted = metric_names(config.evaluation, store.layout), config.best_metric
     if config.validation and wanted not in names:
         raise UserError(
             f"best_metric={wanted}{nearest(wanted, names)} is not evaluated; there are {', '.join(names)}"

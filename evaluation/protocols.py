@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dataset.layouts import Layout
 from dataset.leaks import Seen
 from dataset.store import Store
 from evaluation.task_training import TaskTraining, TaskTrainingConfig
@@ -66,16 +67,16 @@ class LatentSearch:
 Adaptation = LatentSearch | TaskTraining
 
 
-def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: str) -> Adaptation | None:
+def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: Layout) -> Adaptation | None:
     """What a protocol does before a task is answered. Raises `UserError` for models that have nothing to adapt by."""
     if isinstance(config, LatentSearchConfig):
-        if layout != "fewshot":
+        if not layout.reads_demonstrations:
             raise UserError("protocol=latent_search searches a context that an encoder computes, and this model has no encoder")
         return LatentSearch(config, objective, seed, batch_size)
     if isinstance(config, TaskTrainingConfig):
-        if layout == "pairs":
+        if layout.shares_rule:
             raise UserError("protocol=test_time_training learns from a task's demonstrations, and puzzles that share one rule have none")
-        if layout == "puzzle" and config.parameters == "encoder":
+        if layout.learns_rows and config.parameters == "encoder":
             raise UserError("protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case")
         return TaskTraining(config, objective, seed)
     return None
@@ -105,7 +106,7 @@ def label(config: ProtocolConfig, store: Store, seen: Seen) -> str:
 
     Raises `UserError` when an explicitly named protocol is not what it would be.
     """
-    learned_rows = store.metadata.layout == "puzzle" and not isinstance(config, TaskTrainingConfig)
+    learned_rows = store.layout.learns_rows and not isinstance(config, TaskTrainingConfig)
     found = "transductive" if seen or learned_rows else "inductive"
     if config.name in ("inductive", "transductive") and config.name != found:
         why = "none of the evaluated tasks shares a pair with the training data"

@@ -14,6 +14,7 @@ import torch
 from pydantic import Field, PositiveInt, model_validator
 
 from dataset.batch import DataConfig
+from dataset.layouts import Layout
 from dataset.leaks import tasks_seen
 from dataset.store import Store
 from dataset.task import Pair
@@ -127,20 +128,20 @@ class Evaluation:
         return self.means | {one.name: one.value for one in self.scores}
 
 
-def metric_names(config: VotingConfig, layout: str) -> list[str]:
+def metric_names(config: VotingConfig, layout: Layout) -> list[str]:
     """What `Evaluation.metrics` has where answers are known and fit their canvas."""
     controls = ("none", *_controls(config, layout))
     scores = [one.name for control in controls for one in _scores([], config, layout, control)]
     return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
 
 
-def _controls(config: VotingConfig, layout: str) -> list[str]:
+def _controls(config: VotingConfig, layout: Layout) -> list[str]:
     """The configured controls, of which games without demonstrations have only `copy_input`."""
-    return [control for control in config.controls if control == "copy_input" or layout != "pairs"]
+    return [control for control in config.controls if control == "copy_input" or not layout.shares_rule]
 
 
-def _scores(answered: list[Answered], config: VotingConfig, layout: str, control: str) -> list[Score]:
-    return score_pairs(answered, control) if layout == "pairs" else score(answered, config.pass_ks, control)
+def _scores(answered: list[Answered], config: VotingConfig, layout: Layout, control: str) -> list[Score]:
+    return score_pairs(answered, control) if layout.shares_rule else score(answered, config.pass_ks, control)
 
 
 def evaluate(
@@ -175,13 +176,13 @@ def evaluate(
 
     questions = question_set("none")
     labelled = any(pair_known(store, query) for query in questions.queries)
-    layout = store.metadata.layout
+    layout = store.layout
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     found_protocol = label(protocol, store, seen)
     adaptation = adaptation_of(protocol, objective, seed, config.batch_size, layout)
     if config.vote_stop and isinstance(adaptation, TaskTraining):
         raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
-    if config.ranking == "agreement" and layout != "fewshot":
+    if config.ranking == "agreement" and not layout.reads_demonstrations:
         raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
     if config.ranking == "agreement" and isinstance(adaptation, LatentSearch) and protocol.start == "mean":
         raise UserError("ranking=agreement would ask contexts that protocol.start=mean has not searched; use protocol.start=encoder")
@@ -236,7 +237,7 @@ def evaluate(
         too_few = sum(not questions.can_adapt(query) for query in questions.queries if query not in questions.too_large)
         if too_few:
             notes.append(f"{too_few} queries have too few demonstrations for {protocol.name} and were answered without")
-    if layout == "pairs":
+    if layout.shares_rule:
         notes.append("every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control")
     elif questions.num_views < config.num_views:
         notes.append(f"one view instead of {config.num_views}: the model was trained without turned grids")

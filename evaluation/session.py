@@ -95,11 +95,11 @@ class Session:
         if store.metadata.game != info["data"]["game"]:
             trained = info["data"]["game"]
             raise UserError(f"{path} was trained on {trained} and cannot answer {store.path}, which holds {store.metadata.game}")
-        if store.metadata.layout == "pairs" and data.sides != (store.metadata.max_grid_size,):
+        if store.layout.shares_rule and data.sides != (store.metadata.max_grid_size,):
             sides = " and ".join(f"{side}x{side}" for side in (data.sides[-1], store.metadata.max_grid_size))
             raise UserError(f"{path} was trained on another size of {store.metadata.game} than {store.path} holds: {sides}")
         same_data = store.metadata.content_hash == info["data"]["hash"]
-        if store.metadata.layout == "puzzle" and not same_data:
+        if store.layout.learns_rows and not same_data:
             if config.protocol.name != "test_time_training":
                 raise UserError(
                     f"{path} has one learned row per puzzle of the dataset it was trained on; {store.path} is another dataset, "
@@ -114,7 +114,7 @@ class Session:
             )
         if same_data and config.split == "train":
             store = store.limited("train", data.max_train_groups)
-        elif same_data and config.split == "test" and store.metadata.layout == "puzzle":
+        elif same_data and config.split == "test" and store.layout.learns_rows:
             store = store.limited("test", data.max_eval_groups)  # before any choice of subsets: the others' rows have learned nothing
         if not len(store.tasks_of(config.split, config.max_eval_groups, config.subsets)):
             others = sorted({store.subset_names[number] for number in store.task_subset[store.tasks_of(config.split)]})
@@ -152,7 +152,7 @@ class Session:
         """All files of an evaluation, the report with the run's curves and a map of what the model is told of the tasks."""
         config, questions = self.config, evaluation.questions
         # After test-time training the model holds its own weights again, not those that answered.
-        with_map = config.report and self.store.metadata.layout != "pairs" and config.protocol.name != "test_time_training"
+        with_map = config.report and not self.store.layout.shares_rule and config.protocol.name != "test_time_training"
         write_files(
             folder,
             evaluation,

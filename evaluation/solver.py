@@ -1,10 +1,9 @@
 """Ask a trained few-shot model one task, in memory: views, votes and answers as an evaluation has them.
 
-solver = Solver.from_pretrained("runs/first")    # or models.trm.ETRM.from_pretrained
+solver = Solver.from_pretrained("runs/first")
 answers = solver.solve("task.json")              # answers[0][0]: the best answer to the first query
 """
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +14,13 @@ from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validato
 
 from dataset.batch import DataConfig
 from dataset.canvas import smallest_bucket
+from dataset.layouts import LAYOUTS
 from dataset.leaks import tasks_seen
 from dataset.sources import file_source
-from dataset.store import Store, write_dataset
+from dataset.store import Store
 from dataset.task import Task
 from dataset.views import EvaluationSet
+from dataset.writer import About, pack
 from evaluation.inference import collect
 from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, described, label, typed_protocol
 from evaluation.refinement import Step, refinements
@@ -89,10 +90,7 @@ class Solver:
         path = checkpoint.resolve(path)
         model, info = load_checkpoint(path, weights)
         if not info["config"]["encoder"]:
-            knows = {
-                "puzzle": "knows each task by a row that was learned for it, and an unknown task has none",
-                "pairs": "was trained on puzzles that share one rule, and reads no demonstrations",
-            }[info["data"]["layout"]]
+            knows = LAYOUTS[info["data"]["layout"]].unknown
             raise UserError(
                 f"{path}: this model (arch={info['config']['arch']['name']} without an encoder) {knows}; train one with an encoder"
             )
@@ -167,7 +165,7 @@ class Solver:
         return next(self.model.parameters()).device
 
     def _adaptation(self, protocol: ProtocolConfig, seed: int, batch_size: int, store: Store) -> Adaptation | None:
-        return adaptation_of(protocol, ObjectiveConfig(**self.info["config"]["objective"]), seed, batch_size, store.metadata.layout)
+        return adaptation_of(protocol, ObjectiveConfig(**self.info["config"]["objective"]), seed, batch_size, store.layout)
 
     def _notes(self, questions: EvaluationSet, num_views: int, protocol: str) -> list[str]:
         data, task, notes = self.data, questions.store.task(0), []
@@ -210,6 +208,4 @@ def read_task(task: "Task | dict | str | Path", task_id: str | None = None) -> T
 
 def _store_of(task: Task) -> Store:
     """The task as a dataset of its own, so that it is drawn, augmented and asked as any evaluation task."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_dataset(Path(folder) / "task", {SUBSET: [task]}, [SUBSET], layout="fewshot", source="one task", seed=0)
-        return Store.load(Path(folder) / "task")
+    return pack({SUBSET: [task]}, [SUBSET], About(layout="fewshot", source="one task", seed=0)).store()

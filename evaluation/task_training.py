@@ -254,7 +254,7 @@ class _Episodes:
         """`count` samples in one bucket: augmented as in training; a puzzle row is named by its place among the lesson's rows."""
         questions, rng, pairs = self.questions, self.rng, np.array(self.lesson.pairs)
         config, store = questions.config, questions.store
-        if store.metadata.layout == "fewshot":
+        if store.layout.reads_demonstrations:
             order = pairs[rng.random((count, len(pairs))).argsort(axis=1)]
             query, demos = order[:, 0], order[:, 1:]
             transform, colours = np.zeros(count, np.int64), augment.identity_colours(count)

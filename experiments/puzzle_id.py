@@ -61,7 +61,7 @@ def told_instead(model: RecursiveModel, told: torch.Tensor) -> Iterator[None]:
 
 def ablate(session: Session) -> dict[str, Any]:
     """puzzle_id.json; only the first process compares the modes."""
-    identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.metadata.layout == "puzzle"
+    identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.layout.learns_rows
     if not identified or len(session.store.task_ids) < 2:
         raise UserError(f"{session.path} knows its tasks by no puzzle identifiers, so that there are none to replace")
     modes, shares = {}, {}

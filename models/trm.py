@@ -11,8 +11,7 @@ Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871
 "Hierarchical Reasoning Model" (arXiv 2506.21734); numerically the original code of each.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import PositiveInt, model_validator
 from torch import Tensor
@@ -21,9 +20,6 @@ from dataset.batch import DataSizes
 from models.arch import ArchConfig
 from models.context import EncoderConfig, PuzzleEmbedding
 from models.core import Apply, RecursiveModel, States
-
-if TYPE_CHECKING:
-    from evaluation.solver import Solver
 
 
 class TRMConfig(ArchConfig):
@@ -66,17 +62,6 @@ class ETRM(TRM):
 
     def __init__(self, config: TRMConfig, sizes: DataSizes, encoder: EncoderConfig):
         super().__init__(config, sizes, encoder)
-
-    @staticmethod
-    def from_pretrained(path: str | Path, weights: str = "ema", device: str = "auto") -> "Solver":
-        """The trained model of a checkpoint or run folder, ready to be asked: `ETRM.from_pretrained("runs/first").solve("task.json")`.
-
-        A shorthand for `evaluation.solver.Solver.from_pretrained`, which adds to the model (`.model`) the canvases and votes
-        that an answer needs. The import stands inside because models know nothing of evaluation unless they are asked to.
-        """
-        from evaluation.solver import Solver
-
-        return Solver.from_pretrained(path, weights, device)
 
 
 class SingleStateTRM(TRM):

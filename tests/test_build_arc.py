@@ -9,8 +9,9 @@ import pytest
 from dataset import augment, npy, sources
 from dataset.build_arc_dataset import RECIPES, build, parse_arguments
 from dataset.leaks import find_leaks
-from dataset.store import TEST, Metadata, Store, write_dataset
+from dataset.store import TEST, Metadata, Store
 from dataset.task import Pair, Task
+from dataset.writer import write_dataset
 from tests.support.grids import random_task, write_store
 from utils.errors import UserError
 

@@ -12,9 +12,10 @@ from dataset.build_arc_dataset import build, parse_arguments
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from dataset.leaks import find_leaks
 from dataset.samplers import SAMPLERS, EpisodeSampler
-from dataset.store import Store, write_dataset
+from dataset.store import Store
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
+from dataset.writer import write_dataset
 from tests.support.grids import random_task, write_store
 from tests.support.runs import load_config, run
 from utils.errors import UserError

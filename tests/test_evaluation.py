@@ -13,9 +13,10 @@ from config import compose
 from dataset import augment, canvas
 from dataset.batch import materialise
 from dataset.build_arc_dataset import build, parse_arguments
-from dataset.store import Store, write_dataset
+from dataset.store import Store
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
+from dataset.writer import write_dataset
 from evaluation import inference
 from evaluation.metrics import Answered, score, wilson
 from evaluation.predictions import Predictions

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from config import compose
-from dataset import store
+from dataset import writer
 from dataset.canvas import GridTable, render
 from dataset.games import GAMES
 from dataset.generate import sudoku
+from dataset.layouts import LAYOUTS
 from dataset.samplers import PairSampler
 from dataset.store import Store
 from evaluation.run import metric_names
@@ -66,7 +67,7 @@ def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_pat
     assert results["counts"]["queries"] == 6 and "no demonstrations" in results["notes"][0]
     names = metric_names(
         compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", "controls=[query_only,copy_input]"]),
-        "pairs",
+        LAYOUTS["pairs"],
     )
     assert {*names} == {
         *results["means"],
@@ -83,7 +84,7 @@ def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
     grids = np.zeros((3, 4, 4), np.uint8)
     prints = {"train": np.arange(3, dtype=np.uint64), "test": np.arange(3, 6, dtype=np.uint64)}
     splits = {"train": (grids, grids), "test": (grids, grids)}
-    store.write_pairs(
+    writer.write_pairs(
         tmp_path, splits, game="sudoku", source="x", seed=0, num_aug=0, details={}, fingerprints=prints
     )
     loaded = Store.load(tmp_path)
@@ -93,13 +94,13 @@ def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
 
 
 def test_the_stored_copies_of_a_maze_are_its_eight_symmetries():
-    views = GAMES["maze"].stored_views(0, np.zeros(8, np.int64), np.arange(8), 7)
+    views = GAMES["maze"].stored_symmetries(0, np.zeros(8, np.int64), np.arange(8), 7)
     assert views.transform.tolist() == list(range(8)) and (views.colours == np.arange(10)).all()
 
 
 def test_the_stored_copies_of_a_sudoku_are_a_function_of_the_seed_and_keep_the_rule():
     puzzle, number = np.arange(60) % 6, np.arange(60) % 10
-    first, again, other = (GAMES["sudoku"].stored_views(seed, puzzle, number, 4) for seed in (0, 0, 1))
+    first, again, other = (GAMES["sudoku"].stored_symmetries(seed, puzzle, number, 4) for seed in (0, 0, 1))
     assert np.array_equal(first.order, again.order) and np.array_equal(first.colours, again.colours)
     assert not np.array_equal(first.colours, other.colours)
     _, solved, _ = sudoku.generate(4, 1, np.random.default_rng(0))

@@ -12,9 +12,10 @@ import pytest
 from dataset.batch import DataConfig, materialise
 from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS
-from dataset.store import Leak, Store, write_dataset, write_pairs
+from dataset.store import Leak, Store
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
+from dataset.writer import write_dataset, write_pairs
 from tests.support.grids import write_store
 from tests.support.runs import load_config
 from tools import info

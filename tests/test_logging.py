@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from dataset.batch import materialise
+from dataset.layouts import LAYOUTS
 from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet
@@ -73,7 +74,7 @@ def test_the_names_of_an_evaluation_are_known_before_it(run_of_everything, fewsh
     controls = ["query_only", "shuffled_demonstrations", "copy_input"]
     config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(update={"controls": controls})
     (line,) = (line for line in run_of_everything[1] if "protocol" in line)
-    assert {*metric_names(config, "fewshot")} == {name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))}
+    assert {*metric_names(config, LAYOUTS["fewshot"])} == {name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))}
 
 
 def test_a_puzzle_run_logs_the_same_evaluation_names(run_of_everything, puzzle, tmp_path):

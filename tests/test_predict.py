@@ -61,7 +61,7 @@ def written(folder, task: Task, name: str = "mine"):
 
 
 def test_three_lines_of_python_answer_a_task(trained, tmp_path):
-    model = ETRM.from_pretrained(str(trained))
+    model = Solver.from_pretrained(str(trained))
     task = a_task(queries=2)
     answers = model.solve(written(tmp_path, task), num_views=4)
     assert isinstance(model.model, ETRM) and len(answers) == 2
@@ -301,5 +301,5 @@ def test_the_models_that_come_with_the_repository_are_those_of_their_scores_and_
         about = json.loads((model / "scores.json").read_text())
         (checkpoint,) = (model / "checkpoints").iterdir()
         assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]
-        (answer,) = ETRM.from_pretrained(model, device="cpu").solve(task)
+        (answer,) = Solver.from_pretrained(model, device="cpu").solve(task)
         assert answer[0]["grid"] == task["test"][0]["output"] or model.name != "rules"

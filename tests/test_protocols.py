@@ -8,6 +8,7 @@ import torch
 
 from config import compose
 from dataset.batch import leave_one_out
+from dataset.layouts import LAYOUTS
 from dataset.leaks import UNKNOWN_PAIRS, tasks_seen
 from dataset.views import EvaluationSet
 from evaluation.inference import agreement
@@ -86,9 +87,9 @@ def test_a_named_protocol_is_checked(fewshot, puzzle):
     with pytest.raises(UserError, match="none of the evaluated tasks shares"):
         label(names["transductive"], fewshot, none)
     with pytest.raises(UserError, match="no encoder"):
-        adaptation_of(SEARCH, None, 0, 8, "puzzle")
+        adaptation_of(SEARCH, None, 0, 8, LAYOUTS["puzzle"])
     with pytest.raises(UserError, match="share one rule have none"):
-        adaptation_of(ttt_config(), None, 0, 8, "pairs")
+        adaptation_of(ttt_config(), None, 0, 8, LAYOUTS["pairs"])
     with pytest.raises(UserError, match="protocol.name='ttt' is unknown"):
         compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", "protocol.name=ttt"])
 

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from config import compose
-from dataset import augment, store
+from dataset import augment
 from dataset.batch import DataConfig, Samples, materialise, task_sides
 from dataset.canvas import smallest_bucket
+from dataset.games import GAMES
 from dataset.generate import sudoku
+from dataset.layouts import LAYOUTS
 from dataset.samplers import SAMPLERS
 from dataset.store import SPLITS, TEST, Store
 from utils.arguments import parser_of
@@ -26,12 +28,8 @@ TEMPLATE = Path(__file__).with_name("info_template.html")
 PLACEHOLDER = "__INFO_DATA__"
 LISTED = 10  # ids that the terminal shows of a list; --json has them all
 MEANING = {
-    "arc": "coloured grids up to 30x30; ten colours, end-of-grid markers and padding",
-    "sudoku": "one rule for all puzzles; digits, 0 is blank",
-    "maze": "one rule for all puzzles; walls, free cells, start, goal and path",
-    "fewshot": "a model knows a task only from its demonstrations; evaluation tasks occur in no form in training",
-    "puzzle": "a learned row per augmented puzzle; the evaluation tasks' demonstrations are training data",
-    "pairs": "every pair is a task of its own, without demonstrations and without a row of its own",
+    **{name: game.meaning for name, game in GAMES.items()},
+    **{name: layout.meaning for name, layout in LAYOUTS.items()},
     "inductive": "no evaluation task shares a pair with training, up to rotation, reflection and recolouring",
     "transductive": "something of the evaluation tasks is in training, and every score has to say so",
 }
@@ -55,10 +53,10 @@ def overrides_for(source: Store, data: str | None, buckets: list[int] | None, ma
     that a game does not have.
     """
     metadata = source.metadata
-    overrides = [f"data={data or _suitable(metadata)}"]
-    if not data and metadata.layout != "fewshot":
+    overrides = [f"data={data or _suitable(source)}"]
+    if not data and not source.layout.reads_demonstrations:
         overrides.append(f"data.augmentation={'table' if metadata.num_aug else 'none'}")
-    if metadata.layout == "pairs":
+    if source.layout.shares_rule:
         if buckets or margin is not None:
             raise UserError(f"{source.path}: --buckets and --canvas-margin are for tasks of many sizes; a game's grids fill their canvas")
         buckets, margin = [metadata.max_grid_size], 0
@@ -67,10 +65,10 @@ def overrides_for(source: Store, data: str | None, buckets: list[int] | None, ma
     return overrides + ([f"data.canvas_margin={margin}"] if margin is not None else [])
 
 
-def _suitable(metadata: store.Metadata) -> str:
-    if metadata.layout == "puzzle":
+def _suitable(source: Store) -> str:
+    if source.layout.learns_rows:
         return "arc1_puzzle"
-    return "arc1_small" if metadata.max_grid_size <= 10 else "arc1"
+    return "arc1_small" if source.metadata.max_grid_size <= 10 else "arc1"
 
 
 def describe(source: Store, config: DataConfig) -> dict[str, Any]:
@@ -130,7 +128,7 @@ def _grids(source: Store, pairs: _Pairs) -> dict[str, dict]:
 
 def _augmentations(source: Store) -> dict[str, Any]:
     stored = np.diff(source.task_rows) - 1
-    wanted = source.metadata.num_aug if source.metadata.layout != "pairs" else 0  # a game computes its copies, see `write_pairs`
+    wanted = source.metadata.num_aug if not source.layout.shares_rule else 0  # a game computes its copies, see `write_pairs`
     return {
         "num_aug": source.metadata.num_aug,
         "stored": int(stored.sum()),
@@ -245,7 +243,7 @@ def _grids_text(grids: dict[str, dict]) -> list[str]:
 
 def _augmentations_text(info: dict[str, Any]) -> list[str]:
     table = info["augmentations"]
-    if info["layout"] == "pairs":
+    if LAYOUTS[info["layout"]].shares_rule:
         return [f"augmentations  {_number(table['num_aug'])} of each training puzzle, computed from the seed; none is stored"]
     by_number = table["tasks_by_number_stored"].items()
     histogram = [f"{_number(tasks)} {'task has' if tasks == 1 else 'tasks have'} {count}" for count, tasks in by_number]
@@ -322,7 +320,7 @@ def _card(source: Store, samples: Samples) -> dict[str, Any]:
         "task": grids.id,
         "subset": source.subset_names[source.task_subset[task]],
         "split": "test" if source.task_split[task] == TEST else "train",
-        "name": grids.id if unchanged or source.metadata.layout == "pairs" else augment.names_of(grids.id, *view)[1],
+        "name": grids.id if unchanged or source.layout.shares_rule else augment.names_of(grids.id, *view)[1],
         "identifier": tokens["puzzle_identifiers"][0],
         "side": samples.bucket.side,
         "offset": samples.offset[0].tolist(),

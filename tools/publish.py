@@ -2,7 +2,7 @@
 
 What is kept: the averaged weights and the configuration of the newest checkpoint, the fingerprints of the pairs that it was trained on,
 by which an evaluation tells later what it has seen, and the scores of the run's evaluations. OUTPUT is a run folder like any other:
-evaluate.py, predict.py and ETRM.from_pretrained read it.
+evaluate.py, predict.py and Solver.from_pretrained read it.
 """
 
 import shutil

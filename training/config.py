@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
 from dataset.batch import DataConfig
-from dataset.store import Layout
+from dataset.layouts import LayoutName
 from models.arch import ArchConfig
 from models.context import EncoderConfig
 from models.encoders import ENCODERS, encoder_config
@@ -125,7 +125,7 @@ class TrainingConfig(StepConfig, PretrainedConfig):
         return found
 
     @property
-    def layouts(self) -> tuple[Layout, ...]:
+    def layouts(self) -> tuple[LayoutName, ...]:
         """The dataset layouts that this model trains on: an encoder reads episodes, puzzle rows need identifiers."""
         return ("fewshot",) if self.encoder else ("puzzle", "pairs")
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from dataset import writer
 from utils.errors import UserError
 
 SPLITS = ("test", "train")
@@ -249,11 +250,10 @@ def write(
     `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other; `rating` is the name of
     the puzzles' ratings.
     """
-    from dataset import store  # brings torch, which the processes that generate can do without
 
     splits, keys, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
-    store.write_pairs(
+    writer.write_pairs(
         options.output_dir,
         {split: (splits[split].inputs, splits[split].answers) for split in ("train", "test")},
         game=game,

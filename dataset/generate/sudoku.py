@@ -93,7 +93,7 @@ def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _units(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Views (., cells of a unit, ., cells of a unit, B) of the rows, the columns and the boxes."""
+    """Symmetries (., cells of a unit, ., cells of a unit, B) of the rows, the columns and the boxes."""
     size = len(cells)
     for rows, columns in ((1, size), (size, 1), BOXES[size]):
         yield cells.reshape(size // rows, rows, size // columns, columns, -1)

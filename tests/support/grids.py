@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset.store import Store, write_dataset
+from dataset.store import Store
 from dataset.task import Pair, Task
+from dataset.writer import write_dataset
 
 
 def random_task(
