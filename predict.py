@@ -41,7 +41,14 @@ def run(config: PredictConfig) -> None:
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
     with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
-        solution = solver.ask(task, config.num_views, config.seed, config.batch_size, config.protocol, with_steps=config.page is not None)
+        solution = solver.ask(
+            task,
+            config.num_views,
+            config.seed,
+            config.batch_size,
+            config.protocol,
+            with_steps=config.page is not None,
+        )
     about = description(config, solver, solution)
     if config.format == "json":
         submission = {task.id: [attempts(candidates) for candidates in solution.answers]}
@@ -62,8 +69,17 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
         "task": solution.task.id,
         "protocol": solution.protocol.split(",")[0],
         "adaptation": config.protocol.model_dump(),
-        "checkpoint": {"path": str(solver.path), "step": info["step"], "weights": config.weights, "git_commit": info["git_commit"]},
-        "model": {"arch": info["config"]["arch"]["name"], "encoder": info["config"]["encoder"]["name"], "parameters": info["parameters"]},
+        "checkpoint": {
+            "path": str(solver.path),
+            "step": info["step"],
+            "weights": config.weights,
+            "git_commit": info["git_commit"],
+        },
+        "model": {
+            "arch": info["config"]["arch"]["name"],
+            "encoder": info["config"]["encoder"]["name"],
+            "parameters": info["parameters"],
+        },
         "num_views": solution.num_views,
         "seed": config.seed,
         "device": describe(solver.device),
@@ -106,7 +122,9 @@ def grid_lines(grid: np.ndarray, coloured: bool) -> list[str]:
     """A grid's rows: two background-coloured blanks per cell, or digits."""
     if not coloured:
         return [" ".join(map(str, row)) for row in grid]
-    return ["".join("\033[48;2;{};{};{}m  ".format(*COLOURS[cell]) for cell in row) + "\033[0m" for row in grid]
+    return [
+        "".join("\033[48;2;{};{};{}m  ".format(*COLOURS[cell]) for cell in row) + "\033[0m" for row in grid
+    ]
 
 
 def side_by_side(blocks: list[list[str]], width: int) -> list[str]:
@@ -116,8 +134,13 @@ def side_by_side(blocks: list[list[str]], width: int) -> list[str]:
     for block in [*blocks, None]:
         if row and (block is None or sum(_width(one) + GAP for one in row) + _width(block) > width):
             height = max(map(len, row))
-            padded = [[line + " " * (_width(one) - _visible(line)) for line in one + [""] * (height - len(one))] for one in row]
-            lines += ([""] if lines else []) + [(" " * GAP).join(parts).rstrip() for parts in zip(*padded, strict=True)]
+            padded = [
+                [line + " " * (_width(one) - _visible(line)) for line in one + [""] * (height - len(one))]
+                for one in row
+            ]
+            lines += ([""] if lines else []) + [
+                (" " * GAP).join(parts).rstrip() for parts in zip(*padded, strict=True)
+            ]
             row = []
         if block is not None:
             row.append(block)

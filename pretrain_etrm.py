@@ -73,7 +73,14 @@ def open_logger(run: Run[PretrainConfig]) -> RunLogger:
             folder / "environment.json", {"step": run.state.step, **about, **environment(run.device, world)}
         )
     logger = RunLogger(
-        config.logging, folder, config.project_name, config.name, info, world, config.train_steps, run.state.step
+        config.logging,
+        folder,
+        config.project_name,
+        config.name,
+        info,
+        world,
+        config.train_steps,
+        run.state.step,
     )
     logger.say(
         f"{folder}: {run.model_line()}; {run.optimizer}; {describe(run.device)}, {world.size} process(es)"
@@ -112,7 +119,8 @@ class Loop:
                 stopping, out_of_time, overdue = distributed.any_true(
                     stop.signal is not None,
                     config.max_seconds is not None and now - self.started > config.max_seconds,
-                    config.checkpoint_minutes is not None and now - self.saved_at > 60 * config.checkpoint_minutes,
+                    config.checkpoint_minutes is not None
+                    and now - self.saved_at > 60 * config.checkpoint_minutes,
                 )
                 last = stopping or out_of_time or state.step == config.train_steps
                 if self.due(config.log_interval) or last:
@@ -214,7 +222,9 @@ def best_line(run: Run[PretrainConfig]) -> list[str]:
         return []
     best = state.best_step
     why = " (no better one for longer than patience)" if state.step < config.train_steps else ""
-    return [f"best {config.best_metric} on the validation tasks: {state.scores[best]:.3f} at step {best}{why}"]
+    return [
+        f"best {config.best_metric} on the validation tasks: {state.scores[best]:.3f} at step {best}{why}"
+    ]
 
 
 @reports_user_errors

@@ -33,7 +33,11 @@ from utils.logging import RunLogger
 
 ALONE = World()
 # The loops, each with everything of the one before it.
-BARE, UPDATE, LOGGED = "forward, backward, update", "+ norms, finiteness, clipping, EMA", "+ metrics, log lines, diagnostics"
+BARE, UPDATE, LOGGED = (
+    "forward, backward, update",
+    "+ norms, finiteness, clipping, EMA",
+    "+ metrics, log lines, diagnostics",
+)
 TARGET = 0.95
 WARM_UP = 3  # steps
 
@@ -47,7 +51,9 @@ class Loop:
         run = prepare(config.model_copy(update=changes), ALONE)
         self.store, self.table, self.sampler, self.state = run.store, run.table, run.sampler, run.state
         folder.mkdir(parents=True)
-        self.logger = RunLogger(config.logging, folder, config.project_name, config.name, {}, ALONE, config.train_steps, 0)
+        self.logger = RunLogger(
+            config.logging, folder, config.project_name, config.name, {}, ALONE, config.train_steps, 0
+        )
         self.meter = Meter()
 
     def __call__(self, steps: float) -> float:
@@ -72,7 +78,9 @@ class Loop:
     def _bare_step(self, batch) -> None:
         state = self.state
         state.model.train()
-        output = act_step(state.model, state.carries.get(batch.bucket) or initial_carry(state.model, batch.data), batch.data)
+        output = act_step(
+            state.model, state.carries.get(batch.bucket) or initial_carry(state.model, batch.data), batch.data
+        )
         loss, _ = act_loss(output, self.config.objective)
         (loss / self.config.global_batch_size).backward()
         for optimizer in state.optimizers:
@@ -85,7 +93,9 @@ class Loop:
         values = self.meter.read()
         with self.meter.paused():
             values["timing/peak_memory_gb"] = peak_memory_gb(self.device)
-            values |= context_diagnostics(self.state.model, samples, self.store, self.table, self.config.seed, self.state.step, ALONE)
+            values |= context_diagnostics(
+                self.state.model, samples, self.store, self.table, self.config.seed, self.state.step, ALONE
+            )
             log_step(self.logger, self.state.step, values, self.state.optimizers)
 
 
@@ -112,7 +122,8 @@ class Overhead:
 def compare(config: PretrainConfig, rounds: int, work: Path, device: torch.device) -> Overhead:
     """All loops in every round, which is as long as it takes to write one log line; a few steps before that are not counted."""
     loops: dict[str, Callable[[float], float]] = {
-        kind: Loop(kind, config, work / f"run{number}", device) for number, kind in enumerate((BARE, UPDATE, LOGGED))
+        kind: Loop(kind, config, work / f"run{number}", device)
+        for number, kind in enumerate((BARE, UPDATE, LOGGED))
     }
     alternate(loops, 1, WARM_UP)
     return Overhead(alternate(loops, rounds, config.log_interval))
@@ -122,10 +133,27 @@ def configurations(work: Path) -> dict[str, PretrainConfig]:
     """The sizes that are measured, with datasets made for it."""
     rules = work / "rules"
     options = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6 --train-tasks 2000"
-    run(["-m", "dataset.build_rules_dataset", *options.split(), "--test-tasks", "10", "--output-dir", str(rules)])
-    recipes = {"rules_smoke": (rules,), "demo": (small_dataset(work), "data.query_sampling=any", "data.subset_shares=null")}
+    run(
+        [
+            "-m",
+            "dataset.build_rules_dataset",
+            *options.split(),
+            "--test-tasks",
+            "10",
+            "--output-dir",
+            str(rules),
+        ]
+    )
+    recipes = {
+        "rules_smoke": (rules,),
+        "demo": (small_dataset(work), "data.query_sampling=any", "data.subset_shares=null"),
+    }
     return {
-        name: compose.load(PretrainConfig, "pretrain", [f"experiment={name}", f"data.path='{path}'", "logging.progress=false", *more])
+        name: compose.load(
+            PretrainConfig,
+            "pretrain",
+            [f"experiment={name}", f"data.path='{path}'", "logging.progress=false", *more],
+        )
         for name, (path, *more) in recipes.items()
     }
 
@@ -145,7 +173,10 @@ def main() -> None:
             overhead = compare(config, options.rounds, Path(work) / name, device)
             print(f"\nexperiment={name}", *overhead.lines(), sep="\n", flush=True)
             share = overhead.share(LOGGED)[0]
-            print(f"{'holds' if share >= TARGET else 'FAILS'}  at least {TARGET:.0%} of the bare loop's speed: {share:.1%}", flush=True)
+            print(
+                f"{'holds' if share >= TARGET else 'FAILS'}  at least {TARGET:.0%} of the bare loop's speed: {share:.1%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,12 @@ from utils.errors import reports_user_errors
 from utils.files import write_atomically
 
 BASE = {"canvas": 10, "demonstrations": 3, "batch": 8, "width": 256}
-AXES = {"canvas": (5, 10, 15, 20, 30), "demonstrations": (1, 2, 4, 8), "batch": (1, 4, 16, 64), "width": (64, 128, 256, 512)}
+AXES = {
+    "canvas": (5, 10, 15, 20, 30),
+    "demonstrations": (1, 2, 4, 8),
+    "batch": (1, 4, 16, 64),
+    "width": (64, 128, 256, 512),
+}
 HEAD = 64  # channels of a head, where the width has as many
 STEPS = 3  # the fastest counts
 
@@ -38,7 +43,11 @@ def configuration(sizes: dict[str, int], overrides: list[str]) -> PretrainConfig
     """The ETRM of these sizes, with 3 answer updates of 4 latent updates each, as in the comparison with the ancestors."""
     width = [f"arch.hidden_size={sizes['width']}", f"arch.num_heads={max(1, sizes['width'] // HEAD)}"]
     batch = f"global_batch_size={sizes['batch']}"
-    return compose.load(PretrainConfig, "pretrain", ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch, *overrides])
+    return compose.load(
+        PretrainConfig,
+        "pretrain",
+        ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch, *overrides],
+    )
 
 
 def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
@@ -113,7 +122,10 @@ def main() -> None:
                 f"{name:<16}{value:>5}{1000 * second:>12.1f} ms/sample{flop / 1e9:>10.1f} GFLOP{flop / second / 1e9:>8.0f} GFLOP/s",
                 flush=True,
             )
-    write_atomically(options.output / "scaling.png", lambda temporary: draw(measured).savefig(temporary, format="png", dpi=90))
+    write_atomically(
+        options.output / "scaling.png",
+        lambda temporary: draw(measured).savefig(temporary, format="png", dpi=90),
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ ALONE = World()
 
 def build_sampler(config: PretrainConfig, store: Store, world: World = ALONE) -> Sampler:
     """The samples of a run that this process draws."""
-    return SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
+    return SAMPLERS[store.metadata.layout](
+        store, config.data, config.seed, config.global_batch_size, world.rank, world.size
+    )
 
 
 def buckets(sampler: Sampler) -> Iterator[Bucket]:
@@ -40,7 +42,9 @@ def buckets(sampler: Sampler) -> Iterator[Bucket]:
     number = 0
     while True:
         number += 1
-        yield sampler.buckets[int(np.searchsorted(sampler.bucket_cumulative, number * GOLDEN_RATIO % 1, side="right"))]
+        yield sampler.buckets[
+            int(np.searchsorted(sampler.bucket_cumulative, number * GOLDEN_RATIO % 1, side="right"))
+        ]
 
 
 def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:
@@ -61,7 +65,9 @@ def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:
 def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
     """An evaluation of `tasks` tasks of the test split, from checkpoint to pass@k."""
     config, model = run.config, run.model
-    ask = partial(evaluate, model, run.store, config.data, config.evaluation, config.objective, run.device, run.world)
+    ask = partial(
+        evaluate, model, run.store, config.data, config.evaluation, config.objective, run.device, run.world
+    )
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 

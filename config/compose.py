@@ -59,8 +59,14 @@ def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[st
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             if any(override.startswith("+") for override in overrides):
-                known = _keys(hydra.compose(config_name, [override for override in overrides if not override.startswith("+")]))
-                overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
+                known = _keys(
+                    hydra.compose(
+                        config_name, [override for override in overrides if not override.startswith("+")]
+                    )
+                )
+                overrides = [
+                    o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides
+                ]
             return hydra.compose(config_name, overrides), overrides
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(config_name, overrides, error)) from None
@@ -117,7 +123,11 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     """Name the override that is wrong, and what was probably meant."""
-    groups = {path.name: [file.stem for file in sorted(path.glob("*.yaml"))] for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    groups = {
+        path.name: [file.stem for file in sorted(path.glob("*.yaml"))]
+        for path in CONFIG_DIR.iterdir()
+        if path.is_dir()
+    }
     if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
         names = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
         return f"there is no configuration '{config_name}'{nearest(config_name, names)}; there are {', '.join(sorted(names))}"
@@ -157,7 +167,10 @@ def _problem(schema: type[Config], problem: dict) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     hint = (
-        nearest(str(problem["input"]), [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")])
+        nearest(
+            str(problem["input"]),
+            [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")],
+        )
         if problem["type"] == "literal_error"
         else ""
     )

@@ -4,7 +4,6 @@ Its parts stand beside their readers: `StepConfig` (training/step.py), `Training
 `MonitoredConfig` (evaluation/in_training.py), each with the rules that concern it. Here is what the loop reads.
 """
 
-
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from evaluation.in_training import MonitoredConfig

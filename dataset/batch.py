@@ -45,12 +45,20 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_CANVAS:
-            raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_CANVAS}, found {self.buckets}")
+        if (
+            self.buckets != sorted(set(self.buckets))
+            or not self.buckets
+            or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_CANVAS
+        ):
+            raise ValueError(
+                f"data.buckets must be ascending canvas sides within 1..{MAX_CANVAS}, found {self.buckets}"
+            )
         if self.subset_shares is not None and not any(self.subset_shares.values()):
             raise ValueError(f"data.subset_shares={self.subset_shares} leaves nothing to train on")
         if self.min_demos > self.max_demos:
-            raise ValueError(f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}")
+            raise ValueError(
+                f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}"
+            )
         return self
 
     @property
@@ -123,8 +131,20 @@ class Samples:
     order: np.ndarray | None = None
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Samples":
-        arrays = (self.query, self.demos, self.demo_mask, self.transform, self.colours, self.offset, self.identifier)
-        return Samples(self.bucket, *(array[rows] for array in arrays), order=None if self.order is None else self.order[rows])
+        arrays = (
+            self.query,
+            self.demos,
+            self.demo_mask,
+            self.transform,
+            self.colours,
+            self.offset,
+            self.identifier,
+        )
+        return Samples(
+            self.bucket,
+            *(array[rows] for array in arrays),
+            order=None if self.order is None else self.order[rows],
+        )
 
 
 def materialise(samples: Samples, store: Store, table: GridTable, with_labels: bool = True) -> Batch:
@@ -134,17 +154,29 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
     """
     device = table.pixels.device
     size, count = samples.demos.shape
-    grids = [store.pair_input[samples.query][:, None], store.pair_input[samples.demos], store.pair_output[samples.demos]]
+    grids = [
+        store.pair_input[samples.query][:, None],
+        store.pair_input[samples.demos],
+        store.pair_output[samples.demos],
+    ]
     if with_labels:
         grids.insert(1, store.pair_output[samples.query][:, None])
     grid = np.concatenate(grids, axis=1)
     each = grid.shape[1]
-    pair = [0] * (each - 2 * count) + [*range(1, 1 + count)] * 2  # of each grid: the query's, or a demonstration's
-    offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))[:, pair].reshape(size, -1)
+    pair = [0] * (each - 2 * count) + [
+        *range(1, 1 + count)
+    ] * 2  # of each grid: the query's, or a demonstration's
+    offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))[:, pair].reshape(
+        size, -1
+    )
     # One copy to the device for everything that describes the batch.
-    description = np.concatenate([grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours], axis=1)
+    description = np.concatenate(
+        [grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours], axis=1
+    )
     rows = torch.from_numpy(description.astype(np.int64)).to(device, non_blocking=True)
-    grid_rows, offsets, transform, identifier, colours = rows.split([each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1)
+    grid_rows, offsets, transform, identifier, colours = rows.split(
+        [each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1
+    )
     tokens = canvas.render(
         table,
         grid_rows.flatten(),
@@ -153,7 +185,9 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         offsets.reshape(-1, 2),
         samples.bucket.side,
         store.game.vocabulary,
-        None if samples.order is None else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
+        None
+        if samples.order is None
+        else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
     ).view(size, each, -1)  # (B, each, L)
     first = 2 if with_labels else 1
     data = {

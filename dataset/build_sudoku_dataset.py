@@ -25,11 +25,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
     parser = parser_of("dataset.build_sudoku_dataset", __doc__)
     game_builder.add_arguments(parser, SOURCE_REPO)
-    parser.add_argument("--size", type=int, choices=list(sudoku.BOXES), help="generated: side of the grid (default 9)")
-    parser.add_argument("--clues", type=int, help="generated: exactly this many clues (default: as few as uniqueness allows)")
-    parser.add_argument("--min-difficulty", type=int, default=0, help="generated: guesses needed, 0 = solvable by singles; csv: its rating")
+    parser.add_argument(
+        "--size", type=int, choices=list(sudoku.BOXES), help="generated: side of the grid (default 9)"
+    )
+    parser.add_argument(
+        "--clues", type=int, help="generated: exactly this many clues (default: as few as uniqueness allows)"
+    )
+    parser.add_argument(
+        "--min-difficulty",
+        type=int,
+        default=0,
+        help="generated: guesses needed, 0 = solvable by singles; csv: its rating",
+    )
     parser.add_argument("--max-difficulty", type=int)
-    parser.add_argument("--num-aug", type=int, default=0, help="symmetric copies of each training puzzle for data.augmentation=table")
+    parser.add_argument(
+        "--num-aug",
+        type=int,
+        default=0,
+        help="symmetric copies of each training puzzle for data.augmentation=table",
+    )
     return parser.parse_args(arguments)
 
 
@@ -46,10 +60,18 @@ def check(puzzles: Puzzles, lines: Lines) -> Puzzles:
     """The puzzles of a csv file, or `UserError` for the first wrong one."""
     side = puzzles.inputs.shape[-1]
     if len(puzzles) and side not in sudoku.BOXES:
-        raise UserError(f"{lines.name}: grids of {side}x{side} cells; Sudoku here is of size {', '.join(map(str, sudoku.BOXES))}")
+        raise UserError(
+            f"{lines.name}: grids of {side}x{side} cells; Sudoku here is of size {', '.join(map(str, sudoku.BOXES))}"
+        )
     lines.require((puzzles.inputs <= side).all(axis=(1, 2)), f"q has a digit beyond {side}")
-    lines.require(game_builder.batched(lambda grids: (sudoku.is_solved(grids),), puzzles.answers)[0], "a is not a solved Sudoku")
-    lines.require(((puzzles.inputs == 0) | (puzzles.inputs == puzzles.answers)).all(axis=(1, 2)), "a changes a clue of q")
+    lines.require(
+        game_builder.batched(lambda grids: (sudoku.is_solved(grids),), puzzles.answers)[0],
+        "a is not a solved Sudoku",
+    )
+    lines.require(
+        ((puzzles.inputs == 0) | (puzzles.inputs == puzzles.answers)).all(axis=(1, 2)),
+        "a changes a clue of q",
+    )
     return puzzles
 
 
@@ -63,12 +85,22 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     record = {"min_difficulty": least, "max_difficulty": most, "subsample_size": options.subsample_size}
     if options.source == "generated":
         if options.clues is not None and not 0 < options.clues < options.size**2:
-            raise UserError(f"--clues must be 1..{options.size**2 - 1} for --size {options.size}, found {options.clues}")
+            raise UserError(
+                f"--clues must be 1..{options.size**2 - 1} for --size {options.size}, found {options.clues}"
+            )
         block = partial(make, size=options.size, clues=options.clues, least=least, most=most)
-        splits, source = game_builder.generate_splits(block, options), f"generated: sudoku {options.size}x{options.size}"
-        record |= {"clues": "minimal" if options.clues is None else options.clues, "difficulty": "guesses beyond singles"}
+        splits, source = (
+            game_builder.generate_splits(block, options),
+            f"generated: sudoku {options.size}x{options.size}",
+        )
+        record |= {
+            "clues": "minimal" if options.clues is None else options.clues,
+            "difficulty": "guesses beyond singles",
+        }
     else:
-        files = game_builder.read_csv(options, ALPHABET, lambda rating: least <= rating <= (rating if most is None else most))
+        files = game_builder.read_csv(
+            options, ALPHABET, lambda rating: least <= rating <= (rating if most is None else most)
+        )
         splits, source = {split: check(*file) for split, file in files.items()}, game_builder.origin(options)
         record |= {"difficulty": "rating of the csv files"}
     return game_builder.write(

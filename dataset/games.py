@@ -44,7 +44,9 @@ class Game:
         if self.numbers(side) == 1:
             uniform = (number[:, None] % 8) / 8
         else:
-            uniform = augment.hashed_uniform(np.stack([np.full_like(puzzle, seed), puzzle, number], axis=1), self.numbers(side))
+            uniform = augment.hashed_uniform(
+                np.stack([np.full_like(puzzle, seed), puzzle, number], axis=1), self.numbers(side)
+            )
         views = self.symmetry(uniform, side)
         first = number == 0
         views.transform[first], views.colours[first] = 0, augment.IDENTITY_COLOURS
@@ -71,7 +73,10 @@ GAMES: dict[str, Game] = {
         "coloured grids up to 30x30; ten colours, end-of-grid markers and padding", ARC, lambda side: 10, _arc
     ),
     "sudoku": Game(
-        "one rule for all puzzles; digits, 0 is blank", Vocabulary(10, eos=False), sudoku.num_uniforms, _sudoku
+        "one rule for all puzzles; digits, 0 is blank",
+        Vocabulary(10, eos=False),
+        sudoku.num_uniforms,
+        _sudoku,
     ),
     "maze": Game(
         "one rule for all puzzles; walls, free cells, start, goal and path",

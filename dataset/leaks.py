@@ -33,11 +33,16 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) 
     for task, keys in zip(test, prints[len(train) :], strict=True):
         asked = keys if LAYOUTS[layout].reads_demonstrations else keys[len(task.demonstrations) :]
         for key in asked[asked > 0].tolist():
-            leaks.update((owner, task.id) for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id}))
+            leaks.update(
+                (owner, task.id)
+                for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id})
+            )
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
 
 
-UNKNOWN_PAIRS = np.array([np.iinfo(np.uint64).max], np.uint64)  # among fingerprints: training data of which nothing is known
+UNKNOWN_PAIRS = np.array(
+    [np.iinfo(np.uint64).max], np.uint64
+)  # among fingerprints: training data of which nothing is known
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,18 @@ class Seen:
 def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> Seen:
     """Which of `tasks` share a labelled pair with `trained`, the fingerprints of everything a model was trained on."""
     if np.isin(UNKNOWN_PAIRS, trained).any():
-        return Seen(tasks, len(tasks), "nothing is known of the training data of the weights that the model started from")
+        return Seen(
+            tasks,
+            len(tasks),
+            "nothing is known of the training data of the weights that the model started from",
+        )
     shared = np.isin(store.pair_fingerprint, trained[trained > 0])
-    seen = np.array([task for task in tasks if shared[store.task_pairs[task] : store.task_pairs[task + 1]].any()], dtype=np.int64)
-    return Seen(seen, len(tasks), f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, up to symmetry and colours")
+    seen = np.array(
+        [task for task in tasks if shared[store.task_pairs[task] : store.task_pairs[task + 1]].any()],
+        dtype=np.int64,
+    )
+    return Seen(
+        seen,
+        len(tasks),
+        f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, up to symmetry and colours",
+    )

@@ -55,7 +55,14 @@ def export(source: Store, output: Path, seed: int = 0) -> None:
         for name in SPLITS:
             groups = list(_groups(source, name))
             if groups:
-                _export_split(source, folder / name, groups, side, seed, translate=name == "train" and source.metadata.game == "arc")
+                _export_split(
+                    source,
+                    folder / name,
+                    groups,
+                    side,
+                    seed,
+                    translate=name == "train" and source.metadata.game == "arc",
+                )
         for name in ("identifiers.json", "test_puzzles.json"):
             if (source.path / name).is_file():
                 write_json(folder / name, read_json(source.path / name))
@@ -78,14 +85,21 @@ def _groups(source: Store, split: str) -> Iterator[_Group]:
             yield _Group(task, np.array(pairs), rows)
 
 
-def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool) -> None:
+def _export_split(
+    source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool
+) -> None:
     folder.mkdir()
     puzzles = sum(len(group.rows) for group in groups)
     examples = sum(len(group.rows) * len(group.pairs) for group in groups)
-    arrays = {name: open_memmap(_file(folder, name), "w+", np.uint8, (examples, side * side)) for name in ("inputs", "labels")}
+    arrays = {
+        name: open_memmap(_file(folder, name), "w+", np.uint8, (examples, side * side))
+        for name in ("inputs", "labels")
+    }
     written = 0
     for group in groups:
-        inputs, labels = _draw(source, group, side, augment.task_rng(seed, source.task_ids[group.task]), translate)
+        inputs, labels = _draw(
+            source, group, side, augment.task_rng(seed, source.task_ids[group.task]), translate
+        )
         arrays["inputs"][written : written + len(inputs)] = inputs
         arrays["labels"][written : written + len(labels)] = labels
         written += len(inputs)
@@ -98,7 +112,9 @@ def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, 
         "group_indices": np.cumsum([0] + [len(group.rows) for group in groups]),
     }
     if source.layout.reads_demonstrations:
-        indices["num_demos"] = np.concatenate([np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups])
+        indices["num_demos"] = np.concatenate(
+            [np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups]
+        )
     for name, values in indices.items():
         np.save(_file(folder, name), values.astype(np.int32))
     about = {
@@ -116,12 +132,16 @@ def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, 
     write_json(folder / "dataset.json", about)
 
 
-def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool) -> tuple[np.ndarray, np.ndarray]:
+def _draw(
+    source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (rows * pairs, side * side) of inputs and of labels."""
     rows, each = group.rows, len(group.pairs)
     transform, colours, order = source.dihedral[rows].astype(np.int64), source.colours[rows], None
     if source.layout.shares_rule and len(rows) > 1:
-        views = source.game.stored_symmetries(source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side)
+        views = source.game.stored_symmetries(
+            source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side
+        )
         transform, colours, order = views.transform, views.colours, views.order
     pairs = np.tile(group.pairs, len(rows))
     transform, colours = transform.repeat(each), colours.repeat(each, axis=0)
@@ -129,7 +149,9 @@ def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, tra
     inputs, outputs = source.pair_input[pairs], np.where(known, source.pair_output[pairs], 0)
     offset = np.zeros((len(pairs), 2), np.int64)
     if translate:
-        extent = np.maximum(source.shapes[inputs], np.where(known[:, None], source.shapes[outputs], 0)).astype(np.int64)
+        extent = np.maximum(
+            source.shapes[inputs], np.where(known[:, None], source.shapes[outputs], 0)
+        ).astype(np.int64)
         extent = np.where(TRANSPOSES.numpy()[transform][:, None], extent[:, ::-1], extent)
         offset = (rng.random((len(pairs), 2)) * (side - extent + 1)).astype(np.int64)
         corner = rng.integers(0, each, len(rows)) + np.arange(len(rows)) * each
@@ -177,7 +199,9 @@ def import_(folder: Path, output: Path) -> Metadata:
             )
         queries = tuple(together[count:])
         if split == "test":
-            queries = tuple(Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries)
+            queries = tuple(
+                Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries
+            )
             unknown += [task_id] * any(_is_placeholder(query.output) for query in together[count:])
         tasks[split].append(Task(task_id, tuple(together[:count]), queries))
     layout: LayoutName = "fewshot" if fewshot else "puzzle"
@@ -205,7 +229,9 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
     about = read_json(folder / "dataset.json")
     size = GAMES["arc"].vocabulary.size
     if not isinstance(about, dict) or about.get("vocab_size") != size or about.get("seq_len") != MAX_SIDE**2:
-        raise UserError(f"{folder}/dataset.json: expected an ARC dataset (vocab_size {size}, seq_len {MAX_SIDE**2})")
+        raise UserError(
+            f"{folder}/dataset.json: expected an ARC dataset (vocab_size {size}, seq_len {MAX_SIDE**2})"
+        )
     try:
         inputs, labels = (np.load(_file(folder, name), mmap_mode="r") for name in ("inputs", "labels"))
         identifiers, first, _ = (np.load(_file(folder, name)) for name in _INDICES)
@@ -213,7 +239,11 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read the dataset's arrays: {error}") from None
     fits = len(inputs) == len(labels) and len(first) == len(identifiers) + 1 and first[-1] == len(inputs)
-    if not fits or identifiers.max(initial=0) >= len(names) or (num_demos is not None and len(num_demos) != len(identifiers)):
+    if (
+        not fits
+        or identifiers.max(initial=0) >= len(names)
+        or (num_demos is not None and len(num_demos) != len(identifiers))
+    ):
         raise UserError(f"{folder}: the arrays and identifiers.json do not belong together")
     pairs, demonstrations = {}, {}
     for puzzle, identifier in enumerate(identifiers.tolist()):
@@ -222,7 +252,10 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
             continue
         examples = range(first[puzzle], first[puzzle + 1])
         pairs[name] = [
-            Pair(_grid(inputs[i], f"{folder}: input {i}"), _grid(labels[i], f"{folder}: label {i}") if labels[i].any() else None)
+            Pair(
+                _grid(inputs[i], f"{folder}: input {i}"),
+                _grid(labels[i], f"{folder}: label {i}") if labels[i].any() else None,
+            )
             for i in examples
         ]
         if num_demos is not None:
@@ -263,9 +296,13 @@ def main() -> None:
         print(f"{options.dataset}: {counts} tasks, {about}")
         if unknown := metadata.details.get("unknown_answers"):
             shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-            print(f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}")
+            print(
+                f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}"
+            )
         if metadata.leaks:
-            print(f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m tools.info lists them")
+            print(
+                f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m tools.info lists them"
+            )
 
 
 if __name__ == "__main__":

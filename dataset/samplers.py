@@ -46,17 +46,27 @@ def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
 
 
 def draw_offsets(
-    store: Store, config: DataConfig, rng: np.random.Generator, bucket: Bucket, pairs: np.ndarray, transform: np.ndarray
+    store: Store,
+    config: DataConfig,
+    rng: np.random.Generator,
+    bucket: Bucket,
+    pairs: np.ndarray,
+    transform: np.ndarray,
 ) -> np.ndarray:
     """Translations of samples with pairs (B, n), as `data.translate` says: (B, 2) of all grids, or (B, n, 2) of each pair's."""
     if not config.translate:
         return np.zeros((len(pairs), 2), np.int64)
     if config.translate == "each":
-        return np.stack([_random_offsets(store, rng, bucket, pairs[:, [i]], transform) for i in range(pairs.shape[1])], axis=1)
+        return np.stack(
+            [_random_offsets(store, rng, bucket, pairs[:, [i]], transform) for i in range(pairs.shape[1])],
+            axis=1,
+        )
     return _random_offsets(store, rng, bucket, pairs, transform)
 
 
-def _random_offsets(store: Store, rng: np.random.Generator, bucket: Bucket, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+def _random_offsets(
+    store: Store, rng: np.random.Generator, bucket: Bucket, pairs: np.ndarray, transform: np.ndarray
+) -> np.ndarray:
     """(B, 2) one translation per sample, shared by all its grids, those of pairs (B, n), which stay on the canvas."""
     grids = np.concatenate([store.pair_input[pairs], store.pair_output[pairs]], axis=1)
     extent = store.shapes[grids].max(axis=1)  # (B, 2)
@@ -78,7 +88,15 @@ class _Choice:
 class Sampler:
     """What all samplers share: which tasks train, on which canvas, and how a step draws bucket, tasks and views."""
 
-    def __init__(self, store: Store, config: DataConfig, seed: int, global_batch_size: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        store: Store,
+        config: DataConfig,
+        seed: int,
+        global_batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.store, self.config, self.seed = store, config, seed
         self.global_batch_size = global_batch_size
         self.rows = local_rows(global_batch_size, rank, world)
@@ -117,14 +135,25 @@ class Sampler:
         if wanted is None:
             return dict.fromkeys(tasks, 1.0)
         present = self._require_subsets("subset_shares", wanted, tasks)
-        share = {present[name]: value / int((subsets == present[name]).sum()) for name, value in wanted.items()}
-        return {task: share[subset] for task, subset in zip(tasks, subsets.tolist(), strict=True) if share[subset]}
+        share = {
+            present[name]: value / int((subsets == present[name]).sum()) for name, value in wanted.items()
+        }
+        return {
+            task: share[subset] for task, subset in zip(tasks, subsets.tolist(), strict=True) if share[subset]
+        }
 
-    def _require_subsets(self, key: str, values: dict[str, Any], tasks: Sequence[int] | np.ndarray) -> dict[str, int]:
+    def _require_subsets(
+        self, key: str, values: dict[str, Any], tasks: Sequence[int] | np.ndarray
+    ) -> dict[str, int]:
         """The subsets of `tasks`, number by name. Raises `UserError` unless `values` has one for each of them and no other."""
-        present = {self.store.subset_names[subset]: int(subset) for subset in np.unique(self.store.task_subset[tasks])}
+        present = {
+            self.store.subset_names[subset]: int(subset)
+            for subset in np.unique(self.store.task_subset[tasks])
+        }
         if values.keys() != present.keys():
-            raise UserError(f"data.{key} names {', '.join(values)}; {self.store.path} trains on {', '.join(present)}: each needs a value")
+            raise UserError(
+                f"data.{key} names {', '.join(values)}; {self.store.path} trains on {', '.join(present)}: each needs a value"
+            )
         return present
 
     @staticmethod
@@ -143,7 +172,9 @@ class Sampler:
         """This rank's part of the batch of `step`, in the bucket that the step draws or in the named one."""
         rng = step_rng(self.seed, step)
         last = len(self.buckets) - 1
-        drawn = self.buckets[min(int(np.searchsorted(self.bucket_cumulative, rng.random(), side="right")), last)]
+        drawn = self.buckets[
+            min(int(np.searchsorted(self.bucket_cumulative, rng.random(), side="right")), last)
+        ]
         bucket = bucket or drawn
         return self._draw(rng, bucket, self.choices[bucket].draw(rng, self.global_batch_size))[self.rows]
 
@@ -169,7 +200,11 @@ class Sampler:
             views = self.store.game.symmetries(rng, len(tasks), side)
         else:
             recoloured = self.config.augmentation == "colours"
-            colours = augment.random_colours(rng, len(tasks)) if recoloured else augment.identity_colours(len(tasks))
+            colours = (
+                augment.random_colours(rng, len(tasks))
+                if recoloured
+                else augment.identity_colours(len(tasks))
+            )
             views = Symmetries(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(rows)
 
@@ -219,8 +254,24 @@ class EpisodeSampler(Sampler):
         key[(candidates < 0) | (candidates == query[:, None])] = np.inf
         demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : bucket.demos], axis=1)
         views, identifier = self._views(rng, tasks, bucket.side)
-        offset = draw_offsets(self.store, self.config, rng, bucket, np.concatenate([query[:, None], demos], axis=1), views.transform)
-        return Samples(bucket, query, demos, np.ones_like(demos, dtype=bool), views.transform, views.colours, offset, identifier)
+        offset = draw_offsets(
+            self.store,
+            self.config,
+            rng,
+            bucket,
+            np.concatenate([query[:, None], demos], axis=1),
+            views.transform,
+        )
+        return Samples(
+            bucket,
+            query,
+            demos,
+            np.ones_like(demos, dtype=bool),
+            views.transform,
+            views.colours,
+            offset,
+            identifier,
+        )
 
 
 class PuzzleSampler(Sampler):
@@ -228,15 +279,24 @@ class PuzzleSampler(Sampler):
 
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
         if config.augmentation == "colours" and store.metadata.game != "arc":
-            raise UserError(f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}")
+            raise UserError(
+                f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}"
+            )
         if config.augmentation in ("random", "colours") and store.layout.learns_rows:
-            raise UserError("one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none")
+            raise UserError(
+                "one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none"
+            )
         super().__init__(store, config, *arguments, **named)
 
     def _training_tasks(self) -> np.ndarray:
-        train, test = self.store.tasks_of("train", self.config.max_train_groups), self.store.tasks_of("test", self.config.max_eval_groups)
+        train, test = (
+            self.store.tasks_of("train", self.config.max_train_groups),
+            self.store.tasks_of("test", self.config.max_eval_groups),
+        )
         tasks = np.concatenate([train, test])
-        self.queries = _PairTable(len(self.store.task_ids), tasks, [self._shown_pairs(task) for task in tasks])
+        self.queries = _PairTable(
+            len(self.store.task_ids), tasks, [self._shown_pairs(task) for task in tasks]
+        )
         return tasks
 
     def _shown_pairs(self, task: int) -> np.ndarray:
@@ -253,7 +313,17 @@ class PuzzleSampler(Sampler):
         views, identifier = self._views(rng, tasks, bucket.side)
         offset = draw_offsets(self.store, self.config, rng, bucket, query[:, None], views.transform)
         none = np.zeros((len(tasks), 0), np.int64)
-        return Samples(bucket, query, none, none.astype(bool), views.transform, views.colours, offset, identifier, views.order)
+        return Samples(
+            bucket,
+            query,
+            none,
+            none.astype(bool),
+            views.transform,
+            views.colours,
+            offset,
+            identifier,
+            views.order,
+        )
 
 
 class PairSampler(PuzzleSampler):
@@ -263,7 +333,9 @@ class PairSampler(PuzzleSampler):
         super().__init__(store, config, *arguments, **named)
         side = store.metadata.max_grid_size
         if any(bucket.side != side for bucket in self.buckets):
-            raise UserError(f"{store.path}: its {side}x{side} puzzles fill their canvas; set data.canvas=task data.buckets=[{side}]")
+            raise UserError(
+                f"{store.path}: its {side}x{side} puzzles fill their canvas; set data.canvas=task data.buckets=[{side}]"
+            )
 
     def _training_tasks(self) -> np.ndarray:
         tasks = self.store.tasks_of("train", self.config.max_train_groups)
@@ -298,4 +370,8 @@ def _labelled_pairs(store: Store, task: int) -> np.ndarray:
     return pairs[store.pair_output[pairs] >= 0]
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler, "pairs": PairSampler}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "fewshot": EpisodeSampler,
+    "puzzle": PuzzleSampler,
+    "pairs": PairSampler,
+}

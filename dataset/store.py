@@ -41,6 +41,7 @@ VALIDATION = 2  # not on disk: `Store.hold_out` makes it of training tasks
 LEFT_OUT = 3  # not on disk, either: `Store.limited`
 ARRAY_FILES = ("tasks.npz", "augmentations.npz")
 
+
 class Leak(Config):
     """A pair that a training task and an evaluation task share, up to dihedral transform and recolouring."""
 
@@ -113,24 +114,32 @@ class Store:
         """
         path = Path(path)
         if not (path / "dataset.json").is_file():
-            raise UserError(f"no dataset at {path} (dataset.json is missing); build one with: python -m dataset.build_arc_dataset --help")
+            raise UserError(
+                f"no dataset at {path} (dataset.json is missing); build one with: python -m dataset.build_arc_dataset --help"
+            )
         content = read_json(path / "dataset.json")
         if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-            raise UserError(f"{path} has dataset format {content['format']}, this version reads {FORMAT}; build the dataset again")
+            raise UserError(
+                f"{path} has dataset format {content['format']}, this version reads {FORMAT}; build the dataset again"
+            )
         try:
             metadata = Metadata(**content)
         except (ValidationError, TypeError) as error:
             raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
         if layouts and metadata.layout not in layouts:
             wanted = " or ".join(f"'{layout}'" for layout in layouts)
-            game = f"a {metadata.game} has no demonstrations: use arch=trm, or another arch without an encoder"
+            game = (
+                f"a {metadata.game} has no demonstrations: use arch=trm, or another arch without an encoder"
+            )
             advice = game if LAYOUTS[metadata.layout].shares_rule else f"build it with --layout {layouts[0]}"
             raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; {advice}")
         for name, digest in metadata.sha256.items():
             if not (path / name).is_file():
                 raise UserError(f"{path}: {name} is missing; build the dataset again")
             if sha256_of(path / name) != digest:
-                raise UserError(f"{path}: {name} is damaged (its hash differs from dataset.json); build the dataset again")
+                raise UserError(
+                    f"{path}: {name} is damaged (its hash differs from dataset.json); build the dataset again"
+                )
         arrays: dict[str, np.ndarray] = {}
         try:
             for name in ARRAY_FILES:
@@ -184,7 +193,9 @@ class Store:
         if amount is None:
             return self
         if self.layout.learns_rows:
-            raise UserError(f"validation={amount}: a model with puzzle rows cannot answer tasks held out of training; use an encoder")
+            raise UserError(
+                f"validation={amount}: a model with puzzle rows cannot answer tasks held out of training; use an encoder"
+            )
         train = np.flatnonzero(self.task_split == TRAIN)
         count = amount if isinstance(amount, int) else round(amount * len(train))
         if not 0 < count < len(train):
@@ -228,4 +239,6 @@ class Store:
     def pair_side(self) -> np.ndarray:
         """(P, 2) int: longest side of each pair's input and of its output (0 when unknown)."""
         side = self.shapes.max(axis=1).astype(np.int64)
-        return np.stack([side[self.pair_input], np.where(self.pair_output < 0, 0, side[self.pair_output])], axis=1)
+        return np.stack(
+            [side[self.pair_input], np.where(self.pair_output < 0, 0, side[self.pair_output])], axis=1
+        )

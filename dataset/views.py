@@ -65,16 +65,22 @@ class EvaluationSet:
         # is asked once: its score is the model's own, as in the ancestors.
         self.num_views = num_views if config.turns and not store.layout.shares_rule else 1
         self.store, self.config, self.control = store, config, control
-        self.truncated: set[str] = set()  # tasks with more demonstrations than data.max_demos, which uses the first ones
+        self.truncated: set[str] = (
+            set()
+        )  # tasks with more demonstrations than data.max_demos, which uses the first ones
         self.tasks = store.tasks_of(split, max_tasks, subsets)
         self.sides = task_sides(store, config)
         self.queries = [query for task in self.tasks for query in self._queries(int(task), split)]
-        self.too_large = {q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None}
+        self.too_large = {
+            q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None
+        }
         self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
         self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
         known = control != "shuffled_demonstrations"
         # A query that no canvas holds counts as wrong here, too.
-        self.asked = np.array([known or query.task in self._donors or query in self.too_large for query in self.queries], bool)
+        self.asked = np.array(
+            [known or query.task in self._donors or query in self.too_large for query in self.queries], bool
+        )
 
     def answer_fits(self, query: Query) -> bool:
         """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""
@@ -82,7 +88,12 @@ class EvaluationSet:
         return side is not None and int(self.store.pair_side[query.pair, 1]) <= side
 
     def batches(
-        self, batch_size: int, rank: int = 0, world: int = 1, views: slice = slice(None), queries: np.ndarray | None = None
+        self,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        views: slice = slice(None),
+        queries: np.ndarray | None = None,
     ) -> Iterator[ViewBatch]:
         """This rank's share, bucket by bucket in a fixed order. No collective happens inside, so shares may differ in length.
 
@@ -124,7 +135,9 @@ class EvaluationSet:
         first = int(self.store.task_pairs[task])
         pairs = range(first, first + int(self.store.task_demonstrations[task]))
         side = self.side_of(query) or 0
-        return tuple(pair for pair in pairs if pair != query.pair and self.store.pair_side[pair].max() <= side)
+        return tuple(
+            pair for pair in pairs if pair != query.pair and self.store.pair_side[pair].max() <= side
+        )
 
     def can_adapt(self, query: Query) -> bool:
         """Whether those are enough to learn from: a puzzle's row needs one, and an episode one to ask and one to show."""
@@ -142,7 +155,10 @@ class EvaluationSet:
         first, end = int(self.store.task_pairs[task]), int(self.store.task_pairs[task + 1])
         border = first + int(self.store.task_demonstrations[task])
         if split != "train":
-            return [Query(task, i, pair, self._limit(task, range(first, border))) for i, pair in enumerate(range(border, end))]
+            return [
+                Query(task, i, pair, self._limit(task, range(first, border)))
+                for i, pair in enumerate(range(border, end))
+            ]
         labelled = [pair for pair in range(first, end) if self.store.pair_output[pair] >= 0]
         others = {pair: [other for other in labelled if other != pair] for pair in labelled}
         askable = [pair for pair in labelled if others[pair] or not self.store.layout.reads_demonstrations]
@@ -158,10 +174,14 @@ class EvaluationSet:
     def _draw_views(self, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """transform (V,), colours (V, 10), puzzle identifier (V,); the identity first."""
         rows = np.arange(self.store.task_rows[task], self.store.task_rows[task + 1])[: self.num_views]
-        if not self.store.layout.reads_demonstrations:  # a learned row exists for the stored augmentations only
+        if (
+            not self.store.layout.reads_demonstrations
+        ):  # a learned row exists for the stored augmentations only
             return self.store.dihedral[rows], self.store.colours[rows], self.store.identifiers_of(rows)
         question = self.store.task(task)
-        question = Task(question.id, question.demonstrations, tuple(Pair(query.input, None) for query in question.queries))
+        question = Task(
+            question.id, question.demonstrations, tuple(Pair(query.input, None) for query in question.queries)
+        )
         transform, colours = augment.draw(question, self.num_views - 1, augment.task_rng(seed, question.id))
         return transform, colours, np.full(len(transform), self.store.identifiers_of(rows[:1])[0])
 
@@ -176,7 +196,12 @@ class EvaluationSet:
         donors = {}
         for task in order:
             side = smallest_bucket(self.sides[task], self.config.sides) or 0
-            for other in chain(*(group[(at := group.index(task)) + 1 :] + group[:at] for group in (same[subset[task]], order))):
+            for other in chain(
+                *(
+                    group[(at := group.index(task)) + 1 :] + group[:at]
+                    for group in (same[subset[task]], order)
+                )
+            ):
                 first = int(self.store.task_pairs[other])
                 demos = range(first, first + int(self.store.task_demonstrations[other]))
                 fitting = [pair for pair in demos if self.store.pair_side[pair].max() <= side]

@@ -147,7 +147,9 @@ def pack(tasks: Mapping[str, Sequence[Task]], test_subsets: Sequence[str], about
         "test_subsets": list(test_subsets),
         "identifiers_start": about.identifiers_start,
         "num_puzzle_identifiers": about.identifiers_start + len(names),
-        "augmentations_per_task": {name: len(own[0]) - 1 for name, own in rows.items()} if about.num_aug else {},
+        "augmentations_per_task": {name: len(own[0]) - 1 for name, own in rows.items()}
+        if about.num_aug
+        else {},
         "leaks": list(about.leaks),
         "left_out": dict(about.left_out),
         "details": dict(about.details),
@@ -197,15 +199,22 @@ def write_pairs(
         "shapes": np.tile(np.array(inputs.shape[1:], np.uint8), (2 * total, 1)),
         "pair_input": 2 * pairs,
         "pair_output": 2 * pairs + 1,
-        "pair_fingerprint": np.concatenate([fingerprints[name] for name in counts]) | np.uint64(1),  # 0 is an unknown answer
+        "pair_fingerprint": np.concatenate([fingerprints[name] for name in counts])
+        | np.uint64(1),  # 0 is an unknown answer
         "task_pairs": np.arange(total + 1),
         "task_demonstrations": np.zeros(total, np.int32),
-        "task_split": np.concatenate([np.full(count, SPLITS[name], np.uint8) for name, count in counts.items()]),
+        "task_split": np.concatenate(
+            [np.full(count, SPLITS[name], np.uint8) for name, count in counts.items()]
+        ),
         "task_subset": np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values())),
         "task_ids": np.array([f"{name}_{i:07d}" for name, count in counts.items() for i in range(count)]),
         "subset_names": np.array(list(counts)),
     }
-    table = {"task_rows": np.arange(total + 1), "dihedral": np.zeros(total, np.uint8), "colours": augment.identity_colours(total)}
+    table = {
+        "task_rows": np.arange(total + 1),
+        "dihedral": np.zeros(total, np.uint8),
+        "colours": augment.identity_colours(total),
+    }
     metadata = {
         "game": game,
         "layout": "pairs",
@@ -249,11 +258,16 @@ def _rows_of_names(names: Sequence[str], where: str) -> dict[str, Rows]:
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
         if (task_id != previous) != (name == task_id) or (task_id != previous and task_id in parsed):
-            raise UserError(f"{where}: '{name}' is out of place; a task's names must follow each other, beginning with the bare id")
+            raise UserError(
+                f"{where}: '{name}' is out of place; a task's names must follow each other, beginning with the bare id"
+            )
         parsed.setdefault(task_id, []).append((index, colours))
         previous = task_id
     return {
-        task_id: (np.array([index for index, _ in rows], np.uint8), np.stack([colours for _, colours in rows]))
+        task_id: (
+            np.array([index for index, _ in rows], np.uint8),
+            np.stack([colours for _, colours in rows]),
+        )
         for task_id, rows in parsed.items()
     }
 

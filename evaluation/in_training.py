@@ -66,7 +66,10 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     What is found is logged and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
     """
     config, state = run.config, run.state
-    split, limits = config.evaluated_split, [] if config.validation else [config.eval_tasks, config.data.max_eval_groups]
+    split, limits = (
+        config.evaluated_split,
+        [] if config.validation else [config.eval_tasks, config.data.max_eval_groups],
+    )
     views: list[int] = []
     started = time.perf_counter()
     with averaged_weights(state), less_memory_to_answer("the evaluation", run):
@@ -90,7 +93,10 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     score = score if score is not None and math.isfinite(score) else None
     if score is not None:
         state.scores[state.step] = score
-    values = {"protocol": result.protocol, **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()}}
+    values = {
+        "protocol": result.protocol,
+        **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()},
+    }
     named = {prefix + name: value for name, value in metrics.items()}
     logger.log(state.step, {**named, **values, **meter.evaluated(asked, seconds)})
     if run.world.is_main:

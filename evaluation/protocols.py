@@ -58,26 +58,40 @@ class LatentSearch:
         """The shift (B, T, D) of a batch's contexts."""
         count = data["demo_mask"].shape[1]
         portion = max(1, self.rows // count)
-        parts = [{name: value[start : start + portion] for name, value in data.items()} for start in range(0, len(data["inputs"]), portion)]
+        parts = [
+            {name: value[start : start + portion] for name, value in data.items()}
+            for start in range(0, len(data["inputs"]), portion)
+        ]
         # The same random shifts for every portion: what a view is given must not depend on its place in a batch.
-        found = [search(model, part, self.objective, self.config, torch.Generator().manual_seed(self.seed)) for part in parts]
+        found = [
+            search(model, part, self.objective, self.config, torch.Generator().manual_seed(self.seed))
+            for part in parts
+        ]
         return torch.cat(found)
 
 
 Adaptation = LatentSearch | TaskTraining
 
 
-def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: Layout) -> Adaptation | None:
+def adaptation_of(
+    config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: Layout
+) -> Adaptation | None:
     """What a protocol does before a task is answered. Raises `UserError` for models that have nothing to adapt by."""
     if isinstance(config, LatentSearchConfig):
         if not layout.reads_demonstrations:
-            raise UserError("protocol=latent_search searches a context that an encoder computes, and this model has no encoder")
+            raise UserError(
+                "protocol=latent_search searches a context that an encoder computes, and this model has no encoder"
+            )
         return LatentSearch(config, objective, seed, batch_size)
     if isinstance(config, TaskTrainingConfig):
         if layout.shares_rule:
-            raise UserError("protocol=test_time_training learns from a task's demonstrations, and puzzles that share one rule have none")
+            raise UserError(
+                "protocol=test_time_training learns from a task's demonstrations, and puzzles that share one rule have none"
+            )
         if layout.learns_rows and config.parameters == "encoder":
-            raise UserError("protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case")
+            raise UserError(
+                "protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case"
+            )
         return TaskTraining(config, objective, seed)
     return None
 
@@ -97,7 +111,9 @@ def less_memory(config: ProtocolConfig, batch_size: int) -> str:
     """What to change when an evaluation does not fit."""
     remedy = f"lower batch_size={batch_size}"
     if isinstance(config, TaskTrainingConfig):
-        remedy += f", protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
+        remedy += (
+            f", protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
+        )
     return remedy
 
 
@@ -112,5 +128,7 @@ def label(config: ProtocolConfig, store: Store, seen: Seen) -> str:
         why = "none of the evaluated tasks shares a pair with the training data"
         if found == "transductive":
             why = seen.why if seen else "it has a learned row per task"
-        raise UserError(f"protocol={config.name}: the model's answers would be {found}, since {why}; use protocol=auto")
+        raise UserError(
+            f"protocol={config.name}: the model's answers would be {found}, since {why}; use protocol=auto"
+        )
     return config.name if found == "inductive" and config.name != "auto" else found

@@ -22,18 +22,24 @@ def main() -> None:
     options = parser.parse_args()
     results = read_json(options.folder / "results.json")
     try:
-        found = [s for s in results["scores"] if s["metric"] == options.metric and s["control"] == options.control]
+        found = [
+            s for s in results["scores"] if s["metric"] == options.metric and s["control"] == options.control
+        ]
         who, protocol = results["model"]["encoder"] or results["model"]["arch"], results["protocol"]
     except (KeyError, TypeError):
         raise UserError(f"{options.folder}/results.json was not written by an evaluation") from None
     if not found:
-        raise UserError(f"{options.folder}/results.json has no {options.metric} for control {options.control}")
+        raise UserError(
+            f"{options.folder}/results.json has no {options.metric} for control {options.control}"
+        )
     (score,) = found
     good = options.min <= score["value"] <= options.max
     interval = f"[{score['ci_low']:.3f}, {score['ci_high']:.3f}], n {score['n']}, {protocol}"
     promise = f"expected {options.min:g} to {options.max:g}"
     name = "model" if options.control == "none" else options.control
-    print(f"{'ok  ' if good else 'FAIL'} {who}, {name}: {options.metric} {score['value']:.3f} {interval}; {promise}")
+    print(
+        f"{'ok  ' if good else 'FAIL'} {who}, {name}: {options.metric} {score['value']:.3f} {interval}; {promise}"
+    )
     sys.exit(0 if good else 1)
 
 

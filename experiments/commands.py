@@ -18,8 +18,12 @@ def for_predictions(module: str, description: str) -> ArgumentParser:
     """The options of an experiment on stored predictions; its own may be added."""
     parser = parser_of(module, description)
     parser.add_argument("folder", type=Path, help="an evaluation's folder, made with save_predictions=true")
-    parser.add_argument("--output-dir", type=Path, help="where the files go (default: the evaluation's folder)")
-    parser.add_argument("--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers")
+    parser.add_argument(
+        "--output-dir", type=Path, help="where the files go (default: the evaluation's folder)"
+    )
+    parser.add_argument(
+        "--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers"
+    )
     parser.add_argument("--seed", type=natural, default=0, help="of everything that is drawn")
     return parser
 
@@ -27,7 +31,9 @@ def for_predictions(module: str, description: str) -> ArgumentParser:
 def for_model(module: str, description: str, **numbers: int) -> Namespace:
     """The options of an experiment that runs a model: `overrides`, evaluate.py's keys, and a whole number for each of `numbers`."""
     parser = parser_of(module, description)
-    parser.add_argument("overrides", nargs="+", metavar="key=value", help="checkpoint=... and other keys of evaluate.py")
+    parser.add_argument(
+        "overrides", nargs="+", metavar="key=value", help="checkpoint=... and other keys of evaluate.py"
+    )
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     return parser.parse_args()
@@ -43,7 +49,9 @@ def opened(overrides: list[str]) -> Session:
 
 def folder_of(session: Session) -> Path:
     """Where such an experiment writes: output_dir, or a folder beside the run's evaluations, which evaluate.py replaces whole."""
-    return Path(session.config.output_dir or session.path.parent.parent / "experiments" / session.folder().name)
+    return Path(
+        session.config.output_dir or session.path.parent.parent / "experiments" / session.folder().name
+    )
 
 
 def origin(stored: StoredPredictions, ranking: str) -> dict[str, Any]:

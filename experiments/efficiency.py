@@ -34,7 +34,9 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
     on_gpu = session.device.type == "cuda"
     batches = list(session.questions().batches(session.config.batch_size))
     if not batches or steps < 1 or warmup < 0:
-        raise UserError("nothing to measure: it takes a query that fits the canvas, --steps of 1 or more and --warmup of 0 or more")
+        raise UserError(
+            "nothing to measure: it takes a query that fits the canvas, --steps of 1 or more and --warmup of 0 or more"
+        )
     table = session.store.grid_table.to(session.device)
     model = session.model.eval()
     loading, solving, samples, act_steps = [], [], 0, 0.0

@@ -21,7 +21,10 @@ from experiments.commands import for_predictions, origin, percent
 from utils.errors import reports_user_errors
 from utils.files import write_json
 
-MODES = {"paper": ("paper_mode", None), "single_aug": ("single_aug", {0})}  # mode: name in the table, views that vote
+MODES = {
+    "paper": ("paper_mode", None),
+    "single_aug": ("single_aug", {0}),
+}  # mode: name in the table, views that vote
 PASS_KS = (1, 2, 5, 10, 100, 1000)
 
 
@@ -32,14 +35,20 @@ def table_of(stored: StoredPredictions, votes: dict[str, VoteTable], seed: int) 
     low, high = statistics.bootstrap(columns, seed)
     table: dict[str, Any] = {}
     for i, (mode, (name, _)) in enumerate(MODES.items()):
-        bins, counts = np.unique([votes[mode].num_votes(query) for query in stored.labelled], return_counts=True)
+        bins, counts = np.unique(
+            [votes[mode].num_votes(query) for query in stored.labelled], return_counts=True
+        )
         table[name] = {
             "mean": float(right[mode].mean()),
             "ci95": [float(low[i]), float(high[i])],
             "n": len(columns),
             "votes_histogram": {"bins": bins.tolist(), "counts": counts.tolist()},
         }
-    return {**table, "delta_paper_minus_single": float(columns[:, 2].mean()), "delta_ci95": [float(low[2]), float(high[2])]}
+    return {
+        **table,
+        "delta_paper_minus_single": float(columns[:, 2].mean()),
+        "delta_ci95": [float(low[2]), float(high[2])],
+    }
 
 
 def mode_of(stored: StoredPredictions, mode: str, votes: VoteTable) -> dict[str, Any]:
@@ -60,7 +69,9 @@ def mode_of(stored: StoredPredictions, mode: str, votes: VoteTable) -> dict[str,
         "avg_latency_seconds_per_augmented_example": seconds and seconds / asked,
         "avg_time_seconds_per_original_example": seconds and seconds / queries,
         "peak_gpu_memory_bytes": about["peak_gpu_memory_bytes"] if views is None else None,
-        "metrics": {f"ARC/pass@{k}": float(stored.task_means(solved_within(ranks, k)).mean()) for k in PASS_KS},
+        "metrics": {
+            f"ARC/pass@{k}": float(stored.task_means(solved_within(ranks, k)).mean()) for k in PASS_KS
+        },
         "checkpoint_dir": about["checkpoint"]["path"],
         "checkpoint_file": about["checkpoint"]["file"],
         "checkpoint_sha256": about["checkpoint"]["sha256"],
@@ -71,11 +82,17 @@ def mode_of(stored: StoredPredictions, mode: str, votes: VoteTable) -> dict[str,
 def main() -> None:
     options = for_predictions("experiments.votes_against_one_view", __doc__).parse_args()
     stored = predictions.load(options.folder)
-    votes = {mode: stored.predictions.vote(options.ranking, views=views) for mode, (_, views) in MODES.items()}
+    votes = {
+        mode: stored.predictions.vote(options.ranking, views=views) for mode, (_, views) in MODES.items()
+    }
     table = table_of(stored, votes, options.seed)
     report = {
         "experiment": "exp1_paper_vs_single",
-        "environment": {"torch": torch.__version__, "python": platform.python_version(), "device": stored.about["device"]},
+        "environment": {
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "device": stored.about["device"],
+        },
         "seed": options.seed,
         "repo": {"commit": stored.about["git_commit"]},
         "config_summary": {**stored.about["model"], **origin(stored, options.ranking)},
@@ -88,7 +105,9 @@ def main() -> None:
     for name in ("paper_mode", "single_aug"):
         print(f"{name:<26}{percent(table[name]['mean'], *table[name]['ci95'])}")
     print(f"{'difference':<26}{percent(table['delta_paper_minus_single'], *table['delta_ci95'])}")
-    print(f"{table['paper_mode']['n']} tasks, {stored.about['protocol']}; {folder}: exp1_table.json, exp1_report.json")
+    print(
+        f"{table['paper_mode']['n']} tasks, {stored.about['protocol']}; {folder}: exp1_table.json, exp1_report.json"
+    )
 
 
 if __name__ == "__main__":

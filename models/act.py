@@ -49,7 +49,10 @@ class Carry:
             steps=torch.cat([part.steps for part in parts]),
             halted=torch.cat([part.halted for part in parts]),
             data={name: torch.cat([part.data[name] for part in parts]) for name in parts[0].data},
-            context_state={name: torch.cat([part.context_state[name] for part in parts]) for name in parts[0].context_state},
+            context_state={
+                name: torch.cat([part.context_state[name] for part in parts])
+                for name in parts[0].context_state
+            },
         )
 
 
@@ -85,7 +88,9 @@ def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
     )
 
 
-def refresh(carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise: Noise | None = None) -> Carry:
+def refresh(
+    carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise: Noise | None = None
+) -> Carry:
     """Replace halted rows by the new samples in `data`, with initial states and no steps taken."""
     initial = model.context.initial_state(data, noise)
 
@@ -94,7 +99,10 @@ def refresh(carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise:
 
     return replace(
         carry,
-        states=tuple(fresh(new.to(old.dtype), old) for new, old in zip(model.initial_states(), carry.states, strict=True)),
+        states=tuple(
+            fresh(new.to(old.dtype), old)
+            for new, old in zip(model.initial_states(), carry.states, strict=True)
+        ),
         steps=fresh(torch.zeros_like(carry.steps), carry.steps),
         data={name: fresh(data[name], old) for name, old in carry.data.items()},
         context_state={name: fresh(new, carry.context_state.get(name, new)) for name, new in initial.items()},
@@ -134,7 +142,9 @@ def act_step(
         last = steps >= (num_act_steps or config.halt_max_steps)
         halted = last
         target = None
-        against = output.q_continue_logits if config.act_enabled and not config.no_ACT_continue else 0  # otherwise it is not trained
+        against = (
+            output.q_continue_logits if config.act_enabled and not config.no_ACT_continue else 0
+        )  # otherwise it is not trained
         if model.training and config.act_enabled and config.halt_max_steps > 1:
             if num_act_steps is None:
                 halted = last | (output.q_halt_logits > against)
@@ -148,7 +158,15 @@ def act_step(
         elif not model.training and config.halt_threshold is not None:
             halted = last | ((output.q_halt_logits - against).sigmoid() >= config.halt_threshold)
     carry = Carry(states, steps, halted, carry.data, context_state)
-    return StepOutput(carry, output.logits, output.q_halt_logits, output.q_continue_logits, context, dict(context.losses), target)
+    return StepOutput(
+        carry,
+        output.logits,
+        output.q_halt_logits,
+        output.q_continue_logits,
+        context,
+        dict(context.losses),
+        target,
+    )
 
 
 @dataclass
@@ -161,7 +179,9 @@ class Answer:
 
 
 @torch.no_grad()
-def act_steps(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None) -> Iterator[tuple[Tensor, StepOutput]]:
+def act_steps(
+    model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None
+) -> Iterator[tuple[Tensor, StepOutput]]:
     """The ACT steps of a batch in evaluation mode: at each step the rows (n,) still at work, and its output for them alone.
 
     A row that halts leaves the batch, so that it costs nothing more and no answer depends on the others. The context is

@@ -36,12 +36,18 @@ class ArchConfig(Config):
     @model_validator(mode="after")
     def _check(self) -> "ArchConfig":
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"arch.hidden_size={self.hidden_size} is not divisible by arch.num_heads={self.num_heads}")
+            raise ValueError(
+                f"arch.hidden_size={self.hidden_size} is not divisible by arch.num_heads={self.num_heads}"
+            )
         multiple = {"rope": 2, "rope2d": 4, "rope2d_values": 4}.get(self.pos_encodings, 1)
         if self.hidden_size // self.num_heads % multiple:
-            raise ValueError(f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads divisible by {multiple}")
+            raise ValueError(
+                f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads divisible by {multiple}"
+            )
         if self.pos_encodings == "rope2d_values" and self.num_heads < 2:
-            raise ValueError("arch.pos_encodings=rope2d_values turns the values of half of the heads and needs arch.num_heads >= 2")
+            raise ValueError(
+                "arch.pos_encodings=rope2d_values turns the values of half of the heads and needs arch.num_heads >= 2"
+            )
         if self.mlp_t and self.pos_encodings.startswith("rope"):
             raise ValueError(
                 f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"

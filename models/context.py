@@ -77,7 +77,9 @@ class Context:
         work: every block projects the memory and attends to it."""
         if self.memory is None or self.memory_mask is None or not worth_packing(self.memory_mask):
             return self
-        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(self.memory_mask.sum(1).max())]
+        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[
+            :, : int(self.memory_mask.sum(1).max())
+        ]
         return replace(
             self,
             memory=self.memory.take_along_dim(first[:, :, None], 1),
@@ -195,10 +197,14 @@ class PuzzleEmbedding(ContextModule):
         super().__init__()
         self.length = length or -(ndim // -hidden_size)
         if self.length * hidden_size < ndim:
-            raise ValueError(f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens of hidden_size={hidden_size}")
+            raise ValueError(
+                f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens of hidden_size={hidden_size}"
+            )
         self.hidden_size, self.dtype = hidden_size, dtype
         self.register_buffer("weights", torch.zeros(count, ndim))
-        self.gathered: list[tuple[Tensor, Tensor]] = []  # (identifiers (B,), rows (B, ndim) with gradient) since the last update
+        self.gathered: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (identifiers (B,), rows (B, ndim) with gradient) since the last update
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.length

@@ -34,7 +34,9 @@ SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a diff
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
 
 States = tuple[Tensor, ...]  # (B, S, D) each, the answer state first
-Apply = Callable[[str, Tensor, Tensor | None], Tensor]  # network name, state, what is added to it -> new state
+Apply = Callable[
+    [str, Tensor, Tensor | None], Tensor
+]  # network name, state, what is added to it -> new state
 
 
 @dataclass
@@ -55,7 +57,12 @@ class ReasoningModule(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(
-        self, state: Tensor, injection: Tensor | None, rotary: Rotary | None, mask: Tensor | None, memory: list[KeyValue | None]
+        self,
+        state: Tensor,
+        injection: Tensor | None,
+        rotary: Rotary | None,
+        mask: Tensor | None,
+        memory: list[KeyValue | None],
     ) -> Tensor:
         x = state if injection is None else state + injection
         for layer, keys_values in zip(self.layers, memory, strict=True):
@@ -130,10 +137,17 @@ class RecursiveModel(nn.Module):
 
         def run(states: States, steps: tuple[int | None, ...]) -> States:
             for step in steps:
-                states = self.answer(states, tokens, apply) if step is None else self.think(states, tokens, step, apply)
+                states = (
+                    self.answer(states, tokens, apply)
+                    if step is None
+                    else self.think(states, tokens, step, apply)
+                )
             return states
 
-        with torch.no_grad(), weights_cast_once([self.get_submodule(name) for name in self.networks], tokens.dtype):
+        with (
+            torch.no_grad(),
+            weights_cast_once([self.get_submodule(name) for name in self.networks], tokens.dtype),
+        ):
             states = run(states, schedule[:first_with_gradient])
         states = run(states, schedule[first_with_gradient:])
         answer = states[0]
@@ -168,7 +182,11 @@ class RecursiveModel(nn.Module):
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
-        places = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
+        places = (
+            table.rows(context.memory_cells + registers)
+            if table is not None and context.memory is not None
+            else None
+        )
         mask = self._mask(prefix, cells, context)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
@@ -198,12 +216,24 @@ class RecursiveModel(nn.Module):
             return None
         batch = context.prefix.shape[0]
         whole = torch.ones(batch, prefix + cells, dtype=torch.bool, device=context.prefix.device)
-        state = whole if context.prefix_mask is None else torch.cat((context.prefix_mask, whole[:, prefix:]), dim=1)
+        state = (
+            whole
+            if context.prefix_mask is None
+            else torch.cat((context.prefix_mask, whole[:, prefix:]), dim=1)
+        )
         keys = state if context.memory_mask is None else torch.cat((state, context.memory_mask), dim=1)
         return keys[:, None, None, :]
 
 
 def _puzzle_rows(config: ArchConfig, sizes: DataSizes) -> PuzzleEmbedding:
     if not config.puzzle_emb_ndim:
-        raise ValueError("arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row")
-    return PuzzleEmbedding(sizes.num_puzzle_identifiers, config.puzzle_emb_ndim, config.puzzle_emb_len, config.hidden_size, config.dtype)
+        raise ValueError(
+            "arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row"
+        )
+    return PuzzleEmbedding(
+        sizes.num_puzzle_identifiers,
+        config.puzzle_emb_ndim,
+        config.puzzle_emb_len,
+        config.hidden_size,
+        config.dtype,
+    )

@@ -48,10 +48,15 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The usual cross-entropy, (B, L), zero where ignored."""
     x = logits.float() if logits.dtype != torch.float64 else logits
-    return F.cross_entropy(x.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_LABEL_ID, reduction="none").view_as(labels)
+    return F.cross_entropy(
+        x.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_LABEL_ID, reduction="none"
+    ).view_as(labels)
 
 
-TOKEN_LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_entropy": softmax_cross_entropy}
+TOKEN_LOSSES = {
+    "stablemax_cross_entropy": stablemax_cross_entropy,
+    "softmax_cross_entropy": softmax_cross_entropy,
+}
 
 
 def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> Tensor:
@@ -91,7 +96,9 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
         "q_halt_loss": q_halt_loss.detach(),
     }
     if output.target_q_continue is not None:
-        q_continue = F.binary_cross_entropy_with_logits(output.q_continue_logits, output.target_q_continue, reduction="none")
+        q_continue = F.binary_cross_entropy_with_logits(
+            output.q_continue_logits, output.target_q_continue, reduction="none"
+        )
         q_continue_loss = torch.where(labelled, q_continue, 0.0).sum()
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_loss + q_continue_loss

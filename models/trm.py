@@ -33,7 +33,9 @@ class TRMConfig(ArchConfig):
     @model_validator(mode="after")
     def _check_cycles(self) -> "TRMConfig":
         if self.grad_cycles > self.H_cycles:
-            raise ValueError(f"arch.grad_cycles={self.grad_cycles} is larger than arch.H_cycles={self.H_cycles}")
+            raise ValueError(
+                f"arch.grad_cycles={self.grad_cycles} is larger than arch.H_cycles={self.H_cycles}"
+            )
         return self
 
 
@@ -86,7 +88,9 @@ class ManyLatentsConfig(TRMConfig):
     @model_validator(mode="after")
     def _check_latents(self) -> "ManyLatentsConfig":
         if self.num_latents > self.L_cycles:
-            raise ValueError(f"arch.num_latents={self.num_latents} needs arch.L_cycles of at least that, found {self.L_cycles}")
+            raise ValueError(
+                f"arch.num_latents={self.num_latents} needs arch.L_cycles of at least that, found {self.L_cycles}"
+            )
         return self
 
 
@@ -184,4 +188,8 @@ def count_parameters(model: RecursiveModel) -> dict[str, int]:
     """Parameters of the recursive core, of the context module, and rows times width of the puzzle table."""
     context = sum(p.numel() for p in model.context.parameters())
     table = model.context.weights.numel() if isinstance(model.context, PuzzleEmbedding) else 0
-    return {"core": sum(p.numel() for p in model.parameters()) - context, "context": context, "puzzle_table": table}
+    return {
+        "core": sum(p.numel() for p in model.parameters()) - context,
+        "context": context,
+        "puzzle_table": table,
+    }

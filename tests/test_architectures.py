@@ -89,7 +89,8 @@ def test_every_architecture_trains_with_every_encoder(arch, dtype):
         state = train_state(config)
         touched = reached_by_gradients(state.model)
         results = [
-            train_step(state, Batch(Bucket(SIDE, 3), data_of(config, seed)), config, World()) for seed in range(3)
+            train_step(state, Batch(Bucket(SIDE, 3), data_of(config, seed)), config, World())
+            for seed in range(3)
         ]
         assert all(result.updated and result.metrics["lm_loss"].isfinite() for result in results), name
         assert touched == dict(state.model.named_parameters()).keys(), name

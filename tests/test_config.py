@@ -18,7 +18,9 @@ from tests.support.runs import ROOT, run, untrained
 from utils.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["tâche (1).json", "a=b.json", "it's.json", "a,b.json", "{a}#.json", "[6].json"])
+@pytest.mark.parametrize(
+    "name", ["tâche (1).json", "a=b.json", "it's.json", "a,b.json", "{a}#.json", "[6].json"]
+)
 def test_a_path_may_have_any_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path(name).write_text("{}")
@@ -41,7 +43,10 @@ def test_a_path_may_have_any_name(name, tmp_path, monkeypatch):
         (["lr=fast"], "lr=fast: input should be a valid number"),
         (["arch.pos_encodings=rope3d"], "did you mean 'rope2d'"),
         (["logging.wandb=onlin"], "did you mean 'online'"),
-        (["arch.hidden_size=100", "arch.num_heads=8"], "arch.hidden_size=100 is not divisible by arch.num_heads=8"),
+        (
+            ["arch.hidden_size=100", "arch.num_heads=8"],
+            "arch.hidden_size=100 is not divisible by arch.num_heads=8",
+        ),
         (["arch.num_heads=256"], "needs hidden_size / num_heads divisible by 4"),
         (["arch.H_cycles=0"], "arch.H_cycles=0: input should be greater than 0"),
         (["data.buckets=[10,6]"], "ascending canvas sides"),
@@ -49,21 +54,47 @@ def test_a_path_may_have_any_name(name, tmp_path, monkeypatch):
         (["global_batch_size=0"], "global_batch_size=0: input should be greater than 0"),
         (["encoder=null"], "encoder=null is no choice"),
         (["arch=trm", "arch.puzzle_emb_ndim=0"], "arch.puzzle_emb_ndim must be at least 1"),
-        (["arch=trm_hier6", "arch.L_cycles=4"], "arch.num_latents=6 needs arch.L_cycles of at least that, found 4"),
+        (
+            ["arch=trm_hier6", "arch.L_cycles=4"],
+            "arch.num_latents=6 needs arch.L_cycles of at least that, found 4",
+        ),
         (["arch.grad_cycles=4"], "arch.grad_cycles=4 is larger than arch.H_cycles=3"),
-        (["arch=transformers_baseline", "arch.num_heads=12"], "arch.hidden_size=512 is not divisible by arch.num_heads=12"),
+        (
+            ["arch=transformers_baseline", "arch.num_heads=12"],
+            "arch.hidden_size=512 is not divisible by arch.num_heads=12",
+        ),
         (["arch=hrm", "arch.num_latents=2"], "unknown key 'arch.num_latents'"),
         (["arch.halt_threshold=1.5"], "arch.halt_threshold=1.5: input should be less than 1"),
         (["arch.pos_encodings=rope"], "needs one canvas size"),
         (["arch.mlp_t=true"], "has no attention to rotate"),
-        (["arch.mlp_t=true", "arch.pos_encodings=none", "data.canvas=full"], "no attention that could read the memory of encoder=memory"),
-        (["arch.pos_encodings=learned", "data.canvas=full", "encoder.placement=prefix"], "needs a state of fixed length"),
-        (["arch.pos_encodings=rope", "data.canvas=full", "arch.hidden_size=48", "arch.num_heads=8"], "divisible by 4"),
-        (["encoder.num_layers=0", "arch.pos_encodings=none"], "encoder.num_layers=0 leaves the places of cells to the core"),
-        (["arch.num_heads=1"], "needs arch.num_heads >= 2"),
-        (["arch.num_heads=1", "arch.pos_encodings=rope2d"], "encoder.positions=rope2d_values turns the values of half"),
         (
-            ["encoder=standard", "encoder.hidden_size=32", "encoder.num_heads=1", "encoder.positions=rope2d_values"],
+            ["arch.mlp_t=true", "arch.pos_encodings=none", "data.canvas=full"],
+            "no attention that could read the memory of encoder=memory",
+        ),
+        (
+            ["arch.pos_encodings=learned", "data.canvas=full", "encoder.placement=prefix"],
+            "needs a state of fixed length",
+        ),
+        (
+            ["arch.pos_encodings=rope", "data.canvas=full", "arch.hidden_size=48", "arch.num_heads=8"],
+            "divisible by 4",
+        ),
+        (
+            ["encoder.num_layers=0", "arch.pos_encodings=none"],
+            "encoder.num_layers=0 leaves the places of cells to the core",
+        ),
+        (["arch.num_heads=1"], "needs arch.num_heads >= 2"),
+        (
+            ["arch.num_heads=1", "arch.pos_encodings=rope2d"],
+            "encoder.positions=rope2d_values turns the values of half",
+        ),
+        (
+            [
+                "encoder=standard",
+                "encoder.hidden_size=32",
+                "encoder.num_heads=1",
+                "encoder.positions=rope2d_values",
+            ],
             "half of the encoder's heads, found 1",
         ),
         (["arch.num_heads=0"], "arch.num_heads=0: input should be greater than 0"),
@@ -85,7 +116,12 @@ def test_a_mistake_names_itself_and_the_nearest_valid_word(overrides, words):
 
 def test_a_needless_plus_is_accepted():
     assert compose.load(PretrainConfig, "pretrain", ["+run_name=x", "+arch.L_cycles=6"]).arch.L_cycles == 6
-    assert compose.load(PretrainConfig, "pretrain", ["+arch.num_latents=3", "arch=trm_hier6", "data.buckets=[10]"]).arch.num_latents == 3
+    assert (
+        compose.load(
+            PretrainConfig, "pretrain", ["+arch.num_latents=3", "arch=trm_hier6", "data.buckets=[10]"]
+        ).arch.num_latents
+        == 3
+    )
 
 
 def test_a_sweep_over_values_runs_every_one(fewshot, tmp_path):
@@ -101,7 +137,9 @@ def test_a_required_value_is_asked_for():
         compose.load(EvaluateConfig, "evaluate", [])
 
 
-@pytest.mark.parametrize("experiment", sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml")))
+@pytest.mark.parametrize(
+    "experiment", sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml"))
+)
 def test_every_experiment_is_a_valid_configuration(experiment):
     assert compose.load(PretrainConfig, "pretrain", [f"experiment={experiment}"]).name
 
@@ -146,7 +184,10 @@ def assert_one_error(printed: str, words: str) -> None:
     [
         ([str(ROOT / "pretrain_etrm.py"), "data.path=nowhere"], "no dataset at nowhere"),
         ([str(ROOT / "evaluate.py"), "checkpoint=nowhere"], "checkpoint nowhere does not exist"),
-        (["-m", "dataset.build_arc_dataset", "--input-file", "none.json", "--output-dir", "out"], "no such file"),
+        (
+            ["-m", "dataset.build_arc_dataset", "--input-file", "none.json", "--output-dir", "out"],
+            "no such file",
+        ),
     ],
 )
 def test_every_program_ends_a_mistake_with_one_line_and_exit_code_2(arguments, words, tmp_path):
@@ -178,10 +219,16 @@ def error_of(monkeypatch, capsys):
         (evaluate, [], "checkpoint has no default"),
         (evaluate, [f"checkpoint={CONFIG_DIR}"], "is not a checkpoint directory of this framework"),
         (build_arc_dataset, ["--subsets", "trainin", "--output-dir", "out"], "did you mean 'training'"),
-        (build_arc_dataset, ["--max-grid-size", "99", "--output-dir", "out"], "--max-grid-size must be 1..30"),
+        (
+            build_arc_dataset,
+            ["--max-grid-size", "99", "--output-dir", "out"],
+            "--max-grid-size must be 1..30",
+        ),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_line(program, arguments, words, error_of, tmp_path, monkeypatch):
+def test_a_mistake_on_the_command_line_is_one_line(
+    program, arguments, words, error_of, tmp_path, monkeypatch
+):
     if "device=cuda" in arguments and torch.cuda.is_available():
         pytest.skip("a GPU is present, so device=cuda is no mistake")
     monkeypatch.chdir(tmp_path)
@@ -212,5 +259,10 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(damage, words, fewshot, err
 
 def test_the_code_speaks_of_itself_alone():
     """No absolute path of a machine in anything that is shipped."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*/*.py"), *ROOT.glob("*/*.sh"), *ROOT.glob("config/**/*.yaml")]:
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("*/*.py"),
+        *ROOT.glob("*/*.sh"),
+        *ROOT.glob("config/**/*.yaml"),
+    ]:
         assert not re.search(r"(?<![\w.])/(home|root|work|Users)/", Path(path).read_text()), path

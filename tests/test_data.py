@@ -30,7 +30,18 @@ def test_a_build_is_the_same_bytes_under_any_hash_seed(tmp_path):
     for hash_seed in ("1", "2"):
         folder = tmp_path / hash_seed
         done = run(
-            *("-m", "dataset.build_arc_dataset", "--max-tasks", "3", "--max-grid-size", "6", "--num-aug", "5", "--output-dir", str(folder)),
+            *(
+                "-m",
+                "dataset.build_arc_dataset",
+                "--max-tasks",
+                "3",
+                "--max-grid-size",
+                "6",
+                "--num-aug",
+                "5",
+                "--output-dir",
+                str(folder),
+            ),
             env={"PYTHONHASHSEED": hash_seed},
         )
         assert done.returncode == 0, done.stderr
@@ -43,7 +54,10 @@ def test_tasks_and_names_come_back_from_the_store(fewshot):
     assert len(fewshot.identifiers) == fewshot.metadata.num_puzzle_identifiers == len(fewshot.dihedral) + 1
     for index, task_id in enumerate(fewshot.task_ids):
         assert fewshot.identifiers[fewshot.task_rows[index] + 1] == task_id
-        assert all(fewshot.identifiers[row + 1].startswith(task_id) for row in range(*fewshot.task_rows[index : index + 2]))
+        assert all(
+            fewshot.identifiers[row + 1].startswith(task_id)
+            for row in range(*fewshot.task_rows[index : index + 2])
+        )
     rng = np.random.default_rng(0)
     assert fewshot.task(0).to_json() == random_task(rng, "a0", 2, 1).to_json()
 
@@ -62,7 +76,10 @@ def test_the_hash_of_a_dataset_tells_numbering_and_copies_apart(layout, matters,
     metadata = fewshot.metadata.model_copy(update={"layout": layout})
     arrays = metadata.sha256["tasks.npz"][:16] + metadata.sha256["augmentations.npz"][:16]
     assert metadata.model_copy(update=changes_nothing).content_hash == metadata.content_hash
-    assert all(metadata.model_copy(update={name: value}).content_hash != metadata.content_hash for name, value in matters.items())
+    assert all(
+        metadata.model_copy(update={name: value}).content_hash != metadata.content_hash
+        for name, value in matters.items()
+    )
     assert metadata.model_copy(update={"num_aug": 0}).content_hash == arrays
 
 
@@ -102,7 +119,9 @@ def test_only_foreign_pairs_leak_in_the_puzzle_layout():
     assert find_leaks([train], [test], "fewshot") == []
     repeated = type(test)("c", test.demonstrations, (test.demonstrations[0],))
     assert find_leaks([train], [repeated], "puzzle") == []
-    assert [(leak.train_task, leak.test_task) for leak in find_leaks([test], [repeated], "puzzle")] == [("b", "c")]
+    assert [(leak.train_task, leak.test_task) for leak in find_leaks([test], [repeated], "puzzle")] == [
+        ("b", "c")
+    ]
 
 
 @pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
@@ -118,7 +137,9 @@ def test_a_step_is_a_pure_function_and_ranks_share_the_global_batch(layout, fews
         for world in (1, 2, 3):
             parts = [sample(step, rank, world) for rank in range(world)]
             for name in ("query", "demos", "transform", "colours", "offset", "identifier"):
-                assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
+                assert np.array_equal(
+                    np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)
+                )
     assert not np.array_equal(sample(0).query, sample(1).query)
     with pytest.raises(UserError, match="global_batch_size=12 is not divisible by the world size 5"):
         sample(0, 0, 5)
@@ -130,7 +151,10 @@ def test_episodes_use_any_pair_and_never_show_the_query_among_its_demonstrations
     for step in range(400):
         samples = sampler.sample(step)
         demos = samples.demos.tolist()
-        assert all(len(set(row)) == samples.bucket.demos and query not in row for query, row in zip(samples.query, demos, strict=True))
+        assert all(
+            len(set(row)) == samples.bucket.demos and query not in row
+            for query, row in zip(samples.query, demos, strict=True)
+        )
         task_of = np.searchsorted(fewshot.task_pairs, samples.query, side="right") - 1
         assert all(
             fewshot.task_pairs[task] <= min(row) and max(row) < fewshot.task_pairs[task + 1]
@@ -159,7 +183,9 @@ def test_the_puzzle_sampler_trains_on_demonstrations_but_no_queries_of_evaluatio
     held_out = {
         pair
         for task in puzzle.tasks_of("test")
-        for pair in range(puzzle.task_pairs[task] + puzzle.task_demonstrations[task], puzzle.task_pairs[task + 1])
+        for pair in range(
+            puzzle.task_pairs[task] + puzzle.task_demonstrations[task], puzzle.task_pairs[task + 1]
+        )
     }
     assert not asked & held_out
     assert asked == set(range(len(puzzle.pair_input))) - held_out
@@ -173,7 +199,11 @@ def test_all_grids_of_an_episode_share_one_augmentation_and_offset(fewshot):
     batch = materialise(samples, fewshot, fewshot.grid_table)
     for row in range(batch.size):
         corners = []
-        for grid in (batch.data["inputs"][row], *batch.data["demo_inputs"][row], *batch.data["demo_labels"][row]):
+        for grid in (
+            batch.data["inputs"][row],
+            *batch.data["demo_inputs"][row],
+            *batch.data["demo_labels"][row],
+        ):
             rows, columns = np.nonzero(grid.view(9, 9).numpy() > 1)
             corners.append((rows.min(), columns.min()))
         assert set(corners) == {tuple(samples.offset[row])}
@@ -187,8 +217,12 @@ def test_each_pair_may_have_a_place_of_its_own(fewshot):
     data = materialise(samples, fewshot, fewshot.grid_table).data
     for row in range(32):
         grids = [data["inputs"][row], *data["demo_inputs"][row], *data["demo_labels"][row]]
-        corners = [tuple(int(places.min()) for places in np.nonzero(grid.view(9, 9).numpy() > 1)) for grid in grids]
-        assert corners == [tuple(samples.offset[row, pair]) for pair in (0, *range(1, 1 + count), *range(1, 1 + count))]
+        corners = [
+            tuple(int(places.min()) for places in np.nonzero(grid.view(9, 9).numpy() > 1)) for grid in grids
+        ]
+        assert corners == [
+            tuple(samples.offset[row, pair]) for pair in (0, *range(1, 1 + count), *range(1, 1 + count))
+        ]
 
 
 @pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
@@ -208,14 +242,21 @@ def test_every_evaluation_query_is_asked_exactly_once_per_view(layout, world, ba
 def test_evaluation_never_reads_the_answers(fewshot):
     questions = EvaluationSet(fewshot, config_for(fewshot), "test", 2, 0)
     for part in questions.batches(8):
-        assert (materialise(part.samples, fewshot, fewshot.grid_table, with_labels=False).data["labels"] == IGNORE_LABEL_ID).all()
+        assert (
+            materialise(part.samples, fewshot, fewshot.grid_table, with_labels=False).data["labels"]
+            == IGNORE_LABEL_ID
+        ).all()
 
 
 def test_shuffled_demonstrations_come_from_another_task_and_query_only_hides_them(fewshot):
     plain = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0)
     shuffled = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, "shuffled_demonstrations")
     hidden = EvaluationSet(fewshot, config_for(fewshot), "test", 1, 0, "query_only")
-    demos = {number: set(row) for part in plain.batches(1) for number, row in zip(part.query, part.samples.demos, strict=True)}
+    demos = {
+        number: set(row)
+        for part in plain.batches(1)
+        for number, row in zip(part.query, part.samples.demos, strict=True)
+    }
     for part in shuffled.batches(1):
         assert not demos[int(part.query[0])] & set(part.samples.demos[0])
     assert all(not part.samples.demo_mask.any() for part in hidden.batches(4))
@@ -231,13 +272,24 @@ def test_training_and_evaluation_tasks_choose_their_canvas_by_the_same_rule(tmp_
     small, large = np.ones((2, 2), np.uint8), np.ones((5, 5), np.uint8)
     task = Task("t", (Pair(small, small),), (Pair(small, large),))
     for split in ("a", "b"):
-        tasks = {split: [task], "ab".replace(split, ""): [Task("other", (Pair(large, large),), (Pair(large, small),))]}
+        tasks = {
+            split: [task],
+            "ab".replace(split, ""): [Task("other", (Pair(large, large),), (Pair(large, small),))],
+        }
         folder = tmp_path / split
         write_dataset(folder, tasks, ["b"], layout="fewshot", source="x", seed=0, max_grid_size=5)
         store = Store.load(folder)
-        sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=3)), strict=True))
+        sides = dict(
+            zip(
+                store.task_ids,
+                task_sides(store, config_for(store, buckets=[9], canvas_margin=3)),
+                strict=True,
+            )
+        )
         assert sides == {"t": 5, "other": 8}
-    sides = dict(zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=1)), strict=True))
+    sides = dict(
+        zip(store.task_ids, task_sides(store, config_for(store, buckets=[9], canvas_margin=1)), strict=True)
+    )
     assert sides["t"] == 3
 
 
@@ -255,9 +307,15 @@ def test_an_answer_larger_than_the_canvas_is_known_to_be_a_miss(tmp_path):
 def test_a_query_that_no_canvas_holds_counts_as_wrong_with_shuffled_demonstrations_too(tmp_path):
     store = write_store(tmp_path / "d", side=5)
     config = config_for(store, buckets=[int(np.median(store.pair_side[store.task_pairs[:-1]]))])
-    plain, shuffled = (EvaluationSet(store, config, "test", 1, 0, control) for control in ("none", "shuffled_demonstrations"))
+    plain, shuffled = (
+        EvaluationSet(store, config, "test", 1, 0, control) for control in ("none", "shuffled_demonstrations")
+    )
     assert 0 < len(plain.too_large) < len(plain.queries) and plain.too_large == shuffled.too_large
-    assert all(asked for asked, query in zip(shuffled.asked, shuffled.queries, strict=True) if query in shuffled.too_large)
+    assert all(
+        asked
+        for asked, query in zip(shuffled.asked, shuffled.queries, strict=True)
+        if query in shuffled.too_large
+    )
 
 
 def test_limits_take_the_first_tasks(fewshot):
@@ -281,22 +339,34 @@ def test_a_subset_may_be_asked_in_a_way_of_its_own(tmp_path):
     for step in range(60):
         samples = sampler.sample(step)
         task = np.searchsorted(store.task_pairs, samples.query, side="right") - 1
-        for subset, place in zip(store.task_subset[task], samples.query - store.task_pairs[task], strict=True):
+        for subset, place in zip(
+            store.task_subset[task], samples.query - store.task_pairs[task], strict=True
+        ):
             asked[store.subset_names[subset]].add((int(place), samples.bucket.demos))
-    assert asked["a"] == {(place, demos) for place in range(4) for demos in (1, 2, 3)} and asked["b"] == {(3, 3)}
-    with pytest.raises(UserError, match=r"data.query_sampling names a; .* trains on a, b: each needs a value"):
+    assert asked["a"] == {(place, demos) for place in range(4) for demos in (1, 2, 3)} and asked["b"] == {
+        (3, 3)
+    }
+    with pytest.raises(
+        UserError, match=r"data.query_sampling names a; .* trains on a, b: each needs a value"
+    ):
         EpisodeSampler(store, config_for(store, query_sampling={"a": "any"}), 0, 64)
 
 
 def test_subsets_are_drawn_in_their_shares(tmp_path):
     rng = np.random.default_rng(0)
     tasks = {
-        name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)] for name, count in (("a", 2), ("b", 8), ("c", 3), ("t", 1))
+        name: [random_task(rng, f"{name}{i}", side=3) for i in range(count)]
+        for name, count in (("a", 2), ("b", 8), ("c", 3), ("t", 1))
     }
     write_dataset(tmp_path / "d", tasks, ["t"], layout="fewshot", source="random", seed=0)
     store = Store.load(tmp_path / "d")
     sampler = EpisodeSampler(store, config_for(store, subset_shares={"a": 3, "b": 1, "c": 0}), 0, 64)
-    task = np.concatenate([np.searchsorted(store.task_pairs, sampler.sample(step).query, side="right") - 1 for step in range(40)])
+    task = np.concatenate(
+        [
+            np.searchsorted(store.task_pairs, sampler.sample(step).query, side="right") - 1
+            for step in range(40)
+        ]
+    )
     names = np.array(store.subset_names)[store.task_subset[task]]
     assert 0.72 < (names == "a").mean() < 0.78 and not (names == "c").any()
     trained = store.tasks_of("train", subsets=["a", "b"])

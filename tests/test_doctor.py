@@ -11,17 +11,37 @@ from tests.support.runs import TINY, load_config, run
 from tools import doctor
 from training import start
 
-CHECKS = ["config", "device", "folder", "data", "model", "start", "train", "evaluate", "logging", "save", "load"]
+CHECKS = [
+    "config",
+    "device",
+    "folder",
+    "data",
+    "model",
+    "start",
+    "train",
+    "evaluate",
+    "logging",
+    "save",
+    "load",
+]
 
 
 def options(store: Store, output: Path, *overrides: str) -> list[str]:
-    layout = [] if store.metadata.layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+    layout = (
+        []
+        if store.metadata.layout == "fewshot"
+        else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+    )
     return [*layout, *TINY, f"data.path={store.path}", f"output_dir={output}", "run_name=r", *overrides]
 
 
 def snapshot(folder: Path) -> dict[str, str]:
     """Every file of a folder, hashed."""
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def checklist(text: str) -> list[tuple[str, str]]:
@@ -56,7 +76,11 @@ def test_two_processes_pass_together_and_speak_once(fewshot, tmp_path):
 
 def test_a_failure_under_torchrun_ends_all_processes(fewshot, tmp_path):
     done = run("-m", "tools.doctor", *options(fewshot, tmp_path, "global_batch_size=7"), world=2, timeout=100)
-    assert done.returncode != 0 and "failed  data" in done.stdout and "not divisible by the world size 2" in done.stdout
+    assert (
+        done.returncode != 0
+        and "failed  data" in done.stdout
+        and "not divisible by the world size 2" in done.stdout
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -29,7 +29,9 @@ from utils.errors import UserError
 from utils.images import write_png
 from utils.logging import LoggingConfig, RunLogger
 
-QUIET = LoggingConfig(wandb="disabled", tensorboard=False, progress=False, images_interval=None, images_samples=2)
+QUIET = LoggingConfig(
+    wandb="disabled", tensorboard=False, progress=False, images_interval=None, images_samples=2
+)
 VARIATIONAL = ["encoder=variational", "encoder.num_layers=1"]
 OBJECTIVES = [f"objective.{name}_weight=0.01" for name in ("kl", "reconstruct", "contrastive")]
 
@@ -40,7 +42,13 @@ def metrics(folder) -> list[dict]:
 
 def trained(store: Store, folder, *overrides: str) -> list[dict]:
     """The lines of a run of two steps, scored at the end."""
-    options = ("train_steps=2", "eval_interval=2", "evaluation.num_views=2", "evaluation.pass_ks=[1,2]", "run_name=r")
+    options = (
+        "train_steps=2",
+        "eval_interval=2",
+        "evaluation.num_views=2",
+        "evaluation.pass_ks=[1,2]",
+        "run_name=r",
+    )
     train(load_config(store, *options, f"output_dir={folder}", *overrides))
     return metrics(folder)
 
@@ -49,8 +57,19 @@ def trained(store: Store, folder, *overrides: str) -> list[dict]:
 def run_of_everything(fewshot, tmp_path_factory):
     """One run with every term of the loss, controls and pictures."""
     folder = tmp_path_factory.mktemp("run")
-    options = ["arch.no_ACT_continue=false", "evaluation.controls=[query_only,shuffled_demonstrations,copy_input]"]
-    return folder, trained(fewshot, folder, *VARIATIONAL, *OBJECTIVES, *options, "logging.images_interval=2", "logging.images_samples=2")
+    options = [
+        "arch.no_ACT_continue=false",
+        "evaluation.controls=[query_only,shuffled_demonstrations,copy_input]",
+    ]
+    return folder, trained(
+        fewshot,
+        folder,
+        *VARIATIONAL,
+        *OBJECTIVES,
+        *options,
+        "logging.images_interval=2",
+        "logging.images_samples=2",
+    )
 
 
 def documented() -> set[str]:
@@ -64,7 +83,9 @@ def as_documented(name: str) -> str:
     return re.sub(r"@\d+$", "@k", re.sub(r"/(query_only|shuffled_demonstrations|copy_input)$", "", name))
 
 
-def test_every_logged_name_is_documented_and_every_documented_name_is_logged(run_of_everything, fewshot, tmp_path):
+def test_every_logged_name_is_documented_and_every_documented_name_is_logged(
+    run_of_everything, fewshot, tmp_path
+):
     lines = run_of_everything[1] + trained(fewshot, tmp_path, "encoder=memory")
     logged = {as_documented(name) for line in lines for name in line if name not in ("step", "protocol")}
     assert logged == documented()
@@ -72,9 +93,13 @@ def test_every_logged_name_is_documented_and_every_documented_name_is_logged(run
 
 def test_the_names_of_an_evaluation_are_known_before_it(run_of_everything, fewshot):
     controls = ["query_only", "shuffled_demonstrations", "copy_input"]
-    config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(update={"controls": controls})
+    config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(
+        update={"controls": controls}
+    )
     (line,) = (line for line in run_of_everything[1] if "protocol" in line)
-    assert {*metric_names(config, LAYOUTS["fewshot"])} == {name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))}
+    assert {*metric_names(config, LAYOUTS["fewshot"])} == {
+        name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))
+    }
 
 
 def test_a_puzzle_run_logs_the_same_evaluation_names(run_of_everything, puzzle, tmp_path):
@@ -100,9 +125,14 @@ def test_losses_are_means_over_all_rows_and_the_others_over_those_that_halted():
 def test_speeds_are_consistent_with_each_other(run_of_everything):
     train_line = [line for line in run_of_everything[1] if "train/loss" in line][-1]
     (evaluation,) = (line for line in run_of_everything[1] if "protocol" in line)
-    seconds, samples = train_line["timing/train_time_per_interval_seconds"], train_line["timing/train_samples_this_interval"]
+    seconds, samples = (
+        train_line["timing/train_time_per_interval_seconds"],
+        train_line["timing/train_samples_this_interval"],
+    )
     assert samples == 8 and train_line["timing/train_samples_per_second"] == pytest.approx(samples / seconds)
-    assert train_line["timing/train_ms_per_step"] == pytest.approx(8 * train_line["timing/train_ms_per_sample"])
+    assert train_line["timing/train_ms_per_step"] == pytest.approx(
+        8 * train_line["timing/train_ms_per_sample"]
+    )
     # 7 queries in two views, asked plainly and under two controls that the model answers
     assert evaluation["timing/eval_samples_this_interval"] == 3 * 7 * 2
     ratio = train_line["timing/train_samples_per_second"] / evaluation["timing/eval_samples_per_second"]
@@ -138,7 +168,9 @@ def test_queries_whose_answer_is_unknown_count_nowhere_in_the_means(fewshot):
     questions = EvaluationSet(fewshot, load_config(fewshot).data, "test", 1, 0)
     (batch, *_) = questions.batches(1)
     (pair,) = batch.samples.query
-    unknown = replace(fewshot, pair_output=np.where(np.arange(len(fewshot.pair_output)) == pair, -1, fewshot.pair_output))
+    unknown = replace(
+        fewshot, pair_output=np.where(np.arange(len(fewshot.pair_output)) == pair, -1, fewshot.pair_output)
+    )
     cells = batch.samples.bucket.side**2
     answer = Answer(torch.zeros(1, cells, 12), torch.zeros(1), torch.ones(1))
     for store, expected in ((fewshot, True), (unknown, False)):
@@ -153,7 +185,11 @@ def test_a_run_says_what_it_ran_on_each_time_it_starts(fewshot, tmp_path):
     first, second = json.loads((tmp_path / "r" / "environment.json").read_text())
     assert (first["step"], second["step"]) == (0, 2)
     assert first["data"]["hash"] == fewshot.metadata.content_hash and first["parameters"]["core"] > 0
-    assert first["packages"]["torch"].startswith("2.") and first["processes"] == 1 and first["gpu_memory_gb"] is None
+    assert (
+        first["packages"]["torch"].startswith("2.")
+        and first["processes"] == 1
+        and first["gpu_memory_gb"] is None
+    )
     assert first["git_commit"] and first["command"] and first["device"].endswith("threads")
 
 
@@ -165,7 +201,10 @@ def test_a_png_holds_its_pixels(tmp_path):
 
 def test_a_run_draws_what_it_predicts(run_of_everything):
     folder = run_of_everything[0] / "r" / "images"
-    assert sorted(file.name for file in folder.iterdir()) == ["eval_predictions_2.png", "train_predictions_2.png"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "eval_predictions_2.png",
+        "train_predictions_2.png",
+    ]
     assert all(Image.open(file).mode == "RGB" for file in folder.iterdir())
 
 
@@ -190,7 +229,13 @@ class Recorder:
     """Stands in for TensorBoard's writer."""
 
     def __init__(self, folder, purge_step):
-        self.folder, self.purge_step, self.scalars, self.images, self.closed = folder, purge_step, [], [], False
+        self.folder, self.purge_step, self.scalars, self.images, self.closed = (
+            folder,
+            purge_step,
+            [],
+            [],
+            False,
+        )
         Recorder.made = self
 
     def add_scalar(self, *scalar):
@@ -226,9 +271,13 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch):
         ("tensorboard", "tensorboard", {"tensorboard": True}),
     ],
 )
-def test_a_missing_package_is_one_message_before_anything_is_written(missing, package, changes, tmp_path, monkeypatch):
+def test_a_missing_package_is_one_message_before_anything_is_written(
+    missing, package, changes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(logging, "find_spec", lambda name: None if name == missing else name)
-    with pytest.raises(UserError, match=f"ask for {package}, which is not installed: pip install {package}, or logging"):
+    with pytest.raises(
+        UserError, match=f"ask for {package}, which is not installed: pip install {package}, or logging"
+    ):
         RunLogger(QUIET.model_copy(update=changes), tmp_path, "p", "n", {}, World(), 10, 0)
     assert not list(tmp_path.iterdir())
 
@@ -241,7 +290,9 @@ def test_wandb_continues_the_run_of_its_folder_and_no_other_of_its_name(tmp_path
     monkeypatch.setattr(logging, "find_spec", lambda name: name)
     for folder in ("a", "a", "b"):
         (tmp_path / folder).mkdir(exist_ok=True)
-        RunLogger(QUIET.model_copy(update={"wandb": "offline"}), tmp_path / folder, "p", "n", {}, World(), 10, 0).close()
+        RunLogger(
+            QUIET.model_copy(update={"wandb": "offline"}), tmp_path / folder, "p", "n", {}, World(), 10, 0
+        ).close()
     first, again, other = (options["id"] for options in asked)
     assert first == again != other and {options["name"] for options in asked} == {"n"}
 

@@ -48,7 +48,10 @@ def cases(fewshot, puzzle) -> dict:
     """A store and a configuration for each case, of batches that 1, 2 and 3 processes can share."""
     stores = {"fewshot": fewshot, "puzzle": puzzle}
     options = (*TRAINER, "global_batch_size=6", "lr=1e-3")
-    return {name: (stores[layout], load_config(stores[layout], *options, *rest)) for name, (layout, *rest) in CASES.items()}
+    return {
+        name: (stores[layout], load_config(stores[layout], *options, *rest))
+        for name, (layout, *rest) in CASES.items()
+    }
 
 
 def start(case: tuple, world: World = ALONE, **changes) -> Trainer:
@@ -69,7 +72,11 @@ def losses(trainer: Trainer, calls: int) -> list[float]:
     for _ in range(calls):
         metrics = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).metrics
         sums = {name: sum_tensor(value.double()).item() for name, value in sorted(metrics.items())}
-        values += [value / sums["rows"] for name, value in sums.items() if name.endswith("loss") or name in ("kl", "reconstruct")]
+        values += [
+            value / sums["rows"]
+            for name, value in sums.items()
+            if name.endswith("loss") or name in ("kl", "reconstruct")
+        ]
     return values
 
 
@@ -79,12 +86,21 @@ def losses(trainer: Trainer, calls: int) -> list[float]:
         (["mode=fst"], "there is no such mode (did you mean 'fct'?)"),
         (["mode=fct", "mode.num_act_steps=0"], "mode.num_act_steps=0: input should be greater than 0"),
         (["mode.num_act_steps=4"], "unknown key 'mode.num_act_steps'"),
-        (["mode=fct", "arch.halt_max_steps=16"], "mode.num_act_steps=4 are trained and arch.halt_max_steps=16 would be evaluated"),
-        (["mode=fct", "train_steps=10"], "train_steps=10 counts updates and is not divisible by mode.num_act_steps=4"),
+        (
+            ["mode=fct", "arch.halt_max_steps=16"],
+            "mode.num_act_steps=4 are trained and arch.halt_max_steps=16 would be evaluated",
+        ),
+        (
+            ["mode=fct", "train_steps=10"],
+            "train_steps=10 counts updates and is not divisible by mode.num_act_steps=4",
+        ),
         (["mode=cached", "arch=trm"], "found encoder=none"),
         (["mode=cached", "encoder=iterative"], "found encoder=iterative"),
         (["mode=cached", "objective.reconstruct_weight=1"], "would not starve the encoder"),
-        (["micro_batch_size=8", "objective.contrastive_weight=1"], "which micro_batch_size=8 would take apart"),
+        (
+            ["micro_batch_size=8", "objective.contrastive_weight=1"],
+            "which micro_batch_size=8 would take apart",
+        ),
         (["freeze_encoder_steps=5", "freeze_decoder_steps=all"], "leave nothing to train"),
         (["freeze_encoder_steps=all", "arch=trm"], "freeze_encoder_steps=all needs an encoder"),
         (["encoder_lr=1", "arch=trm"], "encoder_lr=1.0 needs an encoder"),
@@ -119,8 +135,12 @@ def test_fixed_time_gives_every_batch_its_steps_and_updates(cases):
         output = act_step(reference.model, carry, batch.data, num_act_steps=2)
         assert output.carry.halted.all() == (step == 2)
         target = (output.logits.argmax(-1) == batch.data["labels"]) | (batch.data["labels"] == -100)
-        halting = torch.nn.functional.binary_cross_entropy_with_logits(output.q_halt_logits, target.all(1).float(), reduction="sum")
-        loss = sample_loss(output.logits, batch.data["labels"], trainer.config.objective).sum() + 0.5 * halting
+        halting = torch.nn.functional.binary_cross_entropy_with_logits(
+            output.q_halt_logits, target.all(1).float(), reduction="sum"
+        )
+        loss = (
+            sample_loss(output.logits, batch.data["labels"], trainer.config.objective).sum() + 0.5 * halting
+        )
         (loss / 6).backward()
         torch.nn.utils.clip_grad_norm_(reference.model.parameters(), 1.0)
         (optimizer,) = reference.optimizers
@@ -129,7 +149,9 @@ def test_fixed_time_gives_every_batch_its_steps_and_updates(cases):
         optimizer.step()
         optimizer.zero_grad()
         carry = output.carry
-    for (name, ours), theirs in zip(trainer.state.model.named_parameters(), reference.model.parameters(), strict=True):
+    for (name, ours), theirs in zip(
+        trainer.state.model.named_parameters(), reference.model.parameters(), strict=True
+    ):
         assert torch.allclose(ours, theirs, atol=1e-6), name
 
 
@@ -166,7 +188,11 @@ def test_deep_supervision_is_the_mean_over_samples_and_their_steps(cases):
     expected = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     assert len(set(taken)) > 1
     result = train_step(trainer.state, batch, config, trainer.world)
-    assert result.metrics["rows"] == pairs and result.metrics["count"] == 6 and result.metrics["steps"] == sum(taken)
+    assert (
+        result.metrics["rows"] == pairs
+        and result.metrics["count"] == 6
+        and result.metrics["steps"] == sum(taken)
+    )
     assert result.grad_norms["total"].item() == pytest.approx(expected.item(), rel=1e-4)
     assert trainer.state.step == 1 and not trainer.state.carries
 
@@ -180,7 +206,9 @@ def test_only_samples_that_start_reach_the_encoder_of_the_cached_mode(cases):
     starting = before.halted
     assert 0 < starting.sum() < 6
     second = [train_step(t.state, batch, t.config, t.world) for t in (cached, act)]
-    assert second[0].metrics["context_gradient"] == starting.sum() and second[1].metrics["context_gradient"] == 6
+    assert (
+        second[0].metrics["context_gradient"] == starting.sum() and second[1].metrics["context_gradient"] == 6
+    )
     assert second[0].grad_norms["encoder"] != second[1].grad_norms["encoder"]
     after = cached.state.carries[batch.bucket]
     for name in ("cached_prefix", "cached_memory"):
@@ -193,7 +221,9 @@ def test_micro_batches_equal_the_whole_batch(name, cases):
     whole, parts = start(cases[name]), start(cases[name], micro_batch_size=4)  # 4 and 2 samples
     assert [rows.start for rows in parts.config.micro_batches(parts.world)] == [0, 4]
     assert losses(whole, 3) == pytest.approx(losses(parts, 3), rel=1e-6, abs=1e-5)
-    for (key, value), other in zip(whole.state.model.state_dict().items(), parts.state.model.state_dict().values(), strict=True):
+    for (key, value), other in zip(
+        whole.state.model.state_dict().items(), parts.state.model.state_dict().values(), strict=True
+    ):
         assert torch.allclose(value, other, atol=2e-5), key
 
 
@@ -225,7 +255,8 @@ def worker(rank: int, size: int, folder: Path, cases: dict) -> None:
     sum_gradients(parameters)
     summed = [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters]
     values = {
-        name: losses(start((Store.load(path, layout), config), World(rank, size)), 2) for name, (path, layout, config) in cases.items()
+        name: losses(start((Store.load(path, layout), config), World(rank, size)), 2)
+        for name, (path, layout, config) in cases.items()
     }
     dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps({"summed": summed, "losses": values}))
@@ -247,12 +278,20 @@ def test_processes_train_like_one_in_every_mode(size, names, cases, tmp_path):
         total = size * (size + 1) / 2
         assert written["summed"] == [[total] * 2, [total] * 3, None, [total] * 4]
         for name in names:
-            assert written["losses"][name] == pytest.approx(losses(start(cases[name]), 2), rel=3e-7, abs=1e-6), name
+            assert written["losses"][name] == pytest.approx(
+                losses(start(cases[name]), 2), rel=3e-7, abs=1e-6
+            ), name
 
 
 def test_a_run_in_fixed_time_logs_saves_and_resumes_between_batches(fewshot, tmp_path):
     _, *options = arguments_for(
-        fewshot, tmp_path, "mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2", "log_interval=3", "checkpoint_interval=3"
+        fewshot,
+        tmp_path,
+        "mode=fct",
+        "mode.num_act_steps=2",
+        "arch.halt_max_steps=2",
+        "log_interval=3",
+        "checkpoint_interval=3",
     )
     for steps in (4, 8):
         train(compose.load(PretrainConfig, "pretrain", [*options, f"train_steps={steps}"]))

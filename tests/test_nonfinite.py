@@ -60,7 +60,9 @@ def test_what_a_step_worked_on_is_written_down_and_not_only_what_was_sampled(few
     train_step(trainer.state, first, trainer.config, trainer.world)
     trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
     samples = trainer.sampler.sample(1)
-    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.config, trainer.world)
+    result = train_step(
+        trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.config, trainer.world
+    )
     content, _ = load_batch(dump_batch(tmp_path, 1, samples, result, fewshot, ALONE))
     steps = content["worked_on"].pop("steps")
     assert steps.tolist() == [2] * 8, "no row halts in its first step"
@@ -71,7 +73,9 @@ def test_the_newest_dumps_are_kept_and_a_full_disk_is_named(fewshot, tmp_path, m
     trainer = Trainer(fewshot)
     samples = trainer.sampler.sample(0)
     trainer.state.model.lm_head.weight.register_hook(lambda gradient: gradient * math.nan)
-    result = train_step(trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.config, trainer.world)
+    result = train_step(
+        trainer.state, materialise(samples, fewshot, fewshot.grid_table), trainer.config, trainer.world
+    )
     monkeypatch.setattr("training.nonfinite.KEPT", 3)
     for step in (8, 9, 10, 11, 100):
         dump_batch(tmp_path, step, samples, result, fewshot, ALONE)

@@ -104,7 +104,10 @@ def test_a_context_without_gradient_is_reported(fewshot):
     trainer.state.model.context.forward = lambda *arguments: dataclasses.replace(
         (context := forward(*arguments)), prefix=context.prefix.detach(), memory=context.memory.detach()
     )
-    assert train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).metrics["context_gradient"] == 0
+    assert (
+        train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).metrics["context_gradient"]
+        == 0
+    )
 
 
 def test_energy_shares_have_their_closed_form():

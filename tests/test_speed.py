@@ -53,7 +53,10 @@ def test_a_memory_without_its_padding_is_shorter_and_gives_the_same_answer(fewsh
     dense = model.context(batch.data)
     monkeypatch.setattr(layers, "PACKED_LENGTH", 10**6)
     assert dense.packed() is dense
-    states = [state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1) for state in model.initial_states()]
+    states = [
+        state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1)
+        for state in model.initial_states()
+    ]
     answer = model(tuple(states), batch.data["inputs"], dense).logits
     monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
     packed = dense.packed()
@@ -100,9 +103,13 @@ def test_compiled_chains_give_the_same_numbers(fewshot):
 def test_compiling_without_a_compiler_is_refused_unless_it_was_left_open(monkeypatch):
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"compile=true needs a C\+\+ compiler \(g\+\+\), which this machine lacks"):
+    with pytest.raises(
+        UserError, match=r"compile=true needs a C\+\+ compiler \(g\+\+\), which this machine lacks"
+    ):
         should_compile(True, CPU, 1)
-    assert [should_compile(wanted, device, 10**6) for wanted in ("auto", False) for device in (CPU, CUDA)] == [False] * 4
+    assert [
+        should_compile(wanted, device, 10**6) for wanted in ("auto", False) for device in (CPU, CUDA)
+    ] == [False] * 4
     monkeypatch.setattr(devices.shutil, "which", lambda name: name)
     assert [should_compile("auto", CPU, steps) for steps in (499, 500)] == [False, True]
 
@@ -168,17 +175,26 @@ def test_the_command_lets_both_take_turns_and_records(tmp_path, monkeypatch, cap
     results = tmp_path / "RESULTS.md"
     results.write_text(data.RESULTS.read_text())
     monkeypatch.setattr(speed, "RESULTS", results)
-    monkeypatch.setattr(speed, "run", lambda command: write_store(Path(command[-1]), layout="puzzle", num_aug=2))
+    monkeypatch.setattr(
+        speed, "run", lambda command: write_store(Path(command[-1]), layout="puzzle", num_aug=2)
+    )
     sizes = "hidden_size=32 num_heads=2 H_cycles=1 L_cycles=1"
     small = f"--what trm --batch 2 --rounds 2 --task-steps 1 --threads 1 --record --arch {sizes}"
     monkeypatch.setattr(sys, "argv", ["speed.py", "--against", str(checkout), *small.split()])
     before = results.read_text().splitlines()
     speed.main()
     printed = capsys.readouterr().out
-    assert "F.linear reaches" in printed and "theirs" in printed and "full canvas" in printed and "task canvas" in printed
+    assert (
+        "F.linear reaches" in printed
+        and "theirs" in printed
+        and "full canvas" in printed
+        and "task canvas" in printed
+    )
     header = next(line for line in before if "samples/s, theirs" in line)
     new = [line for line in results.read_text().splitlines() if line not in before]
-    assert len(new) == 2 and all(row.count("|") == header.count("|") and str(tmp_path) not in row for row in new)
+    assert len(new) == 2 and all(
+        row.count("|") == header.count("|") and str(tmp_path) not in row for row in new
+    )
     assert results.read_text().splitlines()[-1] == before[-1]
 
 

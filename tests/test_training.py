@@ -37,7 +37,10 @@ def test_a_non_finite_gradient_changes_nothing_but_the_step(fewshot):
     assert all(torch.equal(value, weights[name]) for name, value in trainer.state.model.state_dict().items())
     after = trainer.state.optimizers[0].state_dict()["state"]
     assert all(torch.equal(after[key]["exp_avg"], moments[key]["exp_avg"]) for key in moments)
-    assert trainer.state.step == 3 and train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).updated
+    assert (
+        trainer.state.step == 3
+        and train_step(trainer.state, trainer.batch(), trainer.config, trainer.world).updated
+    )
 
 
 def test_the_logged_norm_is_the_one_before_clipping(fewshot):

@@ -69,12 +69,18 @@ def ranks_of(records: list[dict[str, Any]]) -> dict[str, dict[Query, int | None]
 def common_tasks(evaluations: list[Evaluated], allow_different: bool) -> tuple[list[str], list[str]]:
     """The tasks that all have with the same queries, and notes. Raises `UserError` for what must not be compared."""
     first, notes = evaluations[0], []
-    shared = [task for task, asked in first.ranks.items() if all(asked.keys() == e.ranks.get(task, {}).keys() for e in evaluations)]
+    shared = [
+        task
+        for task, asked in first.ranks.items()
+        if all(asked.keys() == e.ranks.get(task, {}).keys() for e in evaluations)
+    ]
     for other in evaluations:
         if other.protocol != first.protocol:
             notes.append(f"{other.folder} is {other.protocol}, {first.folder} is {first.protocol}")
         if len(other.ranks) != len(shared):
-            notes.append(f"{other.folder} has {len(other.ranks)} tasks, {len(shared)} of them in common with all others")
+            notes.append(
+                f"{other.folder} has {len(other.ranks)} tasks, {len(shared)} of them in common with all others"
+            )
     if notes and not allow_different:
         raise UserError("; ".join(notes) + "; --allow-different compares the common tasks nevertheless")
     if not shared:
@@ -100,10 +106,16 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
     """Everything that is printed and written."""
     for evaluated in evaluations:
         if evaluated.about.get("vote_stop"):
-            asked = [int(s["metric"].split("@")[1]) for s in evaluated.about["scores"] if s["metric"].startswith("ARC/pass@")]
+            asked = [
+                int(s["metric"].split("@")[1])
+                for s in evaluated.about["scores"]
+                if s["metric"].startswith("ARC/pass@")
+            ]
             known = max(asked, default=max(ks))  # a game's puzzle is asked once, without votes to stop
             if max(ks) > known:
-                raise UserError(f"{evaluated.folder} stopped its votes when the first {known} answers were certain; give --k up to {known}")
+                raise UserError(
+                    f"{evaluated.folder} stopped its votes when the first {known} answers were certain; give --k up to {known}"
+                )
     tasks, notes = common_tasks(evaluations, allow_different)
     shares = {k: [evaluated.task_shares(tasks, k) for evaluated in evaluations] for k in ks}
 
@@ -114,12 +126,23 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
     described = []
     for i, evaluated in enumerate(evaluations):
         about = evaluated.about
-        scores = {f"ARC/pass@{k}": scored(shares[k][i]) for k in ks} | {f"tasks_solved@{k}": scored(shares[k][i] == 1) for k in ks}
+        scores = {f"ARC/pass@{k}": scored(shares[k][i]) for k in ks} | {
+            f"tasks_solved@{k}": scored(shares[k][i] == 1) for k in ks
+        }
         settings = {name: about.get(name) for name in ("adaptation", "split", "num_views", "ranking", "seed")}
-        who = {"folder": str(evaluated.folder), "checkpoint": about["checkpoint"], "protocol": evaluated.protocol}
+        who = {
+            "folder": str(evaluated.folder),
+            "checkpoint": about["checkpoint"],
+            "protocol": evaluated.protocol,
+        }
         described.append({**who, **settings, "scores": scores})
     pairs = [
-        {"k": k, "first": str(evaluations[i].folder), "second": str(evaluations[j].folder), **paired(shares[k][i], shares[k][j], seed)}
+        {
+            "k": k,
+            "first": str(evaluations[i].folder),
+            "second": str(evaluations[j].folder),
+            **paired(shares[k][i], shares[k][j], seed),
+        }
         for k in ks
         for i, j in combinations(range(len(evaluations)), 2)
     ]
@@ -131,18 +154,36 @@ def table(result: dict[str, Any]) -> str:
     evaluations, pairs = result["evaluations"], result["pairs"]
     metrics = list(evaluations[0]["scores"])
     names = {e["folder"]: str(i) for i, e in enumerate(evaluations, 1)}
-    lines = [f"{result['tasks']} tasks, 95 % intervals", "", f"{'':<4}" + "".join(f"{metric:<26}" for metric in metrics) + "evaluation"]
+    lines = [
+        f"{result['tasks']} tasks, 95 % intervals",
+        "",
+        f"{'':<4}" + "".join(f"{metric:<26}" for metric in metrics) + "evaluation",
+    ]
     for e in evaluations:
-        cells = (f"{100 * s['value']:5.1f} % [{100 * s['ci_low']:.1f}, {100 * s['ci_high']:.1f}]" for s in e["scores"].values())
-        settings = f"{e['protocol']}, {e['num_views']} view{'s' * (e['num_views'] > 1)}, ranking {e['ranking']}"
-        lines.append(f"{names[e['folder']]:<4}" + "".join(f"{cell:<26}" for cell in cells) + f"{e['folder']} ({settings})")
-    lines += ["", f"{'':<10}{'pass@k difference':<30}{'permutation':<14}{'solved by one only':<22}McNemar    ({len(pairs)} comparisons)"]
+        cells = (
+            f"{100 * s['value']:5.1f} % [{100 * s['ci_low']:.1f}, {100 * s['ci_high']:.1f}]"
+            for s in e["scores"].values()
+        )
+        settings = (
+            f"{e['protocol']}, {e['num_views']} view{'s' * (e['num_views'] > 1)}, ranking {e['ranking']}"
+        )
+        lines.append(
+            f"{names[e['folder']]:<4}"
+            + "".join(f"{cell:<26}" for cell in cells)
+            + f"{e['folder']} ({settings})"
+        )
+    lines += [
+        "",
+        f"{'':<10}{'pass@k difference':<30}{'permutation':<14}{'solved by one only':<22}McNemar    ({len(pairs)} comparisons)",
+    ]
     for pair in pairs:
         low, high = pair["ci95"]
         difference = f"{100 * pair['difference']:+6.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
         alone = f"{pair['solved_by_first_only']} : {pair['solved_by_second_only']}"
         who = f"{names[pair['first']]}:{names[pair['second']]} @{pair['k']}"
-        lines.append(f"{who:<10}{difference:<30}p {pair['p_permutation']:<12.4g}{alone:<22}p {pair['p_mcnemar']:.4g}")
+        lines.append(
+            f"{who:<10}{difference:<30}p {pair['p_permutation']:<12.4g}{alone:<22}p {pair['p_mcnemar']:.4g}"
+        )
     return "\n".join([*lines, *(["", *result["notes"]] if result["notes"] else [])])
 
 
@@ -152,12 +193,16 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", help="two evaluations or more")
     parser.add_argument("--k", type=positive, nargs="+", default=[1, 2], help="answers per query")
     parser.add_argument("--json", type=Path, help="write everything to this file")
-    parser.add_argument("--allow-different", action="store_true", help="compare common tasks, and across protocols")
+    parser.add_argument(
+        "--allow-different", action="store_true", help="compare common tasks, and across protocols"
+    )
     parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
     options = parser.parse_args()
     if len(set(options.folders)) < max(2, len(options.folders)):
         raise UserError("give two different evaluations or more")
-    result = compare([read(folder) for folder in options.folders], options.k, options.allow_different, options.seed)
+    result = compare(
+        [read(folder) for folder in options.folders], options.k, options.allow_different, options.seed
+    )
     print(table(result))
     if options.json:
         write_json(options.json, result, indent=1)

@@ -55,7 +55,9 @@ class Checklist:
         except Exception as error:
             self._fail(name, error)
         if self.world.is_main:
-            print(f"ok      {name:<12} {'; '.join(found)} ({time.perf_counter() - started:.1f} s)", flush=True)
+            print(
+                f"ok      {name:<12} {'; '.join(found)} ({time.perf_counter() - started:.1f} s)", flush=True
+            )
 
     def _fail(self, name: str, error: Exception) -> None:
         """Every process that fails says so itself: the others may be waiting for it."""
@@ -126,7 +128,11 @@ class Rehearsal:
     def train(self, tell: Tell) -> None:
         """A few steps on the largest batch."""
         run, config, state = self.run, self.run.config, self.run.state
-        meter, samples, remaining = Meter(), _largest(run.sampler, state.step), config.train_steps - state.step
+        meter, samples, remaining = (
+            Meter(),
+            _largest(run.sampler, state.step),
+            config.train_steps - state.step,
+        )
         # The last stage takes the most: what was frozen trains, contexts are moved.
         state.step = config.train_steps
         for step in range(STEPS):
@@ -168,7 +174,9 @@ class Rehearsal:
             )
         self.scores = result.metrics()
         counts = result.counts
-        tell(f"{config.evaluated_split}, {result.protocol}, {counts['tasks']} tasks, {counts['queries']} queries")
+        tell(
+            f"{config.evaluated_split}, {result.protocol}, {counts['tasks']} tasks, {counts['queries']} queries"
+        )
 
     def logging(self, tell: Tell) -> None:
         """The numbers and pictures of a step, written to the scratch folder and nowhere else."""
@@ -234,7 +242,9 @@ def _what_to_do(error: Exception) -> str:
         return f"{error.strerror}: {error.filename}"
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
-        return f"out of memory; lower global_batch_size or evaluation.batch_size, or use more processes ({text})"
+        return (
+            f"out of memory; lower global_batch_size or evaluation.batch_size, or use more processes ({text})"
+        )
     traceback.print_exception(error)
     return f"{type(error).__name__}: {text}; see the traceback"
 

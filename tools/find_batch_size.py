@@ -28,13 +28,17 @@ GB = 10**9
 
 def trial(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
     """Whether training steps with `batch` samples per process fit (within `memory_limit` bytes of host memory, where given)."""
-    config = compose.load(PretrainConfig, "pretrain", [*overrides, f"global_batch_size={batch}", "resume=never"])
+    config = compose.load(
+        PretrainConfig, "pretrain", [*overrides, f"global_batch_size={batch}", "resume=never"]
+    )
     run = Run(config, World())
     _ = run.device, run.sampler
     if memory_limit is not None:
         allow_host_memory(memory_limit)
     try:
-        run.state.step = config.train_steps  # the last stage takes the most: what was frozen trains, contexts are moved
+        run.state.step = (
+            config.train_steps
+        )  # the last stage takes the most: what was frozen trains, contexts are moved
         buckets = sorted(run.sampler.buckets, key=positions, reverse=True)
         for bucket in [*buckets, buckets[0]]:
             run.step(run.sampler.sample(run.state.step, bucket))
@@ -73,8 +77,12 @@ def fits(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
     limit = ["--memory-limit-gb", str(memory_limit / GB)] if memory_limit is not None else []
     command = [sys.executable, "-m", "tools.find_batch_size", *overrides, "--try", str(batch), *limit]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode not in (FITS, DOES_NOT_FIT) and done.returncode != -9:  # the kernel kills what takes too much
-        raise UserError(done.stderr.strip().removeprefix("error: ") or f"a trial ended with status {done.returncode}")
+    if (
+        done.returncode not in (FITS, DOES_NOT_FIT) and done.returncode != -9
+    ):  # the kernel kills what takes too much
+        raise UserError(
+            done.stderr.strip().removeprefix("error: ") or f"a trial ended with status {done.returncode}"
+        )
     print(f"global_batch_size={batch}: {'fits' if done.returncode == FITS else 'does not fit'}", flush=True)
     return done.returncode == FITS
 
@@ -97,7 +105,9 @@ def search(overrides: list[str], memory_limit: int | None, largest: int) -> int:
 def main() -> None:
     parser = parser_of("tools.find_batch_size", __doc__)
     parser.add_argument("overrides", nargs="*", help="key=value, as for pretrain_etrm.py")
-    parser.add_argument("--memory-limit-gb", type=float, help="on the CPU: memory for the process; default: what is available")
+    parser.add_argument(
+        "--memory-limit-gb", type=float, help="on the CPU: memory for the process; default: what is available"
+    )
     parser.add_argument("--max", type=int, default=1 << 16, help="do not try more than this")
     parser.add_argument("--try", type=int, dest="batch", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
@@ -113,9 +123,13 @@ def main() -> None:
     found = search(options.overrides, limit, options.max)
     where = describe(device) + (f", {limit / GB:.2f} GB" if limit is not None else "")
     if not found:
-        raise UserError(f"not even one sample fits ({where}); make the model, data.buckets or data.max_demos smaller")
+        raise UserError(
+            f"not even one sample fits ({where}); make the model, data.buckets or data.max_demos smaller"
+        )
     bound = f" (the most that was tried, --max {options.max})" if found == options.max else ""
-    print(f"largest batch of one process on this device: {found}{bound} ({where}); N processes take global_batch_size={found}*N")
+    print(
+        f"largest batch of one process on this device: {found}{bound} ({where}); N processes take global_batch_size={found}*N"
+    )
 
 
 if __name__ == "__main__":

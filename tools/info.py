@@ -40,13 +40,19 @@ class _Pairs:
 
     def __init__(self, source: Store):
         self.task = np.repeat(np.arange(len(source.task_ids)), np.diff(source.task_pairs))
-        self.demonstration = np.arange(len(self.task)) - source.task_pairs[self.task] < source.task_demonstrations[self.task]
+        self.demonstration = (
+            np.arange(len(self.task)) - source.task_pairs[self.task] < source.task_demonstrations[self.task]
+        )
         self.labelled = source.pair_output >= 0
         cells = source.shapes.prod(axis=1, dtype=np.int64)
-        self.cells = np.stack([cells[source.pair_input], np.where(self.labelled, cells[source.pair_output], 0)], axis=1)  # (P, 2)
+        self.cells = np.stack(
+            [cells[source.pair_input], np.where(self.labelled, cells[source.pair_output], 0)], axis=1
+        )  # (P, 2)
 
 
-def overrides_for(source: Store, data: str | None, buckets: list[int] | None, margin: int | None) -> list[str]:
+def overrides_for(
+    source: Store, data: str | None, buckets: list[int] | None, margin: int | None
+) -> list[str]:
     """What a training run on this dataset says of its data on the command line.
 
     Without a configuration of config/data named `data`, the one that suits the dataset. Raises `UserError` for a canvas
@@ -58,7 +64,9 @@ def overrides_for(source: Store, data: str | None, buckets: list[int] | None, ma
         overrides.append(f"data.augmentation={'table' if metadata.num_aug else 'none'}")
     if source.layout.shares_rule:
         if buckets or margin is not None:
-            raise UserError(f"{source.path}: --buckets and --canvas-margin are for tasks of many sizes; a game's grids fill their canvas")
+            raise UserError(
+                f"{source.path}: --buckets and --canvas-margin are for tasks of many sizes; a game's grids fill their canvas"
+            )
         buckets, margin = [metadata.max_grid_size], 0
     if buckets:
         overrides += ["data.canvas=task", f"data.buckets={buckets}"]
@@ -114,7 +122,10 @@ def _grids(source: Store, pairs: _Pairs) -> dict[str, dict]:
     return {
         "longest_sides": {
             "grids": _histogram(source.shapes.max(axis=1)),
-            **{f"{name}_tasks": _histogram(longest[source.task_split == value]) for name, value in SPLITS.items()},
+            **{
+                f"{name}_tasks": _histogram(longest[source.task_split == value])
+                for name, value in SPLITS.items()
+            },
         },
         "mean_cells": {
             name: {
@@ -128,7 +139,9 @@ def _grids(source: Store, pairs: _Pairs) -> dict[str, dict]:
 
 def _augmentations(source: Store) -> dict[str, Any]:
     stored = np.diff(source.task_rows) - 1
-    wanted = source.metadata.num_aug if not source.layout.shares_rule else 0  # a game computes its copies, see `write_pairs`
+    wanted = (
+        source.metadata.num_aug if not source.layout.shares_rule else 0
+    )  # a game computes its copies, see `write_pairs`
     return {
         "num_aug": source.metadata.num_aug,
         "stored": int(stored.sum()),
@@ -144,9 +157,13 @@ def _canvas(source: Store, pairs: _Pairs, config: DataConfig) -> dict[str, Any]:
     labelled queries, and the tasks that have one and none whose answer does not fit. Side null: larger than every canvas.
     """
     needed, number = np.unique(task_sides(source, config), return_inverse=True)
-    canvas = np.array([smallest_bucket(int(side), config.sides) or 0 for side in needed])[number]  # (T,), 0: none is large enough
+    canvas = np.array([smallest_bucket(int(side), config.sides) or 0 for side in needed])[
+        number
+    ]  # (T,), 0: none is large enough
     scored = ~pairs.demonstration & pairs.labelled
-    fits = source.pair_side[:, 1] <= canvas[pairs.task]  # never where there is no canvas: a labelled answer has a side
+    fits = (
+        source.pair_side[:, 1] <= canvas[pairs.task]
+    )  # never where there is no canvas: a labelled answer has a side
 
     def per_task(values: np.ndarray) -> np.ndarray:
         return np.bincount(pairs.task, values, minlength=len(canvas)).astype(np.int64)
@@ -173,7 +190,13 @@ def _canvas(source: Store, pairs: _Pairs, config: DataConfig) -> dict[str, Any]:
         "sides": list(config.sides),
         "margin": config.canvas_margin,
         "by_side": [
-            {"side": side, **{name: count((source.task_split == split) & (canvas == (side or 0))) for name, split in SPLITS.items()}}
+            {
+                "side": side,
+                **{
+                    name: count((source.task_split == split) & (canvas == (side or 0)))
+                    for name, split in SPLITS.items()
+                },
+            }
             for side in (*config.sides, None)
         ],
         "total": {name: count(source.task_split == split) for name, split in SPLITS.items()},
@@ -182,7 +205,9 @@ def _canvas(source: Store, pairs: _Pairs, config: DataConfig) -> dict[str, Any]:
 
 
 def _histogram(values: np.ndarray) -> dict[str, int]:
-    return {str(value): int(count) for value, count in zip(*np.unique(values, return_counts=True), strict=True)}
+    return {
+        str(value): int(count) for value, count in zip(*np.unique(values, return_counts=True), strict=True)
+    }
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -191,7 +216,13 @@ def _mean(values: np.ndarray) -> float | None:
 
 def as_text(info: dict[str, Any]) -> str:
     """`describe`'s dictionary for a terminal."""
-    blocks = [_facts_text(info), _counts_text(info["counts"]), _grids_text(info["grids"]), _augmentations_text(info), _canvas_text(info)]
+    blocks = [
+        _facts_text(info),
+        _counts_text(info["counts"]),
+        _grids_text(info["grids"]),
+        _augmentations_text(info),
+        _canvas_text(info),
+    ]
     return "\n\n".join("\n".join(lines) for lines in blocks)
 
 
@@ -217,7 +248,9 @@ def _counts_text(counts: dict[str, dict]) -> list[str]:
     for split, total in counts["splits"].items():
         rows.append([split, *(_number(total[key]) for key in keys)])
         rows += [
-            [f"  {name}", *(_number(subset[key]) for key in keys)] for name, subset in counts["subsets"].items() if subset["split"] == split
+            [f"  {name}", *(_number(subset[key]) for key in keys)]
+            for name, subset in counts["subsets"].items()
+            if subset["split"] == split
         ]
     return _aligned([*rows, ["all", *(_number(counts["all"][key]) for key in keys)]])
 
@@ -244,26 +277,55 @@ def _grids_text(grids: dict[str, dict]) -> list[str]:
 def _augmentations_text(info: dict[str, Any]) -> list[str]:
     table = info["augmentations"]
     if LAYOUTS[info["layout"]].shares_rule:
-        return [f"augmentations  {_number(table['num_aug'])} of each training puzzle, computed from the seed; none is stored"]
+        return [
+            f"augmentations  {_number(table['num_aug'])} of each training puzzle, computed from the seed; none is stored"
+        ]
     by_number = table["tasks_by_number_stored"].items()
-    histogram = [f"{_number(tasks)} {'task has' if tasks == 1 else 'tasks have'} {count}" for count, tasks in by_number]
+    histogram = [
+        f"{_number(tasks)} {'task has' if tasks == 1 else 'tasks have'} {count}" for count, tasks in by_number
+    ]
     lines = [
         f"augmentations  {_number(table['stored'])} stored, {_number(table['num_aug'])} asked for per task; "
         f"{_number(info['num_puzzle_identifiers'])} puzzle identifiers",
         f"               {_some(histogram[::-1])}",
     ]
-    short = [f"{task_id} ({count})" for task_id, count in sorted(table["short"].items(), key=lambda entry: entry[1])]
-    return lines + ([f"               {_number(len(short))} short of {_number(table['num_aug'])}: {_some(short)}"] if short else [])
+    short = [
+        f"{task_id} ({count})"
+        for task_id, count in sorted(table["short"].items(), key=lambda entry: entry[1])
+    ]
+    return lines + (
+        [f"               {_number(len(short))} short of {_number(table['num_aug'])}: {_some(short)}"]
+        if short
+        else []
+    )
 
 
 def _canvas_text(info: dict[str, Any]) -> list[str]:
     canvas = info["canvas"]
-    rows = [["canvas side", "train tasks", "real cells", "test tasks", "queries", "labelled", "answer fits", "", "real cells"]]
-    for name, line in [*((line["side"] or "too large", line) for line in canvas["by_side"]), ("all", canvas["total"])]:
+    rows = [
+        [
+            "canvas side",
+            "train tasks",
+            "real cells",
+            "test tasks",
+            "queries",
+            "labelled",
+            "answer fits",
+            "",
+            "real cells",
+        ]
+    ]
+    for name, line in [
+        *((line["side"] or "too large", line) for line in canvas["by_side"]),
+        ("all", canvas["total"]),
+    ]:
         train, test = line["train"], line["test"]
         if name == "too large" and not train["tasks"] + test["tasks"]:
             continue
-        full = ["-" if split["real_cells"] is None else f"{100 * split['real_cells']:.1f} %" for split in (train, test)]
+        full = [
+            "-" if split["real_cells"] is None else f"{100 * split['real_cells']:.1f} %"
+            for split in (train, test)
+        ]
         counted = [_number(test[key]) for key in ("tasks", "queries", "labelled_queries", "answers_fit")]
         share = _percent(test["answers_fit"], test["labelled_queries"])
         rows.append([str(name), _number(train["tasks"]), full[0], *counted, share, full[1]])
@@ -294,7 +356,10 @@ def _aligned(rows: list[list[str]]) -> list[str]:
     table = [row for row in rows if len(row) > 1]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
-        row[0] if len(row) == 1 else "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows
+        row[0]
+        if len(row) == 1
+        else "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
     ]
 
 
@@ -310,11 +375,16 @@ def sample_cards(source: Store, config: DataConfig, count: int, seed: int) -> It
 
 
 def _card(source: Store, samples: Samples) -> dict[str, Any]:
-    tokens = {name: tensor.tolist() for name, tensor in materialise(samples, source, source.grid_table).data.items()}
+    tokens = {
+        name: tensor.tolist() for name, tensor in materialise(samples, source, source.grid_table).data.items()
+    }
     task = int(np.searchsorted(source.task_pairs, samples.query[0], side="right")) - 1
     first = int(source.task_pairs[task])
     grids = source.task(task)
-    view = (np.append(np.uint8(0), samples.transform[:1]), np.stack([augment.IDENTITY_COLOURS, samples.colours[0]]))
+    view = (
+        np.append(np.uint8(0), samples.transform[:1]),
+        np.stack([augment.IDENTITY_COLOURS, samples.colours[0]]),
+    )
     unchanged = not samples.transform[0] and (samples.colours[0] == augment.IDENTITY_COLOURS).all()
     return {
         "task": grids.id,
@@ -329,11 +399,22 @@ def _card(source: Store, samples: Samples) -> dict[str, Any]:
         "order": None if samples.order is None else samples.order[0].tolist(),
         "demonstrations": [
             {"pair": int(pair) - first, "input": shown, "label": answer}
-            for pair, shown, answer in zip(samples.demos[0], *(tokens.get(k, [[]])[0] for k in ("demo_inputs", "demo_labels")), strict=True)
+            for pair, shown, answer in zip(
+                samples.demos[0],
+                *(tokens.get(k, [[]])[0] for k in ("demo_inputs", "demo_labels")),
+                strict=True,
+            )
         ],
-        "query": {"pair": int(samples.query[0]) - first, "input": tokens["inputs"][0], "label": tokens["labels"][0]},
+        "query": {
+            "pair": int(samples.query[0]) - first,
+            "input": tokens["inputs"][0],
+            "label": tokens["labels"][0],
+        },
         "stored_demonstrations": len(grids.demonstrations),
-        "stored": [[grid if grid is None else grid.tolist() for grid in (pair.input, pair.output)] for pair in grids.pairs],
+        "stored": [
+            [grid if grid is None else grid.tolist() for grid in (pair.input, pair.output)]
+            for pair in grids.pairs
+        ],
     }
 
 
@@ -344,7 +425,10 @@ def write_page(path: Path, source: Store, config: DataConfig, count: int, seed: 
         "dataset": {
             "path": str(source.path),
             "hash": metadata.content_hash,
-            **{key: f"{getattr(metadata, key)}: {MEANING[getattr(metadata, key)]}" for key in ("layout", "protocol")},
+            **{
+                key: f"{getattr(metadata, key)}: {MEANING[getattr(metadata, key)]}"
+                for key in ("layout", "protocol")
+            },
         },
         "game": metadata.game,
         "boxes": sudoku.BOXES.get(metadata.max_grid_size) if metadata.game == "sudoku" else None,
@@ -365,10 +449,19 @@ def main() -> None:
     add = parser.add_argument
     add("dataset", type=Path)
     add("--json", action="store_true", help="print JSON")
-    add("--data", metavar="NAME", help="configuration of config/data; default: the one that suits the dataset")
+    add(
+        "--data", metavar="NAME", help="configuration of config/data; default: the one that suits the dataset"
+    )
     add("--buckets", type=int, nargs="+", metavar="SIDE", help="canvas sides; default: those of --data")
-    add("--canvas-margin", type=int, metavar="CELLS", help="room for a larger answer; default: that of --data")
-    add("--page", type=Path, metavar="FILE.html", help="write a page of training samples as they enter the model")
+    add(
+        "--canvas-margin", type=int, metavar="CELLS", help="room for a larger answer; default: that of --data"
+    )
+    add(
+        "--page",
+        type=Path,
+        metavar="FILE.html",
+        help="write a page of training samples as they enter the model",
+    )
     add("--samples", type=int, default=8, help="how many the page shows (default 8)")
     add("--seed", type=int, default=0, help="seed of the run whose first samples they are (default 0)")
     options = parser.parse_args()

@@ -23,15 +23,31 @@ def publish(run: Path, output: Path) -> int:
     source = checkpoint.resolve(run)
     size = sum((source / name).stat().st_size for name in FILES)
     if size > MOST_BYTES:
-        raise UserError(f"{source}: {size / 1e6:.1f} MB are more than the {MOST_BYTES / 1e6:.0f} MB of a small model")
+        raise UserError(
+            f"{source}: {size / 1e6:.1f} MB are more than the {MOST_BYTES / 1e6:.0f} MB of a small model"
+        )
     found = [read_json(path) for path in sorted((run / "evaluations").glob("*/results.json"))]
     evaluations = [
-        {key: about[key] for key in ("protocol", "adaptation", "split", "subsets", "num_views", "seed", "dataset", "scores")}
+        {
+            key: about[key]
+            for key in (
+                "protocol",
+                "adaptation",
+                "split",
+                "subsets",
+                "num_views",
+                "seed",
+                "dataset",
+                "scores",
+            )
+        }
         for about in found
         if about["checkpoint"]["sha256"] == sha256_of(source / FILES[1])
     ]
     if not evaluations:
-        raise UserError(f"{run}: no evaluation of {source.name} with averaged weights; a model is shared with its scores")
+        raise UserError(
+            f"{run}: no evaluation of {source.name} with averaged weights; a model is shared with its scores"
+        )
     with directory_written_whole(output, marker=DESCRIPTION) as folder:
         target = folder / "checkpoints" / source.name
         target.mkdir(parents=True)

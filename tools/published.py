@@ -37,19 +37,25 @@ class Published:
 
 CHECKPOINTS = {
     "arc_v1": Published(
-        "arc_v1_public", "step_518071", 1_822_205_258, "53689643ad1606d7c22c758f8af0a71b3b66275dea074f214d2f1048d9a01fb0", "arc1"
+        "arc_v1_public",
+        "step_518071",
+        1_822_205_258,
+        "53689643ad1606d7c22c758f8af0a71b3b66275dea074f214d2f1048d9a01fb0",
+        "arc1",
     ),
     "arc_v2": Published(
-        "arc_v2_public", "step_723914", 2_467_988_810, "8d7036b97e7ea38c7dd29d01216bfcfc4e212af3024d5233fe40dd3059e8f4a9", "arc2"
+        "arc_v2_public",
+        "step_723914",
+        2_467_988_810,
+        "8d7036b97e7ea38c7dd29d01216bfcfc4e212af3024d5233fe40dd3059e8f4a9",
+        "arc2",
     ),
 }
 
 
 def url_of(published: Published, name: str) -> str:
     """Where a file of the pinned revision is."""
-    return (
-        f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{REPOSITORY}/resolve/{REVISION}/{published.folder}/{name}"
-    )
+    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{REPOSITORY}/resolve/{REVISION}/{published.folder}/{name}"
 
 
 def fetch(published: Published, folder: Path) -> list[Path]:

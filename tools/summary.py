@@ -50,7 +50,9 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         output = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, output, torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device))
+        ctx.save_for_backward(
+            query, key, value, output, torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        )
         return output
 
 
@@ -95,7 +97,9 @@ def cost(model: RecursiveModel, config: PretrainConfig, bucket: Bucket) -> Cost:
     """What one sample of `bucket` costs. `model` is on the meta device."""
     data = meta_data(bucket, config.encoder is not None)
     model.eval()
-    with FlopCounterMode(display=False) as encoding:  # with gradients: without, the counter fails on views of parameters
+    with FlopCounterMode(
+        display=False
+    ) as encoding:  # with gradients: without, the counter fails on views of parameters
         context: Context = model.context(data)
     with FlopCounterMode(display=False) as stepping:
         act_step(model, initial_carry(model, data), data, context=context)
@@ -170,26 +174,56 @@ def summarise(config: PretrainConfig) -> str:
 
     def row(share: str, canvas: str, demos: str, numbers: Iterable[float]) -> str:
         state, memory, *flops = numbers
-        return f"{share:>8}{canvas:>10}{demos:>7}{state:>8.0f}{memory:>8.0f}" + "".join(f"{value / 1e9:>12.3f}" for value in flops)
+        return f"{share:>8}{canvas:>10}{demos:>7}{state:>8.0f}{memory:>8.0f}" + "".join(
+            f"{value / 1e9:>12.3f}" for value in flops
+        )
 
     for bucket, numbers in costs.items():
-        lines.append(row(f"{shares[bucket]:.1%}", f"{bucket.side}x{bucket.side}", str(bucket.demos or "-"), astuple(numbers)))
+        lines.append(
+            row(
+                f"{shares[bucket]:.1%}",
+                f"{bucket.side}x{bucket.side}",
+                str(bucket.demos or "-"),
+                astuple(numbers),
+            )
+        )
     if len(shares) > 1:
         weights = [shares[bucket] for bucket in shown]
-        lines.append(row(f"{sum(weights):.1%}", "mean", "", np.average([astuple(n) for n in costs.values()], axis=0, weights=weights)))
+        lines.append(
+            row(
+                f"{sum(weights):.1%}",
+                "mean",
+                "",
+                np.average([astuple(n) for n in costs.values()], axis=0, weights=weights),
+            )
+        )
     return "\n".join([*lines, "", memory_line(model, config, list(shares), parameters)])
 
 
-def memory_line(model: RecursiveModel, config: PretrainConfig, buckets: list[Bucket], parameters: dict[str, int]) -> str:
+def memory_line(
+    model: RecursiveModel, config: PretrainConfig, buckets: list[Bucket], parameters: dict[str, int]
+) -> str:
     """Device memory of a training step: what is held throughout, what the largest bucket's backward pass needs, the carries."""
     largest = max(buckets, key=lambda bucket: (bucket.side**2 * (1 + bucket.demos), bucket.side))
     one, two = (activation_bytes(model, config, largest, batch) for batch in (1, 2))
-    activations = one + (two - one) * (config.global_batch_size - 1)  # casts of the weights do not grow with the batch
-    tokens = sum(model.context.prefix_length(bucket.demos, bucket.side**2) + bucket.side**2 for bucket in buckets)  # a carry per bucket
-    carries = config.global_batch_size * tokens * len(model.state_names) * config.arch.hidden_size * config.arch.dtype.itemsize
+    activations = one + (two - one) * (
+        config.global_batch_size - 1
+    )  # casts of the weights do not grow with the batch
+    tokens = sum(
+        model.context.prefix_length(bucket.demos, bucket.side**2) + bucket.side**2 for bucket in buckets
+    )  # a carry per bucket
+    carries = (
+        config.global_batch_size
+        * tokens
+        * len(model.state_names)
+        * config.arch.hidden_size
+        * config.arch.dtype.itemsize
+    )
     per_parameter = 16 + 4 * config.ema  # weight, gradient, two moments, average
     held = per_parameter * (parameters["core"] + parameters["context"]) + 4 * parameters["puzzle_table"]
-    total, *parts = (f"{value / 2**30:.2f} GiB" for value in (held + activations + carries, held, activations, carries))
+    total, *parts = (
+        f"{value / 2**30:.2f} GiB" for value in (held + activations + carries, held, activations, carries)
+    )
     return (
         f"memory of a training step with {config.global_batch_size} samples on one device, temporary buffers not counted: {total}\n"
         f"  {parts[0]} weights, gradients, moments and averages; {parts[1]} activations ({largest.side}x{largest.side} canvas, "

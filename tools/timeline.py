@@ -38,20 +38,34 @@ def run(config: TimelineConfig) -> None:
     """One query, from the checkpoint to its two pictures."""
     output = Path(config.output)
     if output.suffix != ".png":
-        raise UserError(f"output={output} should end in .png; the animation is written beside it as {output.with_suffix('.gif')}")
+        raise UserError(
+            f"output={output} should end in .png; the animation is written beside it as {output.with_suffix('.gif')}"
+        )
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
-    steps = solver.refine(task, config.pair_index, config.view, config.num_views if config.view else 1, config.seed, config.protocol)
+    steps = solver.refine(
+        task,
+        config.pair_index,
+        config.view,
+        config.num_views if config.view else 1,
+        config.seed,
+        config.protocol,
+    )
     query = task.queries[config.pair_index]
     panels = draw(query.input, steps, query.output, solver.model.config.halt_max_steps, config)
-    rows = [stack(panels[start : start + config.columns], axis=1) for start in range(0, len(panels), config.columns)]
+    rows = [
+        stack(panels[start : start + config.columns], axis=1)
+        for start in range(0, len(panels), config.columns)
+    ]
     write_png(output, stack(rows, axis=0))
     animation = output.with_suffix(".gif")
     write_gif(animation, frames(panels, len(steps)), [SECONDS] * (len(steps) - 1) + [LAST_SECONDS])
     print(f"{output}, {animation}: task {task.id}, query {config.pair_index}, {len(steps)} ACT steps")
 
 
-def draw(grid: np.ndarray, steps: list[Step], truth: np.ndarray | None, max_steps: int, config: TimelineConfig) -> list[np.ndarray]:
+def draw(
+    grid: np.ndarray, steps: list[Step], truth: np.ndarray | None, max_steps: int, config: TimelineConfig
+) -> list[np.ndarray]:
     """The panels from the input to the known answer, each with its caption, (H, W, 3) uint8."""
     cell = round(CELL_INCHES * config.dpi)
     panels, before = [panel(["INPUT"], grid, cell)], None
@@ -66,7 +80,11 @@ def draw(grid: np.ndarray, steps: list[Step], truth: np.ndarray | None, max_step
 
 
 def panel(
-    caption: list[str], grid: np.ndarray, cell: int, right: np.ndarray | None = None, changed: np.ndarray | None = None
+    caption: list[str],
+    grid: np.ndarray,
+    cell: int,
+    right: np.ndarray | None = None,
+    changed: np.ndarray | None = None,
 ) -> np.ndarray:
     """A caption of at most two lines above a grid of `cell` pixels per cell; a step without an answer has no grid."""
     size, gap = max(10, cell // 2), max(4, cell // 8)

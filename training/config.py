@@ -61,14 +61,20 @@ class TrainingConfig(StepConfig, PretrainedConfig):
         if mode.name == "cached":
             if self.encoder is None or ENCODERS[self.encoder.name][1].refines:
                 found = self.encoder.name if self.encoder else "none"
-                raise ValueError(f"mode=cached keeps what an encoder reads once per sample, found encoder={found}")
+                raise ValueError(
+                    f"mode=cached keeps what an encoder reads once per sample, found encoder={found}"
+                )
             for name in ("reconstruct", "contrastive"):
                 if objective.weight(name):
                     raise ValueError(
                         f"mode=cached with objective.{name}_weight={objective.weight(name)} would not starve the encoder"
                     )
         if self.latent_step_from is not None and (self.encoder is None or mode.name == "cached"):
-            why = "mode=cached keeps the first context" if self.encoder else "needs an encoder, whose context it moves"
+            why = (
+                "mode=cached keeps the first context"
+                if self.encoder
+                else "needs an encoder, whose context it moves"
+            )
             raise ValueError(f"latent_step_from={self.latent_step_from}: {why}")
         return self
 

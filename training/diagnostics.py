@@ -56,7 +56,9 @@ def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
     """
     _, index = groups.unique(return_inverse=True)
     count = torch.bincount(index).to(vectors)
-    means = torch.zeros(len(count), vectors.shape[1]).to(vectors).index_add_(0, index, vectors) / count[:, None]
+    means = (
+        torch.zeros(len(count), vectors.shape[1]).to(vectors).index_add_(0, index, vectors) / count[:, None]
+    )
     total = vectors.square().sum()
     between = (means[index] - vectors.mean(0)).square().sum() / total
     within = (vectors - means[index]).square().sum() / total
@@ -65,7 +67,13 @@ def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def context_diagnostics(
-    model: RecursiveModel, samples: Samples, store: Store, table: GridTable, seed: int, step: int, world: World
+    model: RecursiveModel,
+    samples: Samples,
+    store: Store,
+    table: GridTable,
+    seed: int,
+    step: int,
+    world: World,
 ) -> dict[str, float]:
     """Of up to 16 samples of a training batch in four augmented views each, the model in evaluation mode:
 
@@ -80,7 +88,10 @@ def context_diagnostics(
     # Evenly spaced, so that the probed samples are the same for any number of processes that divides them.
     count = min(len(samples.query), max(1, PROBED_TASKS // world.size))
     rows = (np.arange(count) * len(samples.query) // count).repeat(PROBED_VIEWS)
-    rng, mine = step_rng(seed, step, Stream.PROBE), slice(world.rank * len(rows), (world.rank + 1) * len(rows))
+    rng, mine = (
+        step_rng(seed, step, Stream.PROBE),
+        slice(world.rank * len(rows), (world.rank + 1) * len(rows)),
+    )
     probed = replace(
         samples[rows],
         transform=rng.integers(0, 8, len(rows) * world.size)[mine],
@@ -103,7 +114,8 @@ def context_diagnostics(
         "train/encoder_within_group_var": within * energy,
         "context/between_task_share": between,
         "context/within_task_share": within,
-        "context/prefix_rms_ratio": _rms(context.prefix, context.prefix_mask) / _rms(model.embed_tokens(data["inputs"])),
+        "context/prefix_rms_ratio": _rms(context.prefix, context.prefix_mask)
+        / _rms(model.embed_tokens(data["inputs"])),
     }
     if context.memory is not None:
         values["context/memory_rms"] = _rms(context.memory, context.memory_mask)

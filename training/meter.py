@@ -70,7 +70,10 @@ class Meter:
             "timing/eval_samples_this_interval": float(samples),
         }
         if self._rate:
-            values |= {"timing/train_vs_eval_throughput_ratio": self._rate / rate, "timing/eval_vs_train_time_ratio": self._rate / rate}
+            values |= {
+                "timing/train_vs_eval_throughput_ratio": self._rate / rate,
+                "timing/eval_vs_train_time_ratio": self._rate / rate,
+            }
         return values
 
     def _clear(self) -> None:

@@ -17,7 +17,9 @@ from utils.files import write_atomically
 KEPT = 32
 
 
-def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, store: Store, world: World) -> Path:
+def dump_batch(
+    folder: Path, step: int, samples: Samples, result: StepResult, store: Store, world: World
+) -> Path:
     """Write this process's part of the batch sampled at `step` (0-based, as samplers count) to `folder/nonfinite/`.
 
     The file holds the samples, their tasks' ids, the step's metric sums and gradient norms, and `worked_on`, the tensors that the
@@ -25,7 +27,9 @@ def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, st
     newest 32 are kept. Raises `UserError`.
     """
     path = folder / "nonfinite" / f"step_{step}_rank_{world.rank}.pt"
-    before = sorted(path.parent.glob(f"step_*_rank_{world.rank}.pt"), key=lambda file: int(file.name.split("_")[1]))
+    before = sorted(
+        path.parent.glob(f"step_*_rank_{world.rank}.pt"), key=lambda file: int(file.name.split("_")[1])
+    )
     task = np.searchsorted(store.task_pairs, samples.query, side="right") - 1
     content = {
         "step": step,
@@ -45,10 +49,19 @@ def dump_batch(folder: Path, step: int, samples: Samples, result: StepResult, st
 def load_batch(path: Path) -> tuple[dict[str, Any], Samples]:
     """What `dump_batch` wrote, and its samples for `dataset.batch.materialise`. Raises `UserError`."""
     content = checkpoint.load_torch(path)
-    values = {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in content["samples"].items()}
+    values = {
+        name: value.numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in content["samples"].items()
+    }
     return content, Samples(**{**values, "bucket": Bucket(*values["bucket"])})
 
 
 def _tensor(value: Any) -> Any:
     """Files are read without executing anything, which leaves tensors and plain values."""
-    return torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else tuple(value) if value is not None else None
+    return (
+        torch.from_numpy(np.ascontiguousarray(value))
+        if isinstance(value, np.ndarray)
+        else tuple(value)
+        if value is not None
+        else None
+    )

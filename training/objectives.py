@@ -21,7 +21,9 @@ def auxiliary_losses(
     if objective.reconstruct_weight:
         losses["reconstruct"] = reconstruction_loss(model, output, objective)
     if objective.contrastive_weight:
-        losses["contrastive"] = contrastive_loss(model, output.carry.data, objective.contrastive_temperature, noise, world)
+        losses["contrastive"] = contrastive_loss(
+            model, output.carry.data, objective.contrastive_temperature, noise, world
+        )
     return losses
 
 
@@ -39,12 +41,17 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
     turn = (output.carry.steps - 1) % count.clamp_min(1)  # (B,)
     index = ((mask.cumsum(1) == turn[:, None] + 1) & mask).int().argmax(1)
     rows = torch.arange(len(mask), device=mask.device)
-    asked = data | {"inputs": data["demo_inputs"][rows, index], "labels": canvas.labels_of(data["demo_labels"][rows, index])}
+    asked = data | {
+        "inputs": data["demo_inputs"][rows, index],
+        "labels": canvas.labels_of(data["demo_labels"][rows, index]),
+    }
     answer = act_step(model, initial_carry(model, asked), asked, context=output.context)
     return torch.where(count > 0, sample_loss(answer.logits, asked["labels"], objective), 0.0)
 
 
-def contrastive_loss(model: RecursiveModel, data: dict[str, Tensor], temperature: float, noise: Noise, world: World) -> Tensor:
+def contrastive_loss(
+    model: RecursiveModel, data: dict[str, Tensor], temperature: float, noise: Noise, world: World
+) -> Tensor:
     """InfoNCE (B,) between the contexts of two halves of each sample's demonstrations, by cosine similarity.
 
     The other samples of the global batch are the negatives, but never those with the same puzzle identifier (with

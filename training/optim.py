@@ -73,7 +73,9 @@ class AdamATan2(torch.optim.Optimizer):
             for parameter in parameters:
                 state = self.state[parameter]
                 if not state:
-                    state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                    state.update(
+                        step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+                    )
                 state["step"] += 1
             states = [self.state[p] for p in parameters]
             gradients = [p.grad for p in parameters]
@@ -111,11 +113,17 @@ class SparseSignSGD:
         (group,) = self.param_groups
         gathered = self.embedding.gathered
         identifiers = distributed.gather_rows(torch.cat([ids for ids, _ in gathered]))
-        gradients = distributed.gather_rows(torch.cat([torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in gathered]))
+        gradients = distributed.gather_rows(
+            torch.cat([torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in gathered])
+        )
         touched, position = identifiers.unique(return_inverse=True)
-        total = torch.zeros(len(touched), gradients.shape[1], device=gradients.device).index_add_(0, position, gradients)
+        total = torch.zeros(len(touched), gradients.shape[1], device=gradients.device).index_add_(
+            0, position, gradients
+        )
         rows = self.embedding.weights[touched]
-        self.embedding.weights[touched] = rows * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * total.sign()
+        self.embedding.weights[touched] = (
+            rows * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * total.sign()
+        )
 
     def zero_grad(self) -> None:
         """Forget the gathered rows."""
@@ -141,10 +149,14 @@ def build_optimizers(model: RecursiveModel, config: OptimConfig, device: torch.d
     betas = (config.beta1, config.beta2)
     if config.optimizer == "muon":
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optimizer=muon needs torch.optim.Muon, which PyTorch {torch.__version__} lacks; 2.9 and later have it")
+            raise UserError(
+                f"optimizer=muon needs torch.optim.Muon, which PyTorch {torch.__version__} lacks; 2.9 and later have it"
+            )
         matrices = hidden_matrices(model)
         # Scaled to the size of Adam's updates, so that one learning rate and one decay serve both.
-        optimizers.append(torch.optim.Muon(_groups(model, config, matrices, True), adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(
+            torch.optim.Muon(_groups(model, config, matrices, True), adjust_lr_fn="match_rms_adamw")
+        )
         names.append("Muon")
     rest = _groups(model, config, matrices, False)
     if config.optimizer == "adamw":
@@ -179,7 +191,9 @@ def load_optimizer(optimizer: Any, saved: dict) -> None:
 def hidden_matrices(model: RecursiveModel) -> set[int]:
     """The ids of the parameters that map hidden vectors to hidden vectors: no embeddings, heads, learned tokens or vectors."""
     heads = (model.lm_head, model.q_head)
-    return {id(module.weight) for module in model.modules() if isinstance(module, Linear) and module not in heads}
+    return {
+        id(module.weight) for module in model.modules() if isinstance(module, Linear) and module not in heads
+    }
 
 
 def set_trainable(optimizers: list, config: OptimConfig, step: int) -> None:
@@ -193,14 +207,18 @@ def set_trainable(optimizers: list, config: OptimConfig, step: int) -> None:
                 parameter.requires_grad_(config.trains(group["part"], step))
 
 
-def _groups(model: RecursiveModel, config: OptimConfig, matrices: set[int], inside: bool) -> list[dict[str, Any]]:
+def _groups(
+    model: RecursiveModel, config: OptimConfig, matrices: set[int], inside: bool
+) -> list[dict[str, Any]]:
     """The trainable parameters in or outside `matrices` as one group per part of the model, with its rate and decay."""
     encoder = {id(parameter) for parameter in model.context.parameters()}
     groups = {
         "core": {"lr": config.lr, "weight_decay": config.weight_decay},
         "encoder": {
             "lr": config.lr if config.encoder_lr is None else config.encoder_lr,
-            "weight_decay": config.weight_decay if config.encoder_weight_decay is None else config.encoder_weight_decay,
+            "weight_decay": config.weight_decay
+            if config.encoder_weight_decay is None
+            else config.encoder_weight_decay,
         },
     }
     for part, group in groups.items():

@@ -53,14 +53,20 @@ class TrainState:
         whole = self.model.state_dict()
         weights = {"raw": whole}
         if self.ema:  # what is not averaged, as the puzzle table, is written once, with the weights that are evaluated and shared
-            weights = {"raw": {name: whole[name] for name in self.ema.shadow}, "ema": {**whole, **self.ema.shadow}}
+            weights = {
+                "raw": {name: whole[name] for name in self.ema.shadow},
+                "ema": {**whole, **self.ema.shadow},
+            }
         carries = [{"cell": tuple(bucket), **vars(carry)} for bucket, carry in self.carries.items()]
         return checkpoint.save(
             folder,
             self.step,
             world,
             weights=weights,
-            shared={"training": {"optimizers": optimizers}, "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64))},
+            shared={
+                "training": {"optimizers": optimizers},
+                "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64)),
+            },
             rank_state={"carries": carries, "rng": torch.get_rng_state()},
             info={**info, "scores": self.scores},
             keep=keep,
@@ -75,7 +81,9 @@ class TrainState:
         if self.ema:
             averaged = checkpoint.load_weights(path, "ema")
             self.ema.load({name: averaged[name] for name in self.ema.shadow})
-        for optimizer, saved in zip(self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True):
+        for optimizer, saved in zip(
+            self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True
+        ):
             load_optimizer(optimizer, saved)
         ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
         self.carries = _merge_carries(ranks, world, device)
@@ -92,7 +100,9 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
     """The saved processes' carries as one global batch per bucket, cut into this world's shares."""
     carries = {}
     for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
-        whole = Carry.join([Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts])
+        whole = Carry.join(
+            [Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts]
+        )
         share = whole[local_rows(len(whole.steps), world.rank, world.size)]
         carries[Bucket(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
     return carries

@@ -117,7 +117,13 @@ def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World
     return MODES[config.mode.name][1](state, batch, config, world)
 
 
-def act_mode(state: TrainState, batch: Batch, config: StepConfig, world: World, step: Callable[..., StepOutput] = act_step) -> StepResult:
+def act_mode(
+    state: TrainState,
+    batch: Batch,
+    config: StepConfig,
+    world: World,
+    step: Callable[..., StepOutput] = act_step,
+) -> StepResult:
     """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted yet."""
     carry = state.carries.get(batch.bucket) or initial_carry(state.model, batch.data)
     carry, metrics = accumulate(state, carry, batch, config, world, step=step)
@@ -145,7 +151,9 @@ def fct_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) 
     carry = initial_carry(state.model, batch.data)
     sums: dict[str, Tensor] = {}
     for _ in range(count):
-        carry, metrics = accumulate(state, carry, batch, config, world, step=partial(act_step, num_act_steps=count))
+        carry, metrics = accumulate(
+            state, carry, batch, config, world, step=partial(act_step, num_act_steps=count)
+        )
         _add(sums, metrics)
         result = update(state, carry, metrics, config)
         if not result.updated:
@@ -210,7 +218,9 @@ def accumulate(
     for rows in config.micro_batches(world):
         data = {name: value[rows] for name, value in batch.data.items()}
         noise = _noise(state, batch, config, world, rows)
-        output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, config))
+        output = step(
+            state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, config)
+        )
         output.losses.update(auxiliary_losses(state.model, output, config.objective, noise, world))
         loss, metrics = act_loss(output, config.objective)
         reached = watch_gradient(output.context)
@@ -226,12 +236,16 @@ def _latent_step(state: TrainState, config: StepConfig) -> dict[str, Callable[[C
         return {}
 
     def adjust(context: Context, carry: Carry) -> Context:
-        return context.shifted(inner_step(state.model, carry.data, carry.context_state, config.objective, config.latent_step_lr))
+        return context.shifted(
+            inner_step(state.model, carry.data, carry.context_state, config.objective, config.latent_step_lr)
+        )
 
     return {"adjust": adjust}
 
 
-def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise) -> StepOutput:
+def _cached_act_step(
+    model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise
+) -> StepOutput:
     """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded now, whose
     gradient is that of the rows that start."""
     fresh, kept = carry.halted, carry.context_state
@@ -240,7 +254,9 @@ def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor
     tokens = {"cached_prefix": encoded.prefix}
     if encoded.memory is not None:
         tokens["cached_memory"] = encoded.memory
-    tokens = {name: torch.where(fresh[:, None, None], new, kept.get(name, new)) for name, new in tokens.items()}
+    tokens = {
+        name: torch.where(fresh[:, None, None], new, kept.get(name, new)) for name, new in tokens.items()
+    }
     context = replace(
         encoded,
         prefix=tokens["cached_prefix"],
@@ -248,7 +264,9 @@ def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor
         state=encoded.state | tokens,
         losses={name: torch.where(fresh, term, 0.0) for name, term in encoded.losses.items()},
     )
-    return replace(act_step(model, carry, data, min_halt_steps, context=context, noise=noise), context=encoded)
+    return replace(
+        act_step(model, carry, data, min_halt_steps, context=context, noise=noise), context=encoded
+    )
 
 
 def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
@@ -264,7 +282,9 @@ def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: 
     return torch.from_numpy(minimum[rows]).to(batch.data["inputs"].device, non_blocking=True)
 
 
-def _noise(state: TrainState, batch: Batch, config: StepConfig, world: World, portion: slice = slice(None)) -> Noise:
+def _noise(
+    state: TrainState, batch: Batch, config: StepConfig, world: World, portion: slice = slice(None)
+) -> Noise:
     """A portion of this process's rows of standard normal numbers for the global batch, a function of seed, step and the order
     of the draws."""
     rng = step_rng(config.seed, state.step, Stream.NOISE)
@@ -290,17 +310,30 @@ def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: 
             torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip_norm, norm)
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, group["base_lr"], config.lr_warmup_steps, config.train_steps, config.lr_min_ratio)
+                group["lr"] = learning_rate(
+                    state.step,
+                    group["base_lr"],
+                    config.lr_warmup_steps,
+                    config.train_steps,
+                    config.lr_min_ratio,
+                )
             optimizer.step()
         if state.ema:
             state.ema.update()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    return StepResult(metrics, norms, updated, worked_on=None if updated else carry.data | {"steps": carry.steps})
+    return StepResult(
+        metrics, norms, updated, worked_on=None if updated else carry.data | {"steps": carry.steps}
+    )
 
 
 def _all_finite(norm: Tensor, state: TrainState) -> bool:
     """Whether every gradient on every process is finite; puzzle rows are local, so processes have to agree on them."""
-    sparse = [g for optimizer in state.optimizers if isinstance(optimizer, SparseSignSGD) for g in optimizer.gradients()]
+    sparse = [
+        g
+        for optimizer in state.optimizers
+        if isinstance(optimizer, SparseSignSGD)
+        for g in optimizer.gradients()
+    ]
     bad = torch.stack([~torch.isfinite(norm)] + [~torch.isfinite(g).all() for g in sparse]).any()
     return not distributed.sum_tensor(bad.float()).item()

@@ -5,7 +5,9 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 
 def parser_of(module: str, description: str | None) -> ArgumentParser:
     """The parser of `python -m module`, whose help is the module's docstring."""
-    return ArgumentParser(prog=f"python -m {module}", description=description, formatter_class=RawDescriptionHelpFormatter)
+    return ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=RawDescriptionHelpFormatter
+    )
 
 
 def natural(text: str) -> int:

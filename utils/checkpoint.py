@@ -76,12 +76,21 @@ def save(
         save_torch(rank_state, temporary / f"rank_{world.rank}.pt")
         if world.is_main:
             for name, tensors in weights.items():
-                save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / WEIGHTS[name])
+                save_file(
+                    {key: value.detach().contiguous().cpu() for key, value in tensors.items()},
+                    temporary / WEIGHTS[name],
+                )
             for name, value in shared.items():
                 save_torch(value, temporary / f"{name}.pt")
-            write_json(temporary / "info.json", {"format": FORMAT, "step": step, "world_size": world.size, **info}, indent=1)
+            write_json(
+                temporary / "info.json",
+                {"format": FORMAT, "step": step, "world_size": world.size, **info},
+                indent=1,
+            )
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # PyTorch's own words hide the reason
+        cause = (
+            error.__context__ if isinstance(error.__context__, OSError) else error
+        )  # PyTorch's own words hide the reason
         problem = str(cause).splitlines()[0]
     problem = next(filter(None, distributed.gather_objects(problem)), "")
     if world.is_main:
@@ -179,7 +188,9 @@ def latest(folder: Path) -> Path | None:
 def _steps(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    complete = [path for path in folder.iterdir() if _NAME.match(path.name) and (path / "info.json").is_file()]
+    complete = [
+        path for path in folder.iterdir() if _NAME.match(path.name) and (path / "info.json").is_file()
+    ]
     return sorted(complete, key=lambda path: int(_NAME.match(path.name)[1]))
 
 
@@ -192,12 +203,16 @@ def resolve(path: Path | str) -> Path:
     if path.name == BEST and not path.exists():
         best = by_score(path.parent / "checkpoints")
         if not best:
-            raise UserError(f"{path.parent} has no checkpoint with a score; a run with validation=N and eval_interval=N makes them")
+            raise UserError(
+                f"{path.parent} has no checkpoint with a score; a run with validation=N and eval_interval=N makes them"
+            )
         return best[0]
     found = latest(path) or latest(path / "checkpoints")
     if found is None:
         what = "is not a checkpoint directory of this framework" if path.exists() else "does not exist"
-        raise UserError(f"checkpoint {path} {what}; expected a folder with info.json, or a run folder with checkpoints/step_N")
+        raise UserError(
+            f"checkpoint {path} {what}; expected a folder with info.json, or a run folder with checkpoints/step_N"
+        )
     return found
 
 
@@ -205,7 +220,9 @@ def load_info(path: Path) -> dict[str, Any]:
     """The checkpoint's info.json."""
     info = read_json(path / "info.json")
     if not isinstance(info, dict) or info.get("format") != FORMAT:
-        raise UserError(f"{path}/info.json is not of checkpoint format {FORMAT}; this checkpoint was written by something else")
+        raise UserError(
+            f"{path}/info.json is not of checkpoint format {FORMAT}; this checkpoint was written by something else"
+        )
     return info
 
 
@@ -220,7 +237,9 @@ def load_weights(path: Path, which: str) -> dict[str, Tensor]:
         if which == "raw" and averages.is_file():
             file = averages
             with safe_open(averages, "pt") as averaged:
-                weights |= {name: averaged.get_tensor(name) for name in sorted(set(averaged.keys()) - weights.keys())}
+                weights |= {
+                    name: averaged.get_tensor(name) for name in sorted(set(averaged.keys()) - weights.keys())
+                }
         return weights
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged or no safetensors file: {error}") from None

