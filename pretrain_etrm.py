@@ -1,10 +1,13 @@
-"""Train a TRM or an ETRM: python pretrain_etrm.py [key=value ...], or torchrun --nproc-per-node N pretrain_etrm.py ...
+"""Train a TRM or an ETRM: python pretrain_etrm.py [key=value ...], or torchrun --nproc-per-node N
+pretrain_etrm.py ...
 
 Configuration -> run (device, data, model, optimisers) -> resume -> loop (step, log, save, evaluate) -> close.
 `--cfg job` prints the resolved configuration.
 """
 
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -24,13 +27,14 @@ from utils.device import describe, explains_out_of_memory
 from utils.distributed import World
 from utils.environment import append_start, environment, peak_memory_gb
 from utils.errors import Stopped, UserError, reports_user_errors
-from utils.files import write_atomically
+from utils.files import exclusive, write_atomically
 from utils.images import write_curves
 from utils.logging import RunLogger, read_metrics
 from utils.signals import StopRequest
 
 LESS_MEMORY = (
-    "lower global_batch_size (python -m tools.find_batch_size with the same options finds the largest that fits), or "
+    "lower global_batch_size (python -m tools.find_batch_size with the same options finds the largest that "
+    "fits), or "
     "data.buckets, data.max_demos or arch.hidden_size, or spread the batch over more processes"
 )
 
@@ -40,19 +44,24 @@ def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
     run = prepare(config, World.from_environment())
     check_best_metric(config, run.store)
-    resume(run)
-    decoder_report = None if run.state.step else start_from_pretrained(run, run.folder)
-    logger = open_logger(run)
-    if decoder_report:
-        logger.say(decoder_report)
+    with alone_in(run):
+        damaged = resume(run)
+        decoder_report = None if run.state.step else start_from_pretrained(run, run.folder)
+        logger = open_logger(run)
+        for path, damage in damaged.items():
+            kept = checkpoint.set_aside(path) if run.world.is_main else path
+            logger.say(f"warning: {damage}; the checkpoint is kept as {kept}")
+        if decoder_report:
+            logger.say(decoder_report)
 
-    try:
-        stopped_by = Loop(run, logger).train()
-    finally:
-        logger.close()
+        try:
+            stopped_by = Loop(run, logger).train()
+        finally:
+            logger.close()
 
-    if run.world.is_main:
-        write_curves(run.folder / "curves.png", training_curves(read_metrics(run.folder / "metrics.jsonl")))
+        if run.world.is_main:
+            curves = training_curves(read_metrics(run.folder / "metrics.jsonl"))
+            write_curves(run.folder / "curves.png", curves)
     # torchrun ends all processes as soon as one has ended as stopped, also one that still draws.
     distributed.barrier()
     distributed.close()
@@ -63,8 +72,25 @@ def train(config: PretrainConfig) -> None:
         print("\n".join([where, *best_line(run)]))
 
 
+@contextmanager
+def alone_in(run: Run) -> Iterator[None]:
+    """Inside the context no other training writes into the run's folder. The first process holds the lock for
+    all."""
+    with ExitStack() as stack:
+        problem = ""
+        if run.world.is_main:
+            try:
+                stack.enter_context(exclusive(run.folder, "trains in this folder"))
+            except UserError as error:
+                problem = str(error)
+        if problem := distributed.gather_objects(problem)[0]:
+            raise UserError(problem)
+        yield
+
+
 def open_logger(run: Run[PretrainConfig]) -> RunLogger:
-    """The run's logger, after config.yaml and environment.json are written and the run has said what it is."""
+    """The run's logger, after config.yaml and environment.json are written and the run has said what it
+    is."""
     config, folder, world, info = run.config, run.folder, run.world, run.info
     if world.is_main:
         write_atomically(folder / "config.yaml", lambda path: OmegaConf.save(config.model_dump(), path))
@@ -86,8 +112,8 @@ def open_logger(run: Run[PretrainConfig]) -> RunLogger:
         f"{folder}: {run.model_line()}; {run.optimizer}; {describe(run.device)}, {world.size} process(es)"
     )
     logger.say(f"data: {config.data.path} ({run.store.metadata.protocol}), {run.data_line()}")
-    for warning in config.warnings:
-        logger.say(f"warning: {warning}")
+    for note in [*run.notes, *(f"warning: {warning}" for warning in config.warnings)]:
+        logger.say(note)
     if run.state.step:
         logger.say(f"resumed at step {run.state.step}")
     return logger
@@ -142,7 +168,8 @@ class Loop:
         return None
 
     def due(self, every: int | None) -> bool:
-        """Whether an interval of so many steps has just ended: modes make several updates in one step of this loop."""
+        """Whether an interval of so many steps has just ended: modes make several updates in one step of this
+        loop."""
         return every is not None and self.state.step % every < self.config.mode.updates
 
     def evaluation_due(self) -> bool:
@@ -151,7 +178,8 @@ class Loop:
         return every is not None and (self.due(every) or self.state.step == self.config.train_steps)
 
     def step(self, samples: Samples) -> None:
-        """One sampled batch. Raises `UserError` when gradients were not finite for too many steps in a row."""
+        """One sampled batch. Raises `UserError` when gradients were not finite for too many steps in a
+        row."""
         what = f"training step {self.state.step + 1}, {self.batch_line(samples)}"
         with explains_out_of_memory(what, LESS_MEMORY):
             result = self.run.step(samples)
@@ -161,7 +189,8 @@ class Loop:
             self.refuse_to_go_on(samples, result)
 
     def refuse_to_go_on(self, samples: Samples, result: StepResult) -> None:
-        """Keep the batch of a skipped step; after too many of them in a row the run is lost, and more steps help nobody."""
+        """Keep the batch of a skipped step; after too many of them in a row the run is lost, and more steps
+        help nobody."""
         run, step = self.run, self.state.step
         dumped = dump_batch(run.folder, step - result.steps, samples, result, run.store, run.world)
         if self.skipped_in_a_row >= self.config.max_nonfinite_steps:
@@ -200,7 +229,8 @@ class Loop:
         return self.checkpoints / f"step_{self.state.step}"
 
     def make_up_for_evaluation(self) -> None:
-        """Evaluate the checkpoint that a run resumes from, where it was killed before its evaluation ended."""
+        """Evaluate the checkpoint that a run resumes from, where it was killed before its evaluation
+        ended."""
         lacking = self.run.world.is_main and checkpoint.lacks_evaluation(self.checkpoint)
         (unfinished,) = distributed.any_true(lacking)
         if unfinished and self.evaluation_due():

@@ -1,7 +1,8 @@
 """A training run as a whole (config/pretrain.yaml), which holds the values.
 
-Its parts stand beside their readers: `StepConfig` (training/step.py), `TrainingConfig` (training/config.py) and
-`MonitoredConfig` (evaluation/in_training.py), each with the rules that concern it. Here is what the loop reads.
+Its parts stand beside their readers: `StepConfig` (training/step.py), `TrainingConfig` (training/config.py)
+and `MonitoredConfig` (evaluation/in_training.py), each with the rules that concern it. Here is what the loop
+reads.
 """
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -28,6 +29,7 @@ class PretrainConfig(MonitoredConfig):
         for name in ("patience", "keep_best_checkpoints"):
             if getattr(self, name) and not (self.validation and self.eval_interval):
                 raise ValueError(
-                    f"{name} needs validation and eval_interval: what chooses by the test tasks' scores has seen them"
+                    f"{name} needs validation and eval_interval: what chooses by the test tasks' scores "
+                    "has seen them"
                 )
         return self

@@ -114,6 +114,27 @@ def test_compiling_without_a_compiler_is_refused_unless_it_was_left_open(monkeyp
     assert [should_compile("auto", CPU, steps) for steps in (499, 500)] == [False, True]
 
 
+def test_a_machine_that_can_almost_compile_says_what_is_missing_in_a_line(monkeypatch):
+    def lacks_headers(function):
+        def compiled(x):
+            text = "CppCompileError: C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.h:5:10: "
+            raise RuntimeError(f"{text}fatal error: Python.h: No such file or directory\n    5 | #include <Python.h>")
+
+        return compiled
+
+    devices.compile_failure.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lacks_headers)
+        said = []
+        assert not should_compile("auto", CPU, 500, said.append)
+        (line,) = said
+        assert "Python.h: No such file" in line and "\n" not in line
+        with pytest.raises(UserError, match="compile=true does not work on this machine .*Python.h"):
+            should_compile(True, CPU, 1)
+    devices.compile_failure.cache_clear()
+    assert devices.compile_failure("cpu") is None
+
+
 def test_attention_over_packed_sequences_stays_within_each():
     query, key, value = (torch.randn(1, 2, 7, 4) for _ in range(3))
     whole = layers.attend(query, key, value, layers.Packed([3, 4]))

@@ -58,7 +58,7 @@ def test_the_summary_splits_parameters_and_weighs_the_cells_of_a_dataset(fewshot
     model = build_model(config.arch, DataSizes(12, 1, None), config.encoder)
     trunk = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("context."))
     assert f"{trunk:>16,}" in text and " mean " in text and str(fewshot.path) in text
-    sizes, shares, source = summary.training_cells(config_of("data.path=nowhere"))
+    sizes, shares, source = summary.training_buckets(config_of("data.path=nowhere"))
     assert list(shares) == [Bucket(SIDE, 10)] and "no dataset at nowhere" in source
 
 

@@ -1,4 +1,5 @@
-"""What a training run is: its model, its data, its steps, and the rules between them. The YAML files hold the values."""
+"""What a training run is: its model, its data, its steps, and the rules between them. The YAML files hold the
+values."""
 
 from typing import Annotated, Any, Literal
 
@@ -17,11 +18,12 @@ from training.step import FixedStepsConfig, StepConfig
 class TrainingConfig(StepConfig, PretrainedConfig):
     """A run as `training.start.Run` assembles it.
 
-    run_name: null is made of arch, encoder, dataset and seed. validation: training tasks that are held out, a number or
-    a share. resume: auto, never, or a checkpoint's path. timeout_minutes: how long a process waits for another one.
+    run_name: null is made of arch, encoder, dataset and seed. validation: training tasks that are held out, a
+    number or a share. resume: auto, never, or a checkpoint's path. timeout_minutes: how long a process waits
+    for another one.
     """
 
-    run_name: Annotated[str, Field(pattern=r"^[\w.][\w.=,+-]*$")] | None
+    run_name: Annotated[str, Field(pattern=r"^\.*\w[\w.=,+-]*$")] | None
     output_dir: str
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto"] | bool
@@ -51,7 +53,8 @@ class TrainingConfig(StepConfig, PretrainedConfig):
             if mode.num_act_steps != self.arch.halt_max_steps:
                 raise ValueError(
                     f"mode.num_act_steps={mode.num_act_steps} are trained and arch.halt_max_steps="
-                    f"{self.arch.halt_max_steps} would be evaluated; leave out arch.halt_max_steps, which follows"
+                    f"{self.arch.halt_max_steps} would be evaluated; leave out arch.halt_max_steps, which "
+                    "follows"
                 )
             if self.train_steps % mode.num_act_steps:
                 raise ValueError(
@@ -67,7 +70,8 @@ class TrainingConfig(StepConfig, PretrainedConfig):
             for name in ("reconstruct", "contrastive"):
                 if objective.weight(name):
                     raise ValueError(
-                        f"mode=cached with objective.{name}_weight={objective.weight(name)} would not starve the encoder"
+                        f"mode=cached with objective.{name}_weight={objective.weight(name)} would not "
+                        "starve the encoder"
                     )
         if self.latent_step_from is not None and (self.encoder is None or mode.name == "cached"):
             why = (
@@ -89,7 +93,8 @@ class TrainingConfig(StepConfig, PretrainedConfig):
         if self.freeze_encoder_steps and (self.freeze_decoder_steps or not self.encoder):
             both = f"and freeze_decoder_steps={self.freeze_decoder_steps} leave nothing to train"
             raise ValueError(
-                f"freeze_encoder_steps={self.freeze_encoder_steps} {both if self.encoder else 'needs an encoder'}"
+                f"freeze_encoder_steps={self.freeze_encoder_steps} "
+                f"{both if self.encoder else 'needs an encoder'}"
             )
         return self
 
@@ -100,12 +105,14 @@ class TrainingConfig(StepConfig, PretrainedConfig):
             raise ValueError("arch=etrm needs an encoder, for example encoder=memory")
         if encoder is None and not arch.puzzle_emb_ndim:
             raise ValueError(
-                "arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row"
+                "arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its "
+                "puzzle row"
             )
         for name in ("reconstruct", "contrastive"):
             if objective.weight(name) and not encoder:
                 raise ValueError(
-                    f"objective.{name}_weight={objective.weight(name)} needs demonstrations, which an encoder reads"
+                    f"objective.{name}_weight={objective.weight(name)} needs demonstrations, which an "
+                    "encoder reads"
                 )
         if objective.kl_weight and not (encoder and encoder.gives_kl):
             raise ValueError(
@@ -126,13 +133,15 @@ class TrainingConfig(StepConfig, PretrainedConfig):
         found = [self.mode.warning] if self.mode.warning else []
         if self.encoder and self.encoder.gives_kl and not self.objective.kl_weight:
             found.append(
-                "objective.kl_weight=0: nothing keeps the latents of the encoder near their prior (the ancestor: 1e-4)"
+                "objective.kl_weight=0: nothing keeps the latents of the encoder near their prior (the "
+                "ancestor: 1e-4)"
             )
         return found
 
     @property
     def layouts(self) -> tuple[LayoutName, ...]:
-        """The dataset layouts that this model trains on: an encoder reads episodes, puzzle rows need identifiers."""
+        """The dataset layouts that this model trains on: an encoder reads episodes, puzzle rows need
+        identifiers."""
         return ("fewshot",) if self.encoder else ("puzzle", "pairs")
 
     @property

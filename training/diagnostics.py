@@ -36,7 +36,8 @@ def watch_gradient(context: Context) -> Tensor:
 
 
 def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
-    """Norms of the present gradients: of the recursion, `inner`, and of the `encoder`, unless frozen or absent, and of both, `total`."""
+    """Norms of the present gradients: of the recursion, `inner`, and of the `encoder`, unless frozen or
+    absent, and of both, `total`."""
     encoder = list(model.context.parameters())
     known = {id(parameter) for parameter in encoder}
     parts = {"inner": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
@@ -50,7 +51,8 @@ def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
 
 
 def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """(between, within): the shares of the mean square of `vectors` (N, X) that differ between and within `groups` (N,).
+    """(between, within): the shares of the mean square of `vectors` (N, X) that differ between and within
+    `groups` (N,).
 
     Scale-free. What is left to 1 is common to all vectors. A lone member of a group has nothing within it.
     """
@@ -77,11 +79,12 @@ def context_diagnostics(
 ) -> dict[str, float]:
     """Of up to 16 samples of a training batch in four augmented views each, the model in evaluation mode:
 
-    `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see `energy_shares`) by
-    task, where a task's samples differ in their augmentation (and its episodes in their demonstrations).
-    `context/prefix_rms_ratio`: RMS of valid prefix tokens over that of the core's token embeddings; `context/memory_rms`.
-    `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts' summaries; unlike the shares they grow with the scale.
-    Nothing for a model without demonstrations. Leaves the model in evaluation mode.
+    `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see
+    `energy_shares`) by task, where a task's samples differ in their augmentation (and its episodes in their
+    demonstrations). `context/prefix_rms_ratio`: RMS of valid prefix tokens over that of the core's token
+    embeddings; `context/memory_rms`. `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts'
+    summaries; unlike the shares they grow with the scale. Nothing for a model without demonstrations. Leaves
+    the model in evaluation mode.
     """
     if not samples.bucket.demos:
         return {}

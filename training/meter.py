@@ -1,4 +1,5 @@
-"""Metric sums between two log lines, turned into means with their own denominators. Every name is explained in docs/metrics.md."""
+"""Metric sums between two log lines, turned into means with their own denominators. Every name is explained
+in docs/metrics.md."""
 
 import time
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ class Meter:
         self._clear()
 
     def add(self, result: StepResult, samples: int) -> None:
-        """Take the metric sums of a call of `train_step`; `samples` (the global batch size) take part in each of its updates."""
+        """Take the metric sums of a call of `train_step`; `samples` (the global batch size) take part in each
+        of its updates."""
         if result.updated:  # a skipped step's sums are not numbers
             for name, value in result.metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
@@ -61,7 +63,8 @@ class Meter:
         return values
 
     def evaluated(self, samples: int, seconds: float) -> dict[str, float]:
-        """The speed of an evaluation of `samples` views over all processes, against that of training since the last log line."""
+        """The speed of an evaluation of `samples` views over all processes, against that of training since
+        the last log line."""
         rate = samples / seconds
         values = {
             "timing/eval_samples_per_second": rate,

@@ -1,4 +1,5 @@
-"""A step whose gradient was not finite: what was asked is written to the run folder, to be looked at or run again."""
+"""A step whose gradient was not finite: what was asked is written to the run folder, to be looked at or run
+again."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -20,11 +21,12 @@ KEPT = 32
 def dump_batch(
     folder: Path, step: int, samples: Samples, result: StepResult, store: Store, world: World
 ) -> Path:
-    """Write this process's part of the batch sampled at `step` (0-based, as samplers count) to `folder/nonfinite/`.
+    """Write this process's part of the batch sampled at `step` (0-based, as samplers count) to
+    `folder/nonfinite/`.
 
-    The file holds the samples, their tasks' ids, the step's metric sums and gradient norms, and `worked_on`, the tensors that the
-    step worked on: a row whose ACT `steps` are 1 is the sample's, one with more is of an earlier batch. Of a process's files the
-    newest 32 are kept. Raises `UserError`.
+    The file holds the samples, their tasks' ids, the step's metric sums and gradient norms, and `worked_on`,
+    the tensors that the step worked on: a row whose ACT `steps` are 1 is the sample's, one with more is of an
+    earlier batch. Of a process's files the newest 32 are kept. Raises `UserError`.
     """
     path = folder / "nonfinite" / f"step_{step}_rank_{world.rank}.pt"
     before = sorted(

@@ -1,4 +1,5 @@
-"""Auxiliary objectives on the context: off unless their weight says otherwise. Shapes: B batch, K demonstrations, G global batch."""
+"""Auxiliary objectives on the context: off unless their weight says otherwise. Shapes: B batch, K
+demonstrations, G global batch."""
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +31,11 @@ def auxiliary_losses(
 def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: ObjectiveConfig) -> Tensor:
     """The token loss (B,) of one demonstration's output, given its input and the context of all of them.
 
-    The recursion itself answers, from fresh states and in one ACT step: it is the context's only reader, and a head of its
-    own would train the context for somebody else. What this asks for, a context that explains the demonstrations, is also
-    all that can be asked for at test time. Leaving the demonstration out of the context instead would repeat what
-    leave-one-out queries (data.query_sampling=any) train already. ACT step n asks for demonstration n modulo their number.
+    The recursion itself answers, from fresh states and in one ACT step: it is the context's only reader, and
+    a head of its own would train the context for somebody else. What this asks for, a context that explains
+    the demonstrations, is also all that can be asked for at test time. Leaving the demonstration out of the
+    context instead would repeat what leave-one-out queries (data.query_sampling=any) train already. ACT step
+    n asks for demonstration n modulo their number.
     """
     data = output.carry.data
     mask = data["demo_mask"]
@@ -54,9 +56,9 @@ def contrastive_loss(
 ) -> Tensor:
     """InfoNCE (B,) between the contexts of two halves of each sample's demonstrations, by cosine similarity.
 
-    The other samples of the global batch are the negatives, but never those with the same puzzle identifier (with
-    data.augmentation=table a stored view has its own, and counts as a task). A sample with fewer than two demonstrations has
-    no positive and counts zero. Source: arXiv 1807.03748.
+    The other samples of the global batch are the negatives, but never those with the same puzzle identifier
+    (with data.augmentation=table a stored view has its own, and counts as a task). A sample with fewer than
+    two demonstrations has no positive and counts zero. Source: arXiv 1807.03748.
     """
     mask = data["demo_mask"]
     odd = mask.cumsum(1) % 2 == 1

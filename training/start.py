@@ -1,7 +1,7 @@
 """The assembly of a run, made once and used by training, doctor, batch finder, benchmarks and tests.
 
-`prepare(config, world)` gives a `Run` that is ready to step. Its parts are made in the order of their needs: device, data,
-sampler, state. What looks at a run (the doctor) asks for one part after the other.
+`prepare(config, world)` gives a `Run` that is ready to step. Its parts are made in the order of their needs:
+device, data, sampler, state. What looks at a run (the doctor) asks for one part after the other.
 """
 
 from functools import cached_property
@@ -60,19 +60,22 @@ C = TypeVar("C", bound=TrainingConfig)
 
 
 class Run(Generic[C]):
-    """One run: what its configuration becomes on this process. Every part is made when it is first asked for."""
+    """One run: what its configuration becomes on this process. Every part is made when it is first asked
+    for."""
 
     def __init__(self, config: C, world: World):
         self.config, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
+        self.notes: list[str] = []  # what is to be said once there is a log to say it in
 
     @cached_property
     def device(self) -> torch.device:
-        """The device, with the process group started and the fused functions compiled where that is asked for."""
+        """The device, with the process group started and the fused functions compiled where that is asked
+        for."""
         config = self.config
         device = choose_device(config.device, self.world)
         # The switch is global to the process, so a run that is not assembled here would be another program.
-        compile_fused(should_compile(config.compile, device, config.train_steps))
+        compile_fused(should_compile(config.compile, device, config.train_steps, self.notes.append))
         distributed.start(self.world, device, config.timeout_minutes)
         return device
 
@@ -170,36 +173,56 @@ class Run(Generic[C]):
 
 
 def prepare(config: C, world: World) -> Run[C]:
-    """The run that `config` describes, every part made, at step 0. Raises `UserError` for what cannot be trained."""
+    """The run that `config` describes, every part made, at step 0. Raises `UserError` for what cannot be
+    trained."""
     run = Run(config, world)
     _ = run.device, run.store, run.sampler, run.state
     return run
 
 
-def resume(run: Run) -> None:
-    """Continue this run's newest checkpoint (auto), a named one, or refuse to overwrite an earlier run (never).
+def resume(run: Run) -> dict[Path, str]:
+    """Continue this run's newest whole checkpoint (auto), a named one, or refuse to overwrite an earlier run
+    (never).
 
-    Processes that torchrun restarts continue what they have saved, whatever the run began with.
+    Processes that torchrun restarts continue what they have saved, whatever the run began with. Returns the
+    newer checkpoints that were passed over because they are damaged, each with its damage.
     """
     config, folder = run.config, run.folder
     # All continue what the first process sees.
-    existing = distributed.gather_objects(checkpoint.latest(folder / "checkpoints"))[0]
+    looked_at = newest_whole(folder / "checkpoints") if run.world.is_main else (None, {})
+    existing, damaged = distributed.gather_objects(looked_at)[0]
     how = "auto" if existing and run.world.restarts else config.resume
     if how == "never":
         if existing:
             raise UserError(
-                f"{folder} already holds checkpoints and resume=never would overwrite them; choose another run_name"
+                f"{folder} already holds checkpoints and resume=never would overwrite them; choose another "
+                "run_name"
             )
-        return
+        return damaged
     path = existing if how == "auto" else checkpoint.resolve(how)
     if path is None:
-        return
+        if damaged:
+            raise UserError(f"{folder} has no whole checkpoint left: {'; '.join(damaged.values())}")
+        return damaged
     if existing and path.resolve() != existing.resolve():
         raise UserError(
-            f"{folder} holds {existing.name}, which continuing from {path} would overwrite; choose another run_name"
+            f"{folder} holds {existing.name}, which continuing from {path} would overwrite; choose another "
+            "run_name"
         )
     _check_same_run(run, path)
     run.state.load(path, run.world, run.device)
+    return damaged
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest undamaged checkpoint in `folder`, and the damaged ones that are newer, each with its
+    damage."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(checkpoint.steps(folder)):
+        if not (found := checkpoint.damage(path)):
+            return path, damaged
+        damaged[path] = found
+    return None, damaged
 
 
 def _check_same_run(run: Run, path: Path) -> None:
@@ -213,17 +236,19 @@ def _check_same_run(run: Run, path: Path) -> None:
     if different:
         shown = ", ".join(f"{key}: {theirs.get(key)} then, {ours.get(key)} now" for key in different[:5])
         raise UserError(
-            f"{path} belongs to a run with another configuration ({shown}); choose another run_name to start a new run"
+            f"{path} belongs to a run with another configuration ({shown}); choose another run_name to "
+            "start a new run"
         )
     if info["data"]["hash"] != run.store.metadata.content_hash:
         raise UserError(
-            f"{path} was trained on other data than {run.store.path} holds now; rebuild that dataset or start a new run"
+            f"{path} was trained on other data than {run.store.path} holds now; rebuild that dataset or "
+            "start a new run"
         )
 
 
 def start_from_pretrained(run: Run, folder: Path) -> str | None:
-    """Load `load_pretrained_decoder`, if any, into a new run. `folder`/pretrained_decoder.json says what became of each
-    weight; the words returned sum it up."""
+    """Load `load_pretrained_decoder`, if any, into a new run. `folder`/pretrained_decoder.json says what
+    became of each weight; the words returned sum it up."""
     config, state = run.config, run.state
     if config.load_pretrained_decoder is None:
         return None

@@ -21,9 +21,11 @@ from utils.distributed import World
 
 @dataclass
 class TrainState:
-    """Model, optimisers, averages, one carry per bucket, the number of updates made, and the validation score by step.
+    """Model, optimisers, averages, one carry per bucket, the number of updates made, and the validation score
+    by step.
 
-    trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those it started from.
+    trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those
+    it started from.
 
     Samplers have no state."""
 
@@ -41,37 +43,32 @@ class TrainState:
         return max(sorted(self.scores), key=self.scores.get, default=None)
 
     def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` validation scores brought nothing better than the best before them. The plateau before the model
-        learns anything does not count: the scores up to the first that differs from those before it."""
+        """Whether `patience` validation scores brought nothing better than the best before them. The plateau
+        before the model learns anything does not count: the scores up to the first that differs from those
+        before it."""
         steps = sorted(self.scores)
         moved = dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps)
         return patience is not None and sum(step > self.best_step for step in moved) >= patience
 
     def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         whole = self.model.state_dict()
         weights = {"raw": whole}
-        if self.ema:  # what is not averaged, as the puzzle table, is written once, with the weights that are evaluated and shared
+        if self.ema:
+            # What is not averaged, as the puzzle table, is written once: with the weights that are evaluated
+            # and shared.
             weights = {
                 "raw": {name: whole[name] for name in self.ema.shadow},
                 "ema": {**whole, **self.ema.shadow},
             }
+        shared = {
+            "training": {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]},
+            "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64)),
+        }
         carries = [{"cell": tuple(bucket), **vars(carry)} for bucket, carry in self.carries.items()]
-        return checkpoint.save(
-            folder,
-            self.step,
-            world,
-            weights=weights,
-            shared={
-                "training": {"optimizers": optimizers},
-                "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64)),
-            },
-            rank_state={"carries": carries, "rng": torch.get_rng_state()},
-            info={**info, "scores": self.scores},
-            keep=keep,
-            keep_best=keep_best,
-        )
+        mine = {"carries": carries, "rng": torch.get_rng_state()}
+        content = checkpoint.Content(weights, shared, mine, {**info, "scores": self.scores})
+        return checkpoint.save(folder, self.step, world, content, checkpoint.Keep(keep, keep_best))
 
     def load(self, path: Path, world: World, device: torch.device) -> None:
         """Restore the state that `save` wrote, also under another number of processes."""

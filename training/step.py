@@ -1,7 +1,9 @@
-"""One training step: forward, backward, update. A mode is one function here; the loop knows only `train_step`.
+"""One training step: forward, backward, update. A mode is one function here; the loop knows only
+`train_step`.
 
-Every mode takes (state, batch, config, world), leaves `state.step` at a multiple of `config.mode.updates`, and returns a
-`StepResult`. `accumulate` is the forward and backward pass of one ACT step, `update` what follows it.
+Every mode takes (state, batch, config, world), leaves `state.step` at a multiple of `config.mode.updates`,
+and returns a `StepResult`. `accumulate` is the forward and backward pass of one ACT step, `update` what
+follows it.
 """
 
 from collections.abc import Callable
@@ -33,7 +35,8 @@ from utils.distributed import World
 
 
 class ModeConfig(Config):
-    """How samples meet updates. updates: how many one sampled batch gets; `state.step` counts them in every mode."""
+    """How samples meet updates. updates: how many one sampled batch gets; `state.step` counts them in every
+    mode."""
 
     name: str
     warning: ClassVar[str | None] = None
@@ -57,14 +60,17 @@ class FixedStepsConfig(ModeConfig):
 class CachedConfig(ModeConfig):
     """Without keys of its own."""
 
-    warning = "mode=cached starves the encoder of gradient and exists to reproduce just that (train/context_gradient); train with mode=act"
+    warning = (
+        "mode=cached starves the encoder of gradient and exists to reproduce just that "
+        "(train/context_gradient); train with mode=act"
+    )
 
 
 class StepConfig(OptimConfig):
     """What a step needs to know of its run.
 
-    global_batch_size: samples of one update, over all processes. micro_batch_size: at most so many samples of a process go
-    through a forward and backward pass at once; null: all of them.
+    global_batch_size: samples of one update, over all processes. micro_batch_size: at most so many samples of
+    a process go through a forward and backward pass at once; null: all of them.
     """
 
     mode: SerializeAsAny[ModeConfig]
@@ -83,7 +89,8 @@ class StepConfig(OptimConfig):
     def _check_step(self) -> "StepConfig":
         if self.objective.contrastive_weight and self.micro_batch_size is not None:
             raise ValueError(
-                f"objective.contrastive_weight={self.objective.contrastive_weight} compares all samples of a batch,"
+                f"objective.contrastive_weight={self.objective.contrastive_weight} compares all samples of "
+                "a batch,"
                 f" which micro_batch_size={self.micro_batch_size} would take apart; set micro_batch_size=null"
             )
         return self
@@ -97,11 +104,12 @@ class StepConfig(OptimConfig):
 
 @dataclass
 class StepResult:
-    """Metric sums of this process, gradient norms of the last update over all processes before clipping (`total` and of each
-    part of the model), whether every update was made, and by how much `state.step` advanced.
+    """Metric sums of this process, gradient norms of the last update over all processes before clipping
+    (`total` and of each part of the model), whether every update was made, and by how much `state.step`
+    advanced.
 
-    worked_on: after a skipped update the samples that gave it, which in the modes with a carry may be those of earlier batches,
-    with their ACT steps.
+    worked_on: after a skipped update the samples that gave it, which in the modes with a carry may be those
+    of earlier batches, with their ACT steps.
     """
 
     metrics: dict[str, Tensor]
@@ -124,7 +132,8 @@ def act_mode(
     world: World,
     step: Callable[..., StepOutput] = act_step,
 ) -> StepResult:
-    """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted yet."""
+    """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted
+    yet."""
     carry = state.carries.get(batch.bucket) or initial_carry(state.model, batch.data)
     carry, metrics = accumulate(state, carry, batch, config, world, step=step)
     result = update(state, carry, metrics, config)
@@ -136,8 +145,9 @@ def act_mode(
 
 
 def cached_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
-    """`act_mode` with each sample's first context kept for all its ACT steps, as in an ancestor of this framework: only
-    samples that start give the encoder a gradient, which is why its encoders hardly learned."""
+    """`act_mode` with each sample's first context kept for all its ACT steps, as in an ancestor of this
+    framework: only samples that start give the encoder a gradient, which is why its encoders hardly
+    learned."""
     return act_mode(state, batch, config, world, step=_cached_act_step)
 
 
@@ -163,10 +173,11 @@ def fct_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) 
 
 
 def supervised_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
-    """Deep supervision with one update: a fresh carry, ACT steps until every sample has halted, gradients summed up.
+    """Deep supervision with one update: a fresh carry, ACT steps until every sample has halted, gradients
+    summed up.
 
-    The loss is the mean over all (sample, ACT step) pairs up to each sample's halting. Each ACT step has its own backward
-    pass, so that memory does not grow with their number.
+    The loss is the mean over all (sample, ACT step) pairs up to each sample's halting. Each ACT step has its
+    own backward pass, so that memory does not grow with their number.
     """
     carry = initial_carry(state.model, batch.data)
     done = torch.zeros_like(carry.halted)
@@ -210,8 +221,8 @@ def accumulate(
     step: Callable[..., StepOutput] = act_step,
     divisor: int | None = None,
 ) -> tuple[Carry, dict[str, Tensor]]:
-    """One ACT step of every row: the new carry and metric sums. Adds the gradients of the summed loss, divided by `divisor`
-    (None: the global batch size), to those that the parameters have."""
+    """One ACT step of every row: the new carry and metric sums. Adds the gradients of the summed loss,
+    divided by `divisor` (None: the global batch size), to those that the parameters have."""
     set_trainable(state.optimizers, config, state.step)
     min_halt_steps = _min_halt_steps(state, batch, config, world)
     carries, sums = [], {}
@@ -246,8 +257,8 @@ def _latent_step(state: TrainState, config: StepConfig) -> dict[str, Callable[[C
 def _cached_act_step(
     model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise
 ) -> StepOutput:
-    """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded now, whose
-    gradient is that of the rows that start."""
+    """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded
+    now, whose gradient is that of the rows that start."""
     fresh, kept = carry.halted, carry.context_state
     carry = replace(refresh(carry, data, model, noise), halted=torch.zeros_like(fresh))
     encoded = model.context(carry.data, carry.context_state)
@@ -285,8 +296,8 @@ def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: 
 def _noise(
     state: TrainState, batch: Batch, config: StepConfig, world: World, portion: slice = slice(None)
 ) -> Noise:
-    """A portion of this process's rows of standard normal numbers for the global batch, a function of seed, step and the order
-    of the draws."""
+    """A portion of this process's rows of standard normal numbers for the global batch, a function of seed,
+    step and the order of the draws."""
     rng = step_rng(config.seed, state.step, Stream.NOISE)
     rows = local_rows(config.global_batch_size, world.rank, world.size)
 
@@ -298,7 +309,8 @@ def _noise(
 
 
 def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: StepConfig) -> StepResult:
-    """Sum gradients over processes, clip, update, average. A non-finite gradient leaves the parameters as they are."""
+    """Sum gradients over processes, clip, update, average. A non-finite gradient leaves the parameters as
+    they are."""
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     distributed.sum_gradients(parameters)
     norms = gradient_norms(state.model)
@@ -328,7 +340,8 @@ def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: 
 
 
 def _all_finite(norm: Tensor, state: TrainState) -> bool:
-    """Whether every gradient on every process is finite; puzzle rows are local, so processes have to agree on them."""
+    """Whether every gradient on every process is finite; puzzle rows are local, so processes have to agree on
+    them."""
     sparse = [
         g
         for optimizer in state.optimizers

@@ -54,7 +54,8 @@ def environment(device: torch.device, world: World) -> dict[str, Any]:
 
 
 def append_start(file: Path, entry: dict[str, Any]) -> None:
-    """Add `entry` to the list of starts in `file`: a resumed run may have moved to another machine or commit."""
+    """Add `entry` to the list of starts in `file`: a resumed run may have moved to another machine or
+    commit."""
     starts = read_json(file) if file.is_file() else []
     if not isinstance(starts, list):
         raise UserError(f"{file} is no list of a run's starts")
@@ -81,7 +82,8 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, `+` appended when files differ from it; None outside a git checkout."""
+    """The commit of the code that runs, `+` appended when files differ from it; None outside a git
+    checkout."""
     try:
         root = Path(__file__).resolve().parent
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]

@@ -16,7 +16,8 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_gif(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float]) -> None:
-    """Write pictures of one size, each shown for its `seconds`, as a GIF that starts over for ever; atomically."""
+    """Write pictures of one size, each shown for its `seconds`, as a GIF that starts over for ever;
+    atomically."""
     first, *others = map(Image.fromarray, frames)
     durations = [round(1000 * duration) for duration in seconds]
     write_atomically(

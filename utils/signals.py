@@ -7,7 +7,8 @@ ASKING_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Inside the context, SIGTERM, SIGUSR1 (schedulers before preemption) and SIGINT (Ctrl-C) are noted instead of obeyed.
+    """Inside the context, SIGTERM, SIGUSR1 (schedulers before preemption) and SIGINT (Ctrl-C) are noted
+    instead of obeyed.
 
     A second Ctrl-C interrupts at once.
     """

@@ -89,6 +89,7 @@ class Trainer(Run):
         config = config or load_config(store, *TRAINER, *overrides)
         super().__init__(config.model_copy(update={"ema": True, "ema_rate": 0.9}), world)
         self.store = store
+        _ = self.state  # made now, so that what cannot be made is refused here
 
     def batch(self):
         return super().batch(self.sampler.sample(self.state.step))
