@@ -47,9 +47,9 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
 
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     flags = [argument for argument in arguments if argument not in overrides]
-    overrides = _as_typed(schema, overrides)
     chosen = _config_name(flags) or config_name
     sweep = bool({"-m", "--multirun"} & set(flags))
+    overrides = _as_typed(schema, overrides, sweep)
     if sweep:
         _check_sweep(chosen, overrides)
     else:
@@ -105,12 +105,12 @@ def validate(schema: type[T], composed: DictConfig) -> T:
         raise UserError("\n       ".join(_problem(schema, problem) for problem in error.errors())) from None
 
 
-def _as_typed(schema: type[Config], overrides: list[str]) -> list[str]:
+def _as_typed(schema: type[Config], overrides: list[str], sweep: bool = False) -> list[str]:
     """The overrides with every name quoted: `run_name=1e5` and `task_id=1_2` are words, whatever numbers they
     look like."""
     words = _words(schema)
     return [
-        _quoted_words(override) if override.split("=", 1)[0] in words else override for override in overrides
+        _quoted_words(override, sweep) if override.split("=", 1)[0] in words else override for override in overrides
     ]
 
 
@@ -136,7 +136,7 @@ def _types(annotation: Any) -> set[Any]:
     return {annotation}
 
 
-def _quoted_words(override: str) -> str:
+def _quoted_words(override: str, sweep: bool) -> str:
     """`key=value` with each value quoted that Hydra would read as something else than the word that was
     typed."""
     key, _, text = override.partition("=")
@@ -144,9 +144,11 @@ def _quoted_words(override: str) -> str:
         parsed = OverridesParser.create().parse_override(override)
     except HydraException:
         return override
-    if parsed.is_sweep_override():
+    if sweep and parsed.is_sweep_override():
         return f"{key}={','.join(_quoted_word(word) for word in text.split(','))}"
-    return f"{key}={_quoted_word(text)}" if not isinstance(parsed.value(), (str, QuotedString)) else override
+    if parsed.is_sweep_override() or not isinstance(parsed.value(), (str, QuotedString)):
+        return f"{key}={_quoted_word(text)}"
+    return override
 
 
 def _quoted_word(text: str) -> str:

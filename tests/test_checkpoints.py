@@ -11,10 +11,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.support.runs import ALONE, CPU, ROOT, Trainer, arguments_for, run, train_here, weights_of
+from tests.support.runs import (
+    ALONE,
+    CPU,
+    ROOT,
+    Trainer,
+    arguments_for,
+    run,
+    train_here,
+    weights_of,
+    without_digests,
+)
 from utils import checkpoint
 from utils.errors import UserError, reports_user_errors
-from utils.files import read_json, write_json
 
 
 @pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
@@ -32,12 +41,6 @@ def test_a_checkpoint_restores_everything(layout, fewshot, puzzle, tmp_path):
     assert all(
         torch.equal(whole.state.ema.shadow[name], value) for name, value in resumed.state.ema.shadow.items()
     )
-
-
-def without_digests(path) -> None:
-    info = read_json(path / checkpoint.INFO)
-    info.pop("sha256", None)
-    write_json(path / checkpoint.INFO, info)
 
 
 def test_what_has_no_average_is_written_once_and_checkpoints_that_repeat_it_load(puzzle, tmp_path):

@@ -14,7 +14,7 @@ from config.schema import PretrainConfig
 from dataset import build_arc_dataset
 from evaluation.session import EvaluateConfig
 from predict import PredictConfig
-from tests.support.runs import ROOT, run, untrained
+from tests.support.runs import ROOT, TINY, run, untrained, without_digests
 from utils.errors import UserError
 
 
@@ -239,17 +239,20 @@ def test_a_mistake_on_the_command_line_is_one_line(
 @pytest.mark.parametrize(
     "damage, words",
     [
-        ("truncated", "ema.safetensors is damaged or no safetensors file"),
-        ("foreign", "ema.safetensors is damaged or no safetensors file"),
+        ("truncated", "ema.safetensors is damaged: its SHA-256 is not the one in info.json"),
+        ("truncated, without digests", "ema.safetensors is damaged or no safetensors file"),
+        ("foreign, without digests", "ema.safetensors is damaged or no safetensors file"),
         ("empty info", "info.json is not of checkpoint format"),
     ],
 )
 def test_a_damaged_or_foreign_checkpoint_is_one_line(damage, words, fewshot, error_of, tmp_path):
     path = untrained(fewshot, tmp_path / "checkpoints")
-    if damage == "truncated":
+    if "without digests" in damage:
+        without_digests(path)
+    if damage.startswith("truncated"):
         weights = (path / "ema.safetensors").read_bytes()
         (path / "ema.safetensors").write_bytes(weights[: len(weights) // 2])
-    elif damage == "foreign":
+    elif damage.startswith("foreign"):
         (path / "ema.safetensors").write_bytes(b"something else")
     else:
         (path / "info.json").write_text("{}")
@@ -266,3 +269,36 @@ def test_the_code_speaks_of_itself_alone():
         *ROOT.glob("config/**/*.yaml"),
     ]:
         assert not re.search(r"(?<![\w.])/(home|root|work|Users)/", Path(path).read_text()), path
+
+
+@pytest.mark.parametrize("typed", ["1_2", "2024_11_29", "1e5", "007", "0x1f", "true", "on", "3.0"])
+def test_a_name_stays_as_it_was_typed(typed):
+    """Hydra reads 1_2 as the number 12 and 1e5 as 100000.0."""
+    asked = compose.load(PredictConfig, "predict", [f"task_id={typed}", "checkpoint=x", "task=t.json"])
+    assert asked.task_id == typed
+    if re.fullmatch(r"[\w.]+", typed):
+        assert compose.load(PretrainConfig, "pretrain", [f"run_name={typed}"]).run_name == typed
+    assert compose.load(PretrainConfig, "pretrain", ["run_name=null"]).run_name is None
+
+
+def test_every_run_of_a_sweep_has_a_folder_of_its_own(fewshot, tmp_path):
+    options = [*TINY, f"data.path={fewshot.path}", f"output_dir={tmp_path}", "train_steps=1"]
+    done = run("pretrain_etrm.py", "-m", *options, "lr=1e-4,3e-4", "run_name=a")
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-lr=0.0001", "a-lr=0.0003"]
+    done = run("pretrain_etrm.py", "-m", *options, "seed=1", "run_name=1_2,b")
+    assert done.returncode == 0 and {"1_2", "b"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "sweep, words",
+    [
+        (["foo=1,2"], "unknown key 'foo'"),
+        (["lr=1e-4,3e-4", "arch=trm,trmm"], "arch=trmm: there is no such arch (did you mean 'trm'?)"),
+        (["seed=1,2", "arch.hiden_size=32"], "did you mean 'arch.hidden_size'?"),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_line_of_ours(sweep, words):
+    done = run("pretrain_etrm.py", "-m", *sweep)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, words)

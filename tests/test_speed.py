@@ -118,7 +118,9 @@ def test_a_machine_that_can_almost_compile_says_what_is_missing_in_a_line(monkey
     def lacks_headers(function):
         def compiled(x):
             text = "CppCompileError: C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.h:5:10: "
-            raise RuntimeError(f"{text}fatal error: Python.h: No such file or directory\n    5 | #include <Python.h>")
+            raise RuntimeError(
+                f"{text}fatal error: Python.h: No such file or directory\n    5 | #include <Python.h>"
+            )
 
         return compiled
 

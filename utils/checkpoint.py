@@ -6,7 +6,7 @@
     rank_<r>.pt         carry and random state of each process
     trained_pairs.pt    fingerprints of the pairs that were trained on
     info.json           step, configuration, data, versions, git commit, and a digest of every file
-    evaluation.json     metrics of this step's evaluation, added when it is done; the best are chosen by its `score`
+    evaluation.json     metrics of this step's evaluation, added when it is done; `score` chooses the best
 
 Nothing here knows what a model is. Tensors are loaded with `weights_only`; a directory without info.json is
 no checkpoint.

@@ -21,6 +21,7 @@ from training.start import Run
 from training.step import train_step
 from utils import checkpoint
 from utils.distributed import World
+from utils.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -116,6 +117,13 @@ def train_here(store, output: Path, *overrides: str) -> Path:
 def weights_of(output: Path, step: int, which: str = "raw") -> dict[str, torch.Tensor]:
     """The weights of a checkpoint of the run in `output`."""
     return checkpoint.load_weights(output / "r" / "checkpoints" / f"step_{step}", which)
+
+
+def without_digests(path: Path) -> None:
+    """Make a checkpoint one from before there were digests."""
+    info = read_json(path / checkpoint.INFO)
+    info.pop("sha256", None)
+    write_json(path / checkpoint.INFO, info)
 
 
 def untrained(store, folder, *overrides: str):
