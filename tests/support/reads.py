@@ -1,7 +1,7 @@
 """Which attributes of which classes the code reads, found in its syntax alone.
 
 Types are inferred from annotations of parameters, fields and results, from assignments and from `isinstance`.
-An expression has the set of classes that it may be, a container that of its elements; what is unknown has none.
+An expression has the set of classes that it may be, a container that of its elements; the unknown has none.
 """
 
 import ast
@@ -80,9 +80,9 @@ class Program:
     def unread(self, read_by_name: dict[str, str]) -> list[str]:
         """The settings that nothing reads, as `Class.field`.
 
-        A setting is read by an attribute whose owner is inferred to be of its class, outside validators, which only
-        refuse values. Or it is read as a text, in the module that `read_by_name` names. A field that a subclass
-        declares again is the base's.
+        A setting is read by an attribute whose owner is inferred to be of its class, outside validators, which
+        only refuse values. Or it is read as a text, in the module that `read_by_name` names. A field that a
+        subclass declares again is the base's.
         """
         settings = self.settings()
         found = set(self.reads({field for fields in settings.values() for field in fields}))
