@@ -80,7 +80,7 @@ class Program:
     def unread(self, read_by_name: dict[str, str]) -> list[str]:
         """The settings that nothing reads, as `Class.field`.
 
-        A setting is read by an attribute whose owner is inferred to be of its class, outside validators, which
+        A setting is read by an attribute whose owner is inferred to be of its class, outside validators: they
         only refuse values. Or it is read as a text, in the module that `read_by_name` names. A field that a
         subclass declares again is the base's.
         """
