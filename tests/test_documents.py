@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from config import compose
 from config.compose import CONFIG_DIR
-from config.schema import EvaluateConfig, PretrainConfig
+from config.schema import PretrainConfig
+from evaluation.session import EvaluateConfig
 from tests.support.documents import Block, Command, blocks_of, commands_in, modules_named_in, settings_in
 from tests.support.runs import ROOT
 from tests.support.tree import modules
@@ -197,8 +198,9 @@ def problem_with(command: Command, in_text: bool, monkeypatch, capsys) -> str | 
             call(command.program, arguments, monkeypatch)
         except Parsed:
             continue
-        except SystemExit:
-            error = capsys.readouterr().err.strip().splitlines()[-1]
+        except SystemExit as end:
+            said = end.code if isinstance(end.code, str) else capsys.readouterr().err
+            error = said.strip().splitlines()[-1]
             if not (in_text and "required" in error):
                 return f"{command.where}: {' '.join(arguments)}: {error}"
         else:
@@ -276,7 +278,7 @@ some output
 ```
 1. in a list:
    ```
-   torchrun --nproc-per-node 4 -m experiments.doctor data=arc1
+   torchrun --nproc-per-node 4 -m tools.doctor data=arc1
    ```
 With `arch.hidden_sise=8 lr=1` or `HOME=/x`,
 then `python -m nowhere.at_all x`, `python -m dataset.npy imprt`, `python evaluate.py protocol=auto|latent`.
@@ -294,7 +296,7 @@ def test_commands_marks_and_mistakes_are_found_in_a_document(tmp_path, only_pars
     assert predict.program == "predict" and predict.arguments == ["checkpoint=x", "task=NAME"]
     assert small(predict, blocks[1].words) == ["checkpoint=x", "task=NAME", *ASKED, "num_views=3"]
     assert shown.words == ("cat", "a.json") and shown.below == "{}\n"
-    assert [(c.program, c.arguments) for c in blocks[3].commands] == [("experiments.doctor", ["data=arc1"])]
+    assert [(c.program, c.arguments) for c in blocks[3].commands] == [("tools.doctor", ["data=arc1"])]
     problems = [
         problem_with(c, False, monkeypatch, capsys) for c in commands_in(path) if c.program in modules()
     ]

@@ -150,7 +150,9 @@ class Program:
     def attribute(self, owners: Types, name: str) -> Types:
         """What the attribute `name` of one of these classes may be; of a method, its result."""
         lines = {line for owner in owners for line in self.line_of(owner)}
-        return frozenset().union(*(self._own_attribute(line, name) for line in lines))
+        found = frozenset().union(*(self._own_attribute(line, name) for line in lines))
+        # `Run[Special]` may be both; where its attribute is a `General`, by a type variable, it is the `Special` one.
+        return found | {owner for owner in owners if found & set(self.line_of(owner)[1:])}
 
     @functools.cache  # noqa: B019
     def _own_attribute(self, owner: str, name: str) -> Types:
