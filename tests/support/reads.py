@@ -151,7 +151,7 @@ class Program:
         """What the attribute `name` of one of these classes may be; of a method, its result."""
         lines = {line for owner in owners for line in self.line_of(owner)}
         found = frozenset().union(*(self._own_attribute(line, name) for line in lines))
-        # `Run[Special]` may be both; where its attribute is a `General`, by a type variable, it is the `Special` one.
+        # `Run[Special]` may be both; where its attribute is a `General`, it is the `Special` one.
         return found | {owner for owner in owners if found & set(self.line_of(owner)[1:])}
 
     @functools.cache  # noqa: B019
