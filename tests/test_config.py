@@ -1,10 +1,12 @@
 """The command line: typed, strict, and helpful when something is mistyped."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 import evaluate
 import pretrain_etrm
@@ -13,8 +15,13 @@ from config.compose import CONFIG_DIR
 from config.schema import PretrainConfig
 from dataset import build_arc_dataset
 from evaluation.session import EvaluateConfig
+from models.encoders import ENCODERS
+from models.trm import ARCHITECTURES
 from predict import PredictConfig
+from tests.support.reads import READ_BY_NAME, Program, program, unread_settings
 from tests.support.runs import ROOT, TINY, run, untrained, without_digests
+from tools.timeline import TimelineConfig
+from training.step import MODES
 from utils.errors import UserError
 
 
@@ -151,21 +158,43 @@ def test_every_encoder_yaml_is_valid_and_named_like_its_file(encoder):
 
 def test_every_configuration_key_is_read_somewhere():
     """A key that nothing reads is a setting that silently does nothing."""
-    source = "\n".join(
-        path.read_text()
-        for folder in ("models", "training", "dataset", "evaluation", "utils", ".")
-        for path in (ROOT / folder).glob("*.py")
-    )
-    source += "\n".join(path.read_text() for path in (ROOT / "models" / "encoders").glob("*.py"))
+    assert not unread_settings(), "never read, or read in a way that tests/support/reads.py does not see"
 
-    def check(schema) -> None:
-        for name, field in schema.model_fields.items():
-            assert re.search(rf"\.{name}\b|\"{name}\"", source), f"{schema.__name__}.{name} is never read"
-            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
-                check(field.annotation)
 
-    check(PretrainConfig)
-    check(EvaluateConfig)
+def test_no_kind_of_configuration_is_left_out_of_that():
+    known = program().settings()
+    kinds = {row[0].__name__ for table in (ENCODERS, ARCHITECTURES, MODES) for row in table.values()}
+    kinds |= {schema.__name__ for schema in (PretrainConfig, EvaluateConfig, PredictConfig, TimelineConfig)}
+    run_of_all = compose.load(PretrainConfig, "pretrain", [])
+    kinds |= {type(value).__name__ for _, value in run_of_all if isinstance(value, BaseModel)}
+    for file in (CONFIG_DIR / "protocol").glob("*.yaml"):
+        asked = compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", f"protocol={file.stem}"])
+        kinds.add(type(asked.protocol).__name__)
+    assert kinds <= known.keys() and {setting.split(".")[0] for setting in READ_BY_NAME} <= known.keys()
+
+
+@pytest.mark.parametrize(
+    "owner, field",
+    [
+        ("PooledEncoderConfig", "latent_width"),
+        ("PooledEncoderConfig", "steps"),
+        ("PerceiverEncoderConfig", "num_heads"),
+        ("ManyLatentsConfig", "H_layers"),
+        ("TransformerConfig", "H_cycles"),
+        ("FixedStepsConfig", "split"),
+        ("DataConfig", "lr"),
+        ("LatentSearchConfig", "rank"),
+        ("PredictConfig", "data_path"),
+        ("EvaluateConfig", "path"),
+    ],
+)
+def test_a_key_that_is_read_of_another_configuration_only_is_found(owner, field):
+    """Such a field is made up here: its name occurs in the code, or nowhere, but never on its owner."""
+    home = next(module for module in program().modules if f"class {owner}(" in module.text)
+    body = home.text.index("\n    ", home.text.index(f"class {owner}("))
+    changed = replace(home, text=f"{home.text[:body]}\n    {field}: int | None\n{home.text[body:]}")
+    modules = [changed if module is home else module for module in program().modules]
+    assert set(Program(modules).unread(READ_BY_NAME)) - set(unread_settings()) == {f"{owner}.{field}"}
 
 
 def test_the_resolved_configuration_is_printed():

@@ -54,7 +54,7 @@ def test_drawn_augmentations_give_different_puzzles_and_start_with_the_identity(
 
 @pytest.mark.parametrize("kind", ["blank", "one colour", "two colours", "mirrored", "swapped pairs"])
 def test_symmetric_tasks_keep_one_of_the_augmentations_that_give_the_same_puzzle(kind):
-    """Against the original's rule by brute force: as many as there are different puzzles, no two of them equal."""
+    """Against the original's rule by brute force: as many as there are different puzzles, no two equal."""
     one, two = np.array([[0, 1], [0, 0]], np.uint8), np.array([[0, 1], [2, 0]], np.uint8)
     mirrored = np.array([[1, 2, 1]], np.uint8)
     pairs = {

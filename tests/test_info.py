@@ -49,7 +49,7 @@ def grid(rows: int, columns: int) -> np.ndarray:
 
 
 def hand_made_store(folder):
-    """Test tasks: `fits` shows 4x4 and answers 4x4, `misses` shows 4x4 and answers 5x6, `large` shows 8x2; `open` is unlabelled."""
+    """`fits` shows and answers 4x4, `misses` answers 5x6 to 4x4, `large` shows 8x2, `open` is unlabelled."""
     shown = (Pair(grid(4, 4), grid(3, 3)),)
     train = [Task("t", (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(6, 6)),))]
     test = [

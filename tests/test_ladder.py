@@ -169,7 +169,8 @@ def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, mo
 
 def test_a_request_to_stop_reaches_the_training_run_which_saves(tmp_path):
     ready = tmp_path / "ready"
-    child = f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); pathlib.Path({str(ready)!r}).touch()"
+    child = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    child += f"pathlib.Path({str(ready)!r}).touch()"
 
     def stop() -> None:
         while not ready.exists():

@@ -1,4 +1,4 @@
-"""What a run records: every metric under a documented name, pictures, its environment; and what it asks for that is missing."""
+"""What a run records: documented metrics, pictures, its environment; and what it asks for that is missing."""
 
 import json
 import re
@@ -141,7 +141,7 @@ def test_speeds_are_consistent_with_each_other(run_of_everything):
 
 
 def test_means_over_single_views_count_what_can_be_compared(fewshot):
-    """Answers made of the truth, one of them with one wrong cell; the row that only fills the batch counts nowhere."""
+    """Answers made of the truth, one with a wrong cell; the row that only fills the batch counts nowhere."""
     questions = EvaluationSet(fewshot, load_config(fewshot).data, "test", 2, 0)
     scores = CanvasScores(fewshot, fewshot.grid_table, load_config(fewshot).objective)
     batches = list(questions.batches(4))
@@ -214,7 +214,7 @@ def test_a_picture_shows_cells_in_their_colours_and_frames_the_prediction():
     for prediction, frame in ((grid, pictures.RIGHT), (grid.T, pictures.WRONG), (None, pictures.WRONG)):
         pixels = pictures.draw([pictures.Shown([Pair(grid, grid)], grid, prediction, grid)])
         count = (pixels == red).all(-1).sum()
-        # a pair, the query, the truth, and the prediction if there is one, each with one red cell within its lines
+        # a pair, the query, the truth, and a prediction if there is one, each with a red cell in its lines
         assert count == (4 + (prediction is not None)) * (pictures.CELL - 1) ** 2
         assert (pixels == frame).all(-1).any()
         assert not (pixels == (pictures.WRONG if frame is pictures.RIGHT else pictures.RIGHT)).all(-1).any()

@@ -23,7 +23,7 @@ from training.step import MODES, train_step
 from utils.distributed import World, sum_gradients, sum_tensor
 from utils.errors import UserError
 
-# Two demonstrations at least: attention over a single one has no gradient but rounding, whose sign AdamATan2 would follow.
+# Two demonstrations at least: attention over one has no gradient but rounding, whose sign AdamATan2 follows.
 VARIATIONAL = (
     "encoder=hybrid_variational",
     "encoder.num_layers=1",

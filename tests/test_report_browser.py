@@ -1,4 +1,4 @@
-"""The report page in a real browser, driven over its debugging pipe: filters, the slider, the keyboard, no error in the console."""
+"""The report page in a real browser, over its debugging pipe: filters, slider, keyboard, no error."""
 
 import base64
 import fcntl
@@ -206,7 +206,7 @@ def puzzle(answer=TRUTH):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A right task, a wrong one, one that is close (its right answer stands second), one with an unknown answer."""
+    """A right task, a wrong one, one whose right answer stands second, one with an unknown answer."""
     wrong = [[9, 9, 9], [9, 9, 9]]
     records = [
         record("right", [answer(TRUTH, True)], 1, steps_to(TRUTH)),
@@ -278,8 +278,10 @@ def test_cells_are_framed_right_wrong_and_changed(browser, page):
     browser.value(
         "var slider = cards[0].querySelector('input[type=range]'); slider.value = 3; slider.oninput()"
     )
-    read = """x => { const { size, line, step } = measures(24), pen = cards[0].querySelector('.refinement canvas').getContext('2d');
-        const at = inset => [...pen.getImageData(line + x * step + inset, line + size / 2, 1, 1).data.slice(0, 3)];
+    read = """x => { const { size, line, step } = measures(24);
+        const pen = cards[0].querySelector('.refinement canvas').getContext('2d');
+        const rgba = inset => pen.getImageData(line + x * step + inset, line + size / 2, 1, 1).data;
+        const at = inset => [...rgba(inset).slice(0, 3)];
         return [at(0), at(Math.max(1, Math.round(size / 8)) + line)]; }"""
     right, wrong, changed = (
         list(bytes.fromhex(browser.value(f"RING.{name}")[1:])) for name in ("right", "wrong", "changed")

@@ -183,7 +183,8 @@ def init_train_state(config, metadata, rank, world_size):
 
 def train_batch(config, state, batch, size, rank, world_size):
     batch = {name: value.cuda() for name, value in batch.items()}
-    assert batch["inputs"].shape == (size, 900) and batch["inputs"].dtype == torch.int32 and config.arch["hidden_size"] == 32
+    assert batch["inputs"].shape == (size, 900) and batch["inputs"].dtype == torch.int32
+    assert config.arch["hidden_size"] == 32
     with torch.device("cuda"):
         state.model(torch.ones(size, 900))
 """

@@ -1,11 +1,13 @@
 """Check this implementation against numbers of the original TRM.
 
-DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`). Every case is
-computed in float32 on the CPU; the worst absolute difference is printed, and above 1e-4 the exit status is 1.
+DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`).
+Every case is computed in float32 on the CPU. The worst absolute difference is printed; above 1e-4 the exit
+status is 1.
 
-Some of the recorded models amplify a rounding twentyfold per ACT step, so that two processors agree on the first step and
-differ in the second digit of the third. No implementation can be nearer to such a number than the rounding of its weights:
-each quantity may differ by what moving every weight to a neighbouring float32 does to it here, times 4, if that is more.
+Some of the recorded models amplify a rounding twentyfold per ACT step, so that two processors agree on the
+first step and differ in the second digit of the third. No implementation can be nearer to such a number than
+the rounding of its weights. So each quantity may differ by what moving every weight to a neighbouring float32
+does to it here, times 4, if that is more.
 """
 
 import json

@@ -13,7 +13,7 @@ import evaluate
 import pretrain_etrm
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import DataSizes
+from dataset.batch import DataConfig, DataSizes
 from dataset.store import Store
 from evaluation.session import EvaluateConfig
 from models.trm import count_parameters
@@ -56,6 +56,11 @@ def _composed(layout: str, *overrides: str) -> PretrainConfig:
 
 def _layout_keys(layout: str) -> list[str]:
     return [] if layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+
+
+def data_config_of(store, **changes) -> DataConfig:
+    """The data part of a tiny configuration, with changes."""
+    return load_config(store).data.model_copy(update=changes)
 
 
 def run(
