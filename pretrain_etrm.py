@@ -137,7 +137,9 @@ class Loop:
             self.save()
         self.make_up_for_evaluation()
         with StopRequest() as stop:
-            while state.step < config.train_steps and not state.out_of_patience(config.patience):
+            while state.step < config.train_steps and not state.out_of_patience(
+                config.patience, config.min_delta
+            ):
                 samples = self.run.sampler.sample(state.step)
                 self.step(samples)
                 # One collective for all three, since every process has to take the same turn below.
@@ -208,7 +210,7 @@ class Loop:
             values |= context_diagnostics(
                 run.state.model, samples, run.store, run.table, run.config.seed, step, run.world
             )
-            log_step(self.logger, step, values, run.state.optimizers)
+            log_step(self.logger, run.state, run.config, values)
 
     def save(self) -> None:
         """A checkpoint of this step, unless there is one."""

@@ -96,7 +96,7 @@ class Loop:
             values |= context_diagnostics(
                 self.state.model, samples, self.store, self.table, self.config.seed, self.state.step, ALONE
             )
-            log_step(self.logger, self.state.step, values, self.state.optimizers)
+            log_step(self.logger, self.state, self.config, values)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ def _as_typed(schema: type[Config], overrides: list[str], sweep: bool = False) -
     look like."""
     words = _words(schema)
     return [
-        _quoted_words(override, sweep) if override.split("=", 1)[0] in words else override for override in overrides
+        _quoted_words(override, sweep) if override.split("=", 1)[0] in words else override
+        for override in overrides
     ]
 
 

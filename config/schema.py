@@ -5,7 +5,7 @@ and `MonitoredConfig` (evaluation/in_training.py), each with the rules that conc
 reads.
 """
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from evaluation.in_training import MonitoredConfig
 
@@ -18,6 +18,7 @@ class PretrainConfig(MonitoredConfig):
     log_interval: PositiveInt
     eval_interval: PositiveInt | None
     patience: PositiveInt | None
+    min_delta: NonNegativeFloat
     checkpoint_interval: PositiveInt
     checkpoint_minutes: PositiveFloat | None
     keep_checkpoints: PositiveInt

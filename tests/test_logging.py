@@ -22,7 +22,7 @@ from evaluation.run import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
-from tests.support.runs import ROOT, load_config
+from tests.support.runs import ROOT, load_config, metrics_of, train_here
 from utils import logging
 from utils.distributed import World
 from utils.errors import UserError
@@ -304,3 +304,20 @@ def test_other_ranks_write_nothing(tmp_path):
     logger.say("nothing")
     logger.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_log_says_what_is_frozen_and_at_which_rate_the_encoder_learns(fewshot, puzzle, tmp_path):
+    staged = (
+        "train_steps=4",
+        "freeze_decoder_steps=2",
+        "encoder_lr=3e-4",
+        "lr_warmup_steps=0",
+        "log_interval=1",
+    )
+    lines = metrics_of(train_here(fewshot, tmp_path / "a", *staged))
+    assert [line["train/decoder_frozen"] for line in lines] == [1, 1, 0, 0]
+    assert [line["train/encoder_frozen"] for line in lines] == [0] * 4
+    assert {line["train/encoder_lr"] for line in lines} == {3e-4}
+    assert {line["train/lr"] for line in lines} == {1e-4}
+    (line,) = metrics_of(train_here(puzzle, tmp_path / "b", "train_steps=1", "log_interval=1"))
+    assert line["train/decoder_frozen"] == 0 and "train/encoder_frozen" not in line

@@ -17,7 +17,7 @@ from dataset.canvas import PAD
 from models import layers
 from tests.support.grids import write_store
 from tests.support.models import SIDE, episodes, make_model, one_loss
-from tests.support.runs import load_config
+from tests.support.runs import load_config, train_here
 from tools.summary import cost, on_meta
 from utils import device as devices
 from utils.device import should_compile
@@ -235,3 +235,13 @@ def test_an_ancestor_that_fails_is_quoted(tmp_path):
     contestant = Contestant(["-c", "raise ValueError('no luck')"], tmp_path, tmp_path / "log")
     with pytest.raises(UserError, match="exit status 1: ValueError: no luck"):
         contestant(1)
+
+
+def test_a_deterministic_run_refuses_operations_that_are_not_and_the_next_run_does_not(fewshot, tmp_path):
+    try:
+        train_here(fewshot, tmp_path / "a", "train_steps=1", "deterministic=true")
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        train_here(fewshot, tmp_path / "a", "train_steps=2", "deterministic=false")
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        devices.only_deterministic(False)

@@ -136,6 +136,12 @@ def test_patience_begins_when_the_score_first_moves(scores, ended):
     assert state.out_of_patience(2) == ended and not state.out_of_patience(None)
 
 
+@pytest.mark.parametrize("min_delta, ended", [(0.0, False), (0.05, False), (0.1, True), (0.3, True)])
+def test_a_score_that_is_hardly_better_does_not_extend_the_patience(min_delta, ended):
+    state = TrainState(None, [], None, scores=dict(enumerate([0.0, 0.5, 0.56, 0.56])))
+    assert state.out_of_patience(2, min_delta) == ended
+
+
 def test_a_run_killed_during_an_evaluation_makes_up_for_it(fewshot, tmp_path, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt

@@ -20,13 +20,14 @@ class TrainingConfig(StepConfig, PretrainedConfig):
 
     run_name: null is made of arch, encoder, dataset and seed. validation: training tasks that are held out, a
     number or a share. resume: auto, never, or a checkpoint's path. timeout_minutes: how long a process waits
-    for another one.
+    for another one. deterministic: refuse operations that may give other bits each time.
     """
 
     run_name: Annotated[str, Field(pattern=r"^\.*\w[\w.=,+-]*$")] | None
     output_dir: str
     device: Literal["auto", "cpu", "cuda"]
     compile: Literal["auto"] | bool
+    deterministic: bool
     ema: bool
     ema_rate: Annotated[float, Field(ge=0, lt=1)]
     validation: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from models.losses import is_per_row
+from training.optim import OptimConfig
+from training.state import TrainState
 from training.step import StepResult
 from utils import distributed
 from utils.logging import RunLogger
@@ -86,12 +88,20 @@ class Meter:
         self._start = time.perf_counter()
 
 
-def log_step(logger: RunLogger, step: int, values: dict, optimizers: list) -> None:
-    """A line in metrics.jsonl and beside the progress bar."""
-    logger.log(step, {**values, "train/lr": optimizers[0].param_groups[0]["lr"]})
+def log_step(logger: RunLogger, state: TrainState, config: OptimConfig, values: dict) -> None:
+    """A line in metrics.jsonl and beside the progress bar, with the rates and the stage of the last update."""
+    rates = {
+        group["part"]: group["lr"] for o in state.optimizers for group in o.param_groups if "part" in group
+    }
+    frozen = {part: not config.trains(part, state.step - 1) for part in rates}
+    rate = state.optimizers[0].param_groups[0]["lr"]
+    staging = {"train/lr": rate, "train/decoder_frozen": float(frozen["core"])}
+    if "encoder" in rates:
+        staging |= {"train/encoder_frozen": float(frozen["encoder"]), "train/encoder_lr": rates["encoder"]}
+    logger.log(state.step, {**values, **staging})
     shown = {"loss": "train/lm_loss", "acc": "train/accuracy", "exact": "train/exact_accuracy"}
     texts = {short: f"{values[name]:.3f}" for short, name in shown.items() if values.get(name) is not None}
-    logger.progress(step, {**texts, "samples/s": f"{values['timing/train_samples_per_second']:.0f}"})
+    logger.progress(state.step, {**texts, "samples/s": f"{values['timing/train_samples_per_second']:.0f}"})
 
 
 def _mean(sums: dict[str, float], name: str) -> float | None:

@@ -25,7 +25,7 @@ from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepResult, train_step
 from utils import checkpoint, distributed
-from utils.device import choose_device, describe, should_compile
+from utils.device import choose_device, describe, only_deterministic, should_compile
 from utils.distributed import World
 from utils.environment import git_commit
 from utils.errors import UserError
@@ -39,6 +39,8 @@ RESUMABLE_DIFFERENCES = {
     "eval_interval",
     "eval_tasks",
     "patience",
+    "min_delta",
+    "deterministic",
     "max_nonfinite_steps",
     "micro_batch_size",
     "checkpoint_interval",
@@ -74,6 +76,7 @@ class Run(Generic[C]):
         for."""
         config = self.config
         device = choose_device(config.device, self.world)
+        only_deterministic(config.deterministic)
         # The switch is global to the process, so a run that is not assembled here would be another program.
         compile_fused(should_compile(config.compile, device, config.train_steps, self.notes.append))
         distributed.start(self.world, device, config.timeout_minutes)

@@ -1,5 +1,6 @@
 """Everything of a run that changes: what a checkpoint holds and what a resume restores."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from pathlib import Path
@@ -42,13 +43,18 @@ class TrainState:
         """The first step with the highest validation score."""
         return max(sorted(self.scores), key=self.scores.get, default=None)
 
-    def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` validation scores brought nothing better than the best before them. The plateau
-        before the model learns anything does not count: the scores up to the first that differs from those
-        before it."""
+    def out_of_patience(self, patience: int | None, min_delta: float = 0.0) -> bool:
+        """Whether the last `patience` scores were no more than `min_delta` better than the best before.
+
+        The plateau before the model learns anything does not count: the scores up to the first that differs
+        from those before it.
+        """
         steps = sorted(self.scores)
-        moved = dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps)
-        return patience is not None and sum(step > self.best_step for step in moved) >= patience
+        best, waited = -math.inf, 0
+        for step in dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps):
+            better = self.scores[step] > best + min_delta
+            best, waited = (self.scores[step], 0) if better else (best, waited + 1)
+        return patience is not None and waited >= patience
 
     def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""

@@ -39,6 +39,17 @@ def choose_device(name: str, world: World) -> torch.device:
     return torch.device("cpu")
 
 
+def only_deterministic(on: bool) -> None:
+    """From now on, PyTorch refuses operations that may give other bits each time, or allows them again.
+
+    On a GPU this takes other kernels, and cuBLAS needs its workspace fixed before it is first used.
+    """
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.deterministic = on
+
+
 def keep_freed_memory() -> None:
     """Stop glibc from handing large buffers back to the kernel after every operation: page faults are a large
     share of a CPU step."""

@@ -118,12 +118,12 @@ def replace_directory(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def exclusive(folder: Path, what: str) -> Iterator[None]:
+def exclusive(folder: Path, what: str, lock: str = LOCK) -> Iterator[None]:
     """Inside the context no other process can enter it for the same folder. The lock dies with its process.
 
     Raises `UserError` where another one is inside. File systems without locks let everybody in.
     """
-    path = folder / LOCK
+    path = folder / lock
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -136,7 +136,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip()
             raise UserError(
-                f"{folder}: another process ({holder}) {what}; wait for it, or choose another run_name"
+                f"{folder}: another process ({holder}) {what}; wait for it, or choose another folder"
             ) from None
         except OSError:  # no locks here, as on some network file systems
             pass
