@@ -4,13 +4,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint smoke format clean
+.PHONY: setup demo test test-slow lint types smoke format clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt
+# The project itself is installed in place, so that its modules can be imported from any folder.
+$(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 demo: setup
@@ -26,6 +28,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: setup
+	$(BIN)/mypy
+
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -34,4 +39,4 @@ smoke: setup
 	PYTHON=$(BIN)/python bash experiments/smoke.sh
 
 clean:
-	rm -rf outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis
