@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow lint types smoke format clean
+.PHONY: setup demo test test-slow lint smoke format clean
 
 setup: $(VENV)/.installed
 
@@ -27,8 +27,6 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-
-types: setup
 	$(BIN)/mypy
 
 format: setup
