@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
+from training.config import TrainingConfig
 from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 
@@ -100,7 +102,7 @@ def validate(schema: type[T], composed: DictConfig) -> T:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
     try:
-        return schema(**values)
+        return schema(**cast(dict[str, Any], values))
     except ValidationError as error:
         raise UserError("\n       ".join(_problem(schema, problem) for problem in error.errors())) from None
 
@@ -186,7 +188,7 @@ def _check_sweep(config_name: str, overrides: list[str]) -> None:
 def _named_by_sweep(config: T, overrides: list[str]) -> T:
     """The run under a name of its own: two runs of a sweep must not meet in one folder."""
     keys = [override.split("=", 1)[0] for override in _swept(overrides)]
-    if "run_name" not in type(config).model_fields or "run_name" in keys:
+    if not isinstance(config, TrainingConfig) or "run_name" in keys:
         return config
     values = dict(override.split("=", 1) for override in HydraConfig.get().overrides.task if "=" in override)
     differs = ",".join(f"{key}={values[key]}" for key in keys if key in values)
@@ -227,7 +229,7 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
         keys.append(prefix + str(key))
         value = config._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none():
-            keys += _keys(value, f"{prefix}{key}.")
+            keys += _keys(value, f"{prefix}{key!s}.")
     return keys
 
 
@@ -270,7 +272,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _problem(schema: type[Config], problem: dict) -> str:
+def _problem(schema: type[Config], problem: ErrorDetails) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(key, schema.model_fields)}"

@@ -20,6 +20,7 @@ class Meter:
     """Accumulates on the device; only `read` waits for it."""
 
     def __init__(self) -> None:
+        self._grad_norms: dict[str, Tensor] = {}
         self._rate = 0.0  # samples per second of the last interval
         self._clear()
 
@@ -83,13 +84,13 @@ class Meter:
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._grad_norms: dict[str, Tensor] = {}
+        self._grad_norms = {}
         self._steps = self._samples = self._skipped = 0
         self._start = time.perf_counter()
 
 
 def log_step(logger: RunLogger, state: TrainState, config: OptimConfig, values: dict) -> None:
-    """A line in metrics.jsonl and beside the progress bar, with the rates and the stage of the last update."""
+    """A line in metrics.jsonl and beside the progress bar, with rates and stage of the last update."""
     rates = {
         group["part"]: group["lr"] for o in state.optimizers for group in o.param_groups if "part" in group
     }

@@ -38,7 +38,7 @@ def dump_batch(
         "world_size": world.size,
         "samples": {f.name: _tensor(getattr(samples, f.name)) for f in fields(samples)},
         "tasks": [store.task_ids[index] for index in task],
-        "worked_on": {name: value.cpu() for name, value in result.worked_on.items()},
+        "worked_on": {name: value.cpu() for name, value in (result.worked_on or {}).items()},
         "metrics": {name: float(value) for name, value in result.metrics.items()},
         "grad_norms": {name: float(value) for name, value in result.grad_norms.items()},
     }
@@ -51,7 +51,7 @@ def dump_batch(
 def load_batch(path: Path) -> tuple[dict[str, Any], Samples]:
     """What `dump_batch` wrote, and its samples for `dataset.batch.materialise`. Raises `UserError`."""
     content = checkpoint.load_torch(path)
-    values = {
+    values: dict[str, Any] = {
         name: value.numpy() if isinstance(value, torch.Tensor) else value
         for name, value in content["samples"].items()
     }

@@ -68,7 +68,7 @@ class AdamATan2(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever evaluated
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -224,7 +224,7 @@ def _groups(
     """The trainable parameters in or outside `matrices` as one group per part of the model, with its rate and
     decay."""
     encoder = {id(parameter) for parameter in model.context.parameters()}
-    groups = {
+    groups: dict[str, dict[str, Any]] = {
         "core": {"lr": config.lr, "weight_decay": config.weight_decay},
         "encoder": {
             "lr": config.lr if config.encoder_lr is None else config.encoder_lr,

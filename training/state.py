@@ -41,7 +41,7 @@ class TrainState:
     @property
     def best_step(self) -> int | None:
         """The first step with the highest validation score."""
-        return max(sorted(self.scores), key=self.scores.get, default=None)
+        return max(sorted(self.scores), key=lambda step: self.scores[step], default=None)
 
     def out_of_patience(self, patience: int | None, min_delta: float = 0.0) -> bool:
         """Whether the last `patience` scores were no more than `min_delta` better than the best before.

@@ -225,7 +225,8 @@ def accumulate(
     divided by `divisor` (None: the global batch size), to those that the parameters have."""
     set_trainable(state.optimizers, config, state.step)
     min_halt_steps = _min_halt_steps(state, batch, config, world)
-    carries, sums = [], {}
+    carries: list[Carry] = []
+    sums: dict[str, Tensor] = {}
     for rows in config.micro_batches(world):
         data = {name: value[rows] for name, value in batch.data.items()}
         noise = _noise(state, batch, config, world, rows)

@@ -210,8 +210,8 @@ def lacks_evaluation(path: Path) -> bool:
 
 def by_score(folder: Path) -> list[Path]:
     """The checkpoints in `folder` that have a score, the best first; of equal ones the earliest."""
-    scored = [(path, load_score(path)) for path in steps(folder)]
-    return [path for path, score in sorted((s for s in scored if s[1] is not None), key=lambda s: -s[1])]
+    scores = {path: score for path in steps(folder) if (score := load_score(path)) is not None}
+    return sorted(scores, key=lambda path: -scores[path])
 
 
 def latest(folder: Path) -> Path | None:
@@ -224,8 +224,9 @@ def steps(folder: Path) -> list[Path]:
     """The complete checkpoints in `folder`, oldest first."""
     if not folder.is_dir():
         return []
-    complete = [path for path in folder.iterdir() if _NAME.match(path.name) and (path / INFO).is_file()]
-    return sorted(complete, key=lambda path: int(_NAME.match(path.name)[1]))
+    named = {path: found for path in folder.iterdir() if (found := _NAME.match(path.name))}
+    complete = [path for path in named if (path / INFO).is_file()]
+    return sorted(complete, key=lambda path: int(named[path][1]))
 
 
 def resolve(path: Path | str) -> Path:

@@ -31,6 +31,7 @@ def write_gif(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float]
 def lettering(text: str, size: int, ink: np.ndarray, paper: np.ndarray) -> np.ndarray:
     """`text` as a picture, as high as a line of letters of `size` pixels."""
     font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "a font of a given size needs Pillow with FreeType"
     width, height = round(font.getlength(text)), sum(font.getmetrics())
     image = Image.new("RGB", (max(width, 1), height), tuple(paper.tolist()))
     ImageDraw.Draw(image).text((0, 0), text, tuple(ink.tolist()), font)

@@ -144,7 +144,9 @@ class JsonLines:
 class Wandb:
     """A run of Weights & Biases, which a resumed run continues by the id that its folder keeps."""
 
-    def __init__(self, mode: str, folder: Path, project: str, name: str, settings: dict):
+    def __init__(
+        self, mode: Literal["offline", "online"], folder: Path, project: str, name: str, settings: dict
+    ):
         import wandb
 
         self.wandb = wandb
