@@ -216,7 +216,7 @@ def import_(folder: Path, output: Path) -> Metadata:
         num_aug=max(len(index) for index, _ in rows.values()) - 1,
         identifiers_start=start,
         augmentations=rows,
-        details={"unknown_answers": unknown} if unknown else None,
+        details={"unknown_answers": unknown} if unknown else {},
     )
 
 
