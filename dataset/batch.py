@@ -221,8 +221,7 @@ def _draw(samples: Samples, store: Store, table: GridTable, with_labels: bool) -
     pair_of_grid = [0] * (each - 2 * count) + [*range(1, 1 + count)] * 2
     pair_offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))
     offset = pair_offset[:, pair_of_grid].reshape(size, -1)
-    # One copy to the device for everything that describes the batch: many small copies would cost more than
-    # drawing it.
+    # One copy to the device for everything that describes the batch, instead of one for each array.
     columns = (grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours)
     described = torch.from_numpy(np.concatenate(columns, axis=1).astype(np.int64))
     described = described.to(device, non_blocking=True)

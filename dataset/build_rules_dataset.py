@@ -12,12 +12,14 @@ families that take part:
 
 The splits:
 
-  train               rules of the training families test_instances      rules that occur in training
+  train               rules of the training families
+  test_instances      rules that occur in training
   test_rules          new parameters of families that occur in training. A tenth of the rules is held out,
-  except of families and compositions that have fewer than 48 rules in all. On the grids that a task shows,
-  another rule of the same families can act alike, and that one may be trained. test_compositions   two
-  families that occur in training but never composed, in either order: composed the other way round, many
-  give the same rules test_families       families that never occur in training, each alone
+                      except of families and compositions that have fewer than 48 rules in all. On the grids
+                      that a task shows, another rule of the same families can act alike. It may be trained.
+  test_compositions   two families that occur in training but never composed, in either order. Composed the
+                      other way round, many give the same rules.
+  test_families       families that never occur in training, each alone
 
 A model that starts from the weights of another one has seen the other's dataset, too. `--exclude` leaves
 out the test tasks which that dataset gives away. Such a task shares a pair with its training tasks. Or it

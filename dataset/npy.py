@@ -6,11 +6,12 @@
 The files of the layout:
 
     {train,test}/all__inputs.npy, all__labels.npy    (N, C * C) uint8 tokens, one row per example
-    {train,test}/all__puzzle_identifiers.npy         (puzzles,) int32 {train,test}/all__puzzle_indices.npy
-    (puzzles + 1,) int32 first example of each puzzle {train,test}/all__group_indices.npy
-    (groups + 1,) int32 first puzzle of each group (task) {train,test}/all__num_demos.npy
-    (puzzles,) int32, few-shot layout only: demonstrations come first {train,test}/dataset.json,
-    identifiers.json, test_puzzles.json
+    {train,test}/all__puzzle_identifiers.npy         (puzzles,) int32
+    {train,test}/all__puzzle_indices.npy             (puzzles + 1,) int32 first example of each puzzle
+    {train,test}/all__group_indices.npy              (groups + 1,) int32 first puzzle of each group (task)
+    {train,test}/all__num_demos.npy                  (puzzles,) int32 demonstrations, which come first;
+                                                     few-shot layout only
+    {train,test}/dataset.json, identifiers.json, test_puzzles.json
 
 Every augmentation is written out, task by task into memory maps; 1000 per ARC task are some 7 GB. As in the
 original, each training example of a puzzle is translated by its own offset. One of them stays in the corner.

@@ -4,7 +4,8 @@ tasks.npz           grids (N, G, G) uint8, shapes (N, 2)
                     pair_input, pair_output (P,) grid indices, -1 for an unknown answer
                     pair_fingerprint (P,) uint64 (`dataset.augment.fingerprints`)
                     task_pairs (T + 1,) first pair of each task, task_demonstrations (T,) how many come first
-                    task_split (T,) 0 train, 1 test, task_subset (T,) index into subset_names
+                    task_split (T,) 0 train, 1 test, task_ids (T,)
+                    task_subset (T,) index into subset_names (S,)
 augmentations.npz   task_rows (T + 1,) first view row of each task, dihedral (A,), colours (A, 10)
 identifiers.json    the ancestors' puzzle names: entry `identifiers_start + i` names view row i
 test_puzzles.json   the evaluation tasks in the ARC format
@@ -270,6 +271,8 @@ def _read_metadata(path: Path) -> Metadata:
             "build the dataset again"
         )
     try:
-        return Metadata(**content)
-    except (ValidationError, TypeError) as error:
-        raise UserError(f"{path}/{MARKER} is not of this framework's format: {error}") from None
+        return Metadata.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise UserError(f"{path}/{MARKER} is not of this framework's format: {problem}") from None

@@ -1,8 +1,8 @@
 """Rules on small grids, and the check that a task's demonstrations determine its answer.
 
-A rule is one stage or two, each a family of `rule_families` and its parameters, such as `gravity(down) >
-recolour(3->5)`. Nothing here knows any of the families. One that is added there takes part in every draw
-and every check.
+A rule is one stage or two, each a family of `rule_families` and its parameters. An example is
+`gravity(down) > recolour(3->5)`. Nothing here knows any of the families. One that is added there takes part
+in every draw and every check.
 """
 
 import hashlib
