@@ -240,9 +240,9 @@ def choose_subsets(options: argparse.Namespace, offer: Offer) -> tuple[list[str]
     wanted = offer.wanted
     if options.recipe:
         # Of a source with subsets of several recipes this recipe's take part, of the others all.
-        own = RECIPES[options.recipe].subsets
-        wanted = [name for name in wanted if not (own and name in STANDARD_SUBSETS)]
-        wanted = list(dict.fromkeys([*own, *wanted]))
+        of_recipe = RECIPES[options.recipe].subsets
+        wanted = [name for name in wanted if not (of_recipe and name in STANDARD_SUBSETS)]
+        wanted = list(dict.fromkeys([*of_recipe, *wanted]))
     wanted = options.subsets or wanted
     if options.test_set_name:
         test = options.test_set_name
