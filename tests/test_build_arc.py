@@ -1,4 +1,4 @@
-"""The ARC builder: sources, recipes, leaks, duplicates, identifiers, and the ancestors' .npy layout."""
+"""The ARC builder: combined sources, recipes, leaks, duplicates, identifiers, the ancestors' .npy layout."""
 
 import json
 from pathlib import Path
