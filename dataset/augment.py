@@ -1,4 +1,4 @@
-"""Dihedral transforms and colour permutations: one augmentation is (dihedral 0..7, permutation of the ten colours).
+"""Augmentations of ARC tasks: a dihedral transform 0..7 and a permutation of the ten colours.
 
 Names follow the original TRM: `id|||t3|||0123456789`. Colour 0 (the background) stays in place.
 """
@@ -46,7 +46,10 @@ def invert(grid: np.ndarray, index: int, colours: np.ndarray) -> np.ndarray:
 
 
 def names_of(task_id: str, dihedral: np.ndarray, colours: np.ndarray) -> list[str]:
-    """The ancestors' identifiers of a task's rows, dihedral (n,) and colours (n, 10); row 0, the identity, is the bare id."""
+    """The ancestors' names of a task's augmentations, dihedral (n,) and colours (n, 10).
+
+    The first augmentation is the identity; its name is the bare id.
+    """
     digits = (colours + ord("0")).tobytes().decode()
     texts = (digits[i : i + NUM_COLOURS] for i in range(NUM_COLOURS, len(digits), NUM_COLOURS))
     augmented = zip(dihedral[1:].tolist(), texts, strict=True)
@@ -57,7 +60,7 @@ def names_of(task_id: str, dihedral: np.ndarray, colours: np.ndarray) -> list[st
 
 
 def parse_name(name: str) -> tuple[str, int, np.ndarray]:
-    """`(task id, dihedral, colours)` of an identifier; `ValueError` if it is none."""
+    """`(task id, dihedral, colours)` of a name. Raises `ValueError` if it is none."""
     if NAME_SEPARATOR not in name:
         return name, 0, IDENTITY_COLOURS
     task_id, transform, colours = name.rsplit(NAME_SEPARATOR, 2)
@@ -72,7 +75,7 @@ def identity_colours(count: int) -> np.ndarray:
 
 
 def colours_of(uniform: np.ndarray) -> np.ndarray:
-    """Permutations (n, 10) uint8 of the colours 1..9 from uniform numbers (n, 9); 0 keeps its place."""
+    """Permutations (n, 10) uint8 of the colours 1..9 from uniform numbers (n, 9). Colour 0 stays 0."""
     order = uniform.argsort(axis=1).astype(np.uint8) + np.uint8(1)
     return np.concatenate([np.zeros((len(uniform), 1), np.uint8), order], axis=1)
 
@@ -83,16 +86,16 @@ def random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def hashed_uniform(keys: np.ndarray, count: int) -> np.ndarray:
-    """(n, count) uniform numbers in [0, 1) that are a function of the integer keys (n, m) of each row."""
+    """(n, count) uniform numbers in [0, 1), each row a function of its integer keys (n, m)."""
     state = np.zeros(len(keys), np.uint64)
     for column in keys.T.astype(np.uint64):
         state = mix(state + column)
     steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+    return (mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53  # a double holds 53 bits
 
 
 def task_rng(seed: int, task_id: str) -> np.random.Generator:
-    """A generator that depends on the seed and the task alone, not on the order in which tasks are processed."""
+    """A generator that depends on the seed and the task alone, so that the order of tasks does not matter."""
     digest = hashlib.sha256(task_id.encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
 
@@ -100,8 +103,9 @@ def task_rng(seed: int, task_id: str) -> np.random.Generator:
 def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The identity and up to `count` augmentations that give pairwise different puzzles.
 
-    Returns dihedral (n,) uint8 and colours (n, 10) uint8, n <= count + 1: a symmetric or nearly colourless task has fewer.
-    Two augmentations count once when they give the same set of pairs (the original's rule), told by 64-bit hashes.
+    Returns dihedral (n,) uint8 and colours (n, 10) uint8 with n <= count + 1. A symmetric or nearly
+    colourless task has fewer. By the original's rule two augmentations count once when they give the same set
+    of pairs. 64-bit hashes tell whether they do.
     """
     index, colours = np.zeros(1, np.uint8), IDENTITY_COLOURS[None]
     if count == 0:
@@ -112,6 +116,7 @@ def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
         index = np.concatenate([index, rng.integers(0, 8, count).astype(np.uint8)])
         colours = np.concatenate([colours, random_colours(rng, count)])
         keys = np.concatenate([keys, hasher(index[len(keys) :], colours[len(keys) :])])
+        # The first of each puzzle in the order of drawing: what is kept does not depend on later rounds.
         first = np.sort(np.unique(keys, return_index=True)[1])[: count + 1]
         index, colours, keys = index[first], colours[first], keys[first]
         if len(keys) == count + 1:
@@ -122,16 +127,16 @@ def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
 class _PuzzleHasher:
     """64-bit keys of augmented puzzles without drawing them.
 
-    A grid's hash is the sum over its cells of position weight times colour value (mod 2^64), so per symmetry it is a
-    product of ten weight sums with the permuted colour values. A puzzle's key is the sum of its pairs' mixed hashes:
-    like the original's sorted list it does not depend on the order of the pairs.
+    A grid's hash is the sum over its cells of position weight times colour value (mod 2^64). So for each
+    symmetry it is the dot product of ten weight sums with the permuted colour values. A puzzle's key is the
+    sum of its pairs' mixed hashes. Like the original's sorted list it does not depend on the order of pairs.
     """
 
     _weights = np.random.default_rng(0).integers(0, 2**64, (2, MAX_SIDE, MAX_SIDE), dtype=np.uint64)
     _values = np.random.default_rng(1).integers(0, 2**64, NUM_COLOURS, dtype=np.uint64)
 
     def __init__(self, task: Task):
-        sums = np.zeros((8, len(task.pairs), NUM_COLOURS), np.uint64)  # per symmetry, pair and colour
+        sums = np.zeros((8, len(task.pairs), NUM_COLOURS), np.uint64)  # of each symmetry, pair and colour
         shapes = np.zeros((8, len(task.pairs)), np.uint64)
         for number, pair in enumerate(task.pairs):
             for role, grid in enumerate((pair.input, pair.output)):
@@ -151,7 +156,7 @@ class _PuzzleHasher:
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's step: a bijection of uint64 that spreads every bit, after which sums hardly ever collide."""
+    """SplitMix64's step: a bijection of uint64 that spreads every bit, so that sums hardly ever collide."""
     x = x + _GOLDEN
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -159,18 +164,19 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 
 def fingerprints(pairs: Sequence[Pair]) -> np.ndarray:
-    """(n,) uint64, equal for two pairs exactly when a dihedral transform and a recolouring of 1..9 maps one to the other
-    (up to the chance of a 64-bit collision). A pair without a known output is 0.
+    """(n,) uint64, equal for pairs that a dihedral transform and a recolouring of 1..9 map to each other.
+
+    Other pairs differ, up to the chance of a 64-bit collision. A pair without a known output has 0.
     """
     by_shape: dict[tuple, list[Pair]] = {}
     for pair in pairs:
         if pair.output is not None and pair.fingerprint == 0:
             by_shape.setdefault((pair.input.shape, pair.output.shape), []).append(pair)
     for alike in by_shape.values():
-        found = stacked_fingerprints(
+        values = stacked_fingerprints(
             np.stack([pair.input for pair in alike]), np.stack([pair.output for pair in alike])
         )
-        for pair, value in zip(alike, found.tolist(), strict=True):
+        for pair, value in zip(alike, values.tolist(), strict=True):
             pair.fingerprint = value
     return np.array([pair.fingerprint for pair in pairs], np.uint64)
 
@@ -182,22 +188,27 @@ def stacked_fingerprints(inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         part = slice(start, start + _FINGERPRINTED_AT_ONCE)
         keys = [_canonical_keys(inputs[part], outputs[part], index) for index in range(8)]
         smallest = (min(variants) for variants in zip(*keys, strict=True))
+        # The lowest bit is set, because 0 stands for an unknown answer.
         result[part] = [int.from_bytes(hashlib.sha256(key).digest()[:8], "little") | 1 for key in smallest]
     return result
 
 
 def _canonical_keys(inputs: np.ndarray, outputs: np.ndarray, index: int) -> list[bytes]:
-    """For equally shaped pairs (n, rows, columns): both grids after transform `index`, colours renumbered as they appear."""
+    """For equally shaped pairs (n, rows, columns): both grids after transform `index`, as bytes.
+
+    The colours 1..9 are renumbered in the order in which they appear, so that recoloured pairs are equal.
+    """
     grids = [dihedral(stack, index) for stack in (inputs, outputs)]
     cells = np.concatenate([grid.reshape(len(grid), -1) for grid in grids], axis=1)
     count, length = cells.shape
-    row_and_colour = cells + np.arange(count)[:, None] * NUM_COLOURS  # index into a flat (count, 10)
+    pair_and_colour = cells + np.arange(count)[:, None] * NUM_COLOURS  # index into a flat (count, 10)
+    # Where each colour of each pair appears first; `length` where it never does.
     first = np.full(count * NUM_COLOURS, length)
-    np.minimum.at(first, row_and_colour.ravel(), np.tile(np.arange(length), count))
+    np.minimum.at(first, pair_and_colour.ravel(), np.tile(np.arange(length), count))
     number = np.zeros((count, NUM_COLOURS), np.uint8)
     number[:, 1:] = (
         first.reshape(count, NUM_COLOURS)[:, 1:].argsort(axis=1, kind="stable").argsort(axis=1) + 1
     )
-    renumbered = number.ravel()[row_and_colour]
+    renumbered = number.ravel()[pair_and_colour]
     shapes = bytes(grids[0].shape[1:]) + bytes(grids[1].shape[1:])
     return [shapes + row.tobytes() for row in renumbered]

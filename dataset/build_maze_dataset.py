@@ -1,8 +1,14 @@
 """Build a maze dataset: python -m dataset.build_maze_dataset --output-dir data/maze
 
-Generated (default), the ancestors' Maze-Hard from the hub (--source hub), or its csv files in a folder (--input-dir).
-Where several shortest paths exist, one drawn path is no determined answer: generated mazes have a unique shortest path
-(--paths unique), or every cell on any shortest path is marked (--paths all). No test maze, rotated or reflected, is in training.
+Mazes come from one of three sources:
+
+  (default)      generated
+  --source hub   the ancestors' Maze-Hard
+  --input-dir    its csv files in a folder
+
+If a maze has several shortest paths, nothing determines which one is the answer. So generated mazes have a
+unique shortest path (--paths unique), or every cell on any shortest path is marked (--paths all). No test
+maze is in training, not even rotated or reflected.
 """
 
 import argparse
@@ -22,7 +28,7 @@ ALPHABET = {character: index for index, character in enumerate(maze.CHARACTERS)}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; the ancestors' option names where they had one."""
+    """The command line. Options that the ancestors had have the ancestors' names."""
     parser = parser_of("dataset.build_maze_dataset", __doc__)
     game_builder.add_arguments(parser, SOURCE_REPO)
     parser.add_argument("--side", type=int, help="generated: cells a side, odd or even (default 30)")
@@ -38,7 +44,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--paths",
         choices=["unique", "all", "given"],
-        help="unique: only mazes with one shortest path (generated: default); all: mark every one; given: as in the csv (its default)",
+        help="unique: only mazes with one shortest path (generated: default); all: mark every one; "
+        "given: as in the csv (its default)",
     )
     parser.add_argument(
         "--aug",
@@ -56,7 +63,10 @@ def make(rng: np.random.Generator, side: int, loops: float, least: int, paths: s
 
 
 def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzles, int]:
-    """The mazes of a csv file with their path lengths, and how many of all have one shortest path; `UserError` for a wrong one."""
+    """The wanted mazes of a csv file with their path lengths, and how many of all have one shortest path.
+
+    Raises `UserError` for the first wrong one.
+    """
     for name, cell in (("S", maze.START), ("G", maze.GOAL)):
         lines.require((puzzles.inputs == cell).sum(axis=(1, 2)) == 1, f"q needs exactly one {name}")
     lines.require((puzzles.inputs != maze.PATH).all(axis=(1, 2)), "q already shows a path")
@@ -65,9 +75,8 @@ def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzl
     marked, length, unique = game_builder.batched(maze.shortest_paths, puzzles.inputs)
     lines.require(length > 0, "no path from S to G")
     answers = puzzles.answers if paths == "given" else marked
-    return Puzzles(puzzles.inputs, answers, length)[(length >= least) & (unique | (paths != "unique"))], int(
-        unique.sum()
-    )
+    wanted = (length >= least) & (unique | (paths != "unique"))
+    return Puzzles(puzzles.inputs, answers, length)[wanted], int(unique.sum())
 
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
@@ -83,10 +92,8 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
         if paths == "given":
             raise UserError("--paths given goes with csv files")
         block = partial(make, side=options.side, loops=options.loops, least=least, paths=paths)
-        splits, source = (
-            game_builder.generate_splits(block, options),
-            f"generated: maze {options.side}x{options.side}, {paths} shortest paths",
-        )
+        splits = game_builder.generate_splits(block, options)
+        source = f"generated: maze {options.side}x{options.side}, {paths} shortest paths"
         record |= {"loops": options.loops}
     else:
         splits, source = {}, f"{game_builder.origin(options)}, {paths} paths"

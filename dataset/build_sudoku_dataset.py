@@ -1,8 +1,13 @@
 """Build a Sudoku dataset: python -m dataset.build_sudoku_dataset --output-dir data/sudoku
 
-Puzzles of size 4, 6 or 9: generated (default) with one solution each, the ancestors' Sudoku-Extreme from the hub (--source hub),
-or its csv files in a folder (--input-dir), whose solutions are checked, but not that each is the only one. No test puzzle,
-relabelled, reordered or transposed, is in training.
+Puzzles of size 4, 6 or 9 come from one of three sources:
+
+  (default)      generated, with one solution each
+  --source hub   the ancestors' Sudoku-Extreme
+  --input-dir    its csv files in a folder
+
+The solutions of csv files are checked, but not whether each is the only one. No test puzzle is in training,
+not even relabelled, reordered or transposed.
 """
 
 import argparse
@@ -22,7 +27,7 @@ SOURCE_REPO = "sapientinc/sudoku-extreme"
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; the ancestors' option names where they had one."""
+    """The command line. Options that the ancestors had have the ancestors' names."""
     parser = parser_of("dataset.build_sudoku_dataset", __doc__)
     game_builder.add_arguments(parser, SOURCE_REPO)
     parser.add_argument(
@@ -48,30 +53,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def make(rng: np.random.Generator, size: int, clues: int | None, least: int, most: int | None) -> Puzzles:
-    """A block of generated puzzles, without those outside the wanted clues and difficulties."""
+    """A block of generated puzzles, without those that have other clues or difficulties than wanted."""
     puzzles, answers, difficulty = sudoku.generate(size, BLOCK, rng, clues=clues, max_difficulty=most)
     wanted = difficulty >= least
+    # Where no clue can go any more, a puzzle stays above the wanted number.
     if clues is not None:
         wanted &= (puzzles > 0).sum(axis=(1, 2)) == clues
     return Puzzles(puzzles, answers, difficulty)[wanted]
 
 
 def check(puzzles: Puzzles, lines: Lines) -> Puzzles:
-    """The puzzles of a csv file, or `UserError` for the first wrong one."""
+    """The puzzles of a csv file. Raises `UserError` for the first wrong one."""
     side = puzzles.inputs.shape[-1]
     if len(puzzles) and side not in sudoku.BOXES:
-        raise UserError(
-            f"{lines.name}: grids of {side}x{side} cells; Sudoku here is of size {', '.join(map(str, sudoku.BOXES))}"
-        )
+        sizes = ", ".join(map(str, sudoku.BOXES))
+        raise UserError(f"{lines.name}: grids of {side}x{side} cells; Sudoku here is of size {sizes}")
     lines.require((puzzles.inputs <= side).all(axis=(1, 2)), f"q has a digit beyond {side}")
-    lines.require(
-        game_builder.batched(lambda grids: (sudoku.is_solved(grids),), puzzles.answers)[0],
-        "a is not a solved Sudoku",
-    )
-    lines.require(
-        ((puzzles.inputs == 0) | (puzzles.inputs == puzzles.answers)).all(axis=(1, 2)),
-        "a changes a clue of q",
-    )
+    (solved,) = game_builder.batched(lambda grids: (sudoku.is_solved(grids),), puzzles.answers)
+    lines.require(solved, "a is not a solved Sudoku")
+    kept = (puzzles.inputs == 0) | (puzzles.inputs == puzzles.answers)
+    lines.require(kept.all(axis=(1, 2)), "a changes a clue of q")
     return puzzles
 
 
@@ -89,10 +90,8 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
                 f"--clues must be 1..{options.size**2 - 1} for --size {options.size}, found {options.clues}"
             )
         block = partial(make, size=options.size, clues=options.clues, least=least, most=most)
-        splits, source = (
-            game_builder.generate_splits(block, options),
-            f"generated: sudoku {options.size}x{options.size}",
-        )
+        splits = game_builder.generate_splits(block, options)
+        source = f"generated: sudoku {options.size}x{options.size}"
         record |= {
             "clues": "minimal" if options.clues is None else options.clues,
             "difficulty": "guesses beyond singles",
@@ -101,7 +100,8 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
         files = game_builder.read_csv(
             options, ALPHABET, lambda rating: least <= rating <= (rating if most is None else most)
         )
-        splits, source = {split: check(*file) for split, file in files.items()}, game_builder.origin(options)
+        splits = {split: check(*file) for split, file in files.items()}
+        source = game_builder.origin(options)
         record |= {"difficulty": "rating of the csv files"}
     return game_builder.write(
         "sudoku",

@@ -1,7 +1,8 @@
-"""Grids on a square canvas: tokens PAD 0, EOS 1, colours 2..11; games whose grids fill the canvas have no EOS.
+"""Grids on a square canvas: tokens PAD 0, EOS 1, colours 2..11.
 
-A grid at offset (r, c) is followed by one row of EOS below it and one column of EOS to its right, where the canvas has
-room; everything else is PAD. Shapes: N grids, G the stored side, C the canvas side, L = C * C cells in row-major order.
+Below a grid at offset (r, c) stands one row of EOS, to its right one column of EOS, where the canvas has
+room. Everything else is PAD. Games whose grids fill the canvas have no EOS.
+Shapes: N grids, G the stored side, C the canvas side, L = C * C cells in row-major order.
 """
 
 import functools
@@ -39,8 +40,9 @@ class Vocabulary:
 ARC = Vocabulary(NUM_COLOURS, eos=True)
 VOCAB_SIZE = ARC.size
 
-# (source row, source column) of cell (r, c) of a transformed grid, as coefficients of r, c, rows - 1, columns - 1
-# where rows x columns is the shape *before* the transform; one line per dihedral index.
+# One line per dihedral index: the source row and the source column of cell (r, c) of a transformed grid,
+# each as coefficients of r, c, rows - 1 and columns - 1. rows x columns is the shape *before* the
+# transform.
 _SOURCE = torch.tensor(
     [
         [[1, 0, 0, 0], [0, 1, 0, 0]],
@@ -63,7 +65,10 @@ def _on_device(device: torch.device) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class GridTable:
-    """All grids of a store on one device: pixels (N, G, G) uint8, zero outside the grid, and shapes (N, 2) int64."""
+    """All grids of a store on one device.
+
+    pixels: (N, G, G) uint8 colours, zero outside the grid. shapes: (N, 2) int64 rows and columns.
+    """
 
     pixels: Tensor
     shapes: Tensor
@@ -85,23 +90,25 @@ def render(
 ) -> Tensor:
     """Draw augmented grids onto a canvas, on the table's device and without a Python loop.
 
-    grid (N,) index into the table, transform (N,) dihedral 0..7, colours (N, 10), offset (N, 2) of the top-left cell
-    *after* the transform, side C. order (N, 2, C) rearranges the rows and columns of a transformed grid that fills the
-    canvas. Returns (N, C * C) uint8 tokens. The caller sees to it that the grids fit.
+    grid: (N,) index into the table.
+    transform, colours: (N,) dihedral 0..7 and (N, 10) colour that each colour becomes.
+    offset: (N, 2) place of the top-left cell *after* the transform.
+    side: C, the side of the canvas.
+    order: (N, 2, C) rows and columns to show, of transformed grids that fill the canvas.
+
+    Returns (N, C * C) uint8 tokens. The caller makes sure that the grids fit.
     """
     device = table.pixels.device
     shape = table.shapes[grid]  # (N, 2)
     source_of, transposes = _on_device(device)
     source = source_of[transform]  # (N, 2, 4)
-    rows_columns = torch.where(
-        transposes[transform, None], shape.flip(-1), shape
-    )  # (N, 2) after the transform
+    turned_shape = torch.where(transposes[transform, None], shape.flip(-1), shape)  # (N, 2)
     cells = torch.arange(side, device=device)
     r = cells[None, :] - offset[:, :1]  # (N, C) row inside the grid
     c = cells[None, :] - offset[:, 1:]  # (N, C)
     constant = (source[:, :, 2:] * (shape - 1)[:, None, :]).sum(-1)  # (N, 2)
     stored = table.pixels.shape[-1]
-    # The flat source index is affine in r and c, so that one outer sum gives it for the whole canvas.
+    # The flat source index is affine in r and c. So one outer sum gives it for the whole canvas.
     row_step = source[:, 0, 0] * stored + source[:, 1, 0]
     column_step = source[:, 0, 1] * stored + source[:, 1, 1]
     index = constant[:, :1] * stored + constant[:, 1:]  # (N, 1)
@@ -111,30 +118,34 @@ def render(
         + (row_step[:, None] * rows)[:, :, None]
         + (column_step[:, None] * columns)[:, None, :]
     )  # (N, C, C)
+    # Cells outside the grid point anywhere. They are clamped to something that exists and overwritten below.
     pixels = table.pixels.flatten(1)[grid].gather(1, index.flatten(1).clamp_(0, stored * stored - 1))
     tokens = (colours.to(torch.uint8) + vocabulary.first).gather(1, pixels.long()).view(-1, side, side)
-    # Along an axis 1 inside the grid, 2 right behind it, 0 elsewhere: products tell cells 1, EOS 2, and PAD 0 or 4 apart.
-    along_rows, along_columns = _along(r, rows_columns[:, :1]), _along(c, rows_columns[:, 1:])
+    # Products of the marks along both axes tell the kinds of cells apart: 1 is a cell of the grid, 2 is
+    # EOS, 0 and 4 (the corner behind both ends) are PAD.
+    along_rows, along_columns = _along(r, turned_shape[:, :1]), _along(c, turned_shape[:, 1:])
     place = along_rows[:, :, None] * along_columns[:, None, :]
     outside = (place == 2).to(torch.uint8) * EOS if vocabulary.eos else PAD
     return torch.where(place == 1, tokens, outside).flatten(1)
 
 
 def _along(position: Tensor, length: Tensor) -> Tensor:
+    """Marks along an axis: 1 inside the grid, 2 right behind it, 0 elsewhere."""
     return ((position >= 0) & (position < length)).to(torch.uint8) + 2 * (position == length).to(torch.uint8)
 
 
 def labels_of(tokens: Tensor) -> Tensor:
-    """int64 labels from answer tokens: PAD is not supervised (the original's rule), so it becomes IGNORE_LABEL_ID."""
+    """int64 labels from answer tokens. As in the original PAD is not supervised: IGNORE_LABEL_ID."""
     tokens = tokens.long()
     return tokens.masked_fill(tokens == PAD, IGNORE_LABEL_ID)
 
 
 def encode(grid: np.ndarray, side: int = MAX_SIDE, offset: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """One grid (rows, columns) as (side * side,) uint8 tokens; the plain reference of `render`."""
+    """One grid (rows, columns) as (side * side,) uint8 tokens: the plain reference of `render`."""
     rows, columns = grid.shape
     canvas = np.full((side, side), PAD, dtype=np.uint8)
     r, c = offset
+    # Slices of one row or column, not indices: they are empty where the canvas has no room for EOS.
     canvas[r : r + rows, c : c + columns] = grid + ARC.first
     canvas[r + rows : r + rows + 1, c : c + columns] = EOS
     canvas[r : r + rows, c + columns : c + columns + 1] = EOS
@@ -142,9 +153,9 @@ def encode(grid: np.ndarray, side: int = MAX_SIDE, offset: tuple[int, int] = (0,
 
 
 def undraw(tokens: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The grid that stands somewhere on a canvas (L,), and its offset; the inverse of `encode`.
+    """The grid that stands somewhere on a canvas (L,), and its offset: the inverse of `encode`.
 
-    Raises `ValueError` unless the coloured cells are one rectangle. Predictions are read by `decode`.
+    Raises `ValueError` unless the coloured cells are one rectangle. For predictions see `decode`.
     """
     side = round(len(tokens) ** 0.5)
     canvas = tokens.reshape(side, side)
@@ -158,16 +169,16 @@ def undraw(tokens: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def decode(tokens: np.ndarray, vocabulary: Vocabulary = ARC) -> list[np.ndarray]:
-    """The grids that (N, L) tokens show: per canvas the largest all-colour rectangle anchored at (0, 0).
+    """The grids that (N, L) tokens show: of each canvas the largest all-colour rectangle anchored at (0, 0).
 
-    This is the original TRM's decoding. A canvas whose first cell is no colour decodes to an empty (0, 0) grid.
+    The original TRM decodes like this. A canvas whose first cell is no colour gives an empty (0, 0) grid.
     """
     side = round(tokens.shape[1] ** 0.5)
     canvas = tokens.reshape(-1, side, side)
     coloured = (canvas >= vocabulary.first) & (canvas < vocabulary.size)
     run = np.cumprod(coloured, axis=2, dtype=np.int64).sum(axis=2)  # (N, C) leading colour cells of each row
-    width = np.minimum.accumulate(run, axis=1)
-    rows = (width * np.arange(1, side + 1)).argmax(axis=1)  # of equal areas, the one with fewer rows
+    width = np.minimum.accumulate(run, axis=1)  # (N, C) of the widest rectangle that ends with each row
+    rows = (width * np.arange(1, side + 1)).argmax(axis=1)  # the original's tie-break: fewer rows
     return [
         (canvas[i, : r + 1, : width[i, r]] - vocabulary.first).astype(np.uint8)
         if width[i, r]

@@ -1,4 +1,8 @@
-"""What a dataset's grids are: their vocabulary, and the symmetries that turn a puzzle into another one with the same rule."""
+"""What a dataset's grids are: their vocabulary and their symmetries.
+
+A symmetry turns a puzzle into another one with the same rule. A new game needs a row in `GAMES`, a builder
+that writes the layout `pairs`, and a config/data/NAME.yaml.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +18,11 @@ TRANSPOSE = 6
 
 @dataclass
 class Symmetries:
-    """One symmetry per sample: dihedral transform (B,), colours (B, 10), and order (B, 2, side) of rows and columns or None."""
+    """One symmetry per sample.
+
+    transform, colours: (B,) dihedral 0..7 and (B, 10) colour permutation.
+    order: (B, 2, side) of rows and columns. None leaves them as they are.
+    """
 
     transform: np.ndarray
     colours: np.ndarray
@@ -23,8 +31,12 @@ class Symmetries:
 
 @dataclass(frozen=True)
 class Game:
-    """meaning: for readers of a dataset's description. vocabulary: tokens of the grids. numbers(side): how many uniform numbers determine a symmetry of a side x side grid.
-    symmetry(uniform (B, numbers), side): those symmetries.
+    """A kind of grids.
+
+    meaning: one line for the readers of a dataset's description.
+    vocabulary: the tokens of the grids.
+    numbers: number of uniform numbers that determine a symmetry of a side x side grid, by side.
+    symmetry: the symmetries that uniform numbers (B, numbers(side)) and a side determine.
     """
 
     meaning: str
@@ -37,22 +49,23 @@ class Game:
         return self.symmetry(rng.random((count, self.numbers(side))), side)
 
     def stored_symmetries(self, seed: int, puzzle: np.ndarray, number: np.ndarray, side: int) -> Symmetries:
-        """The `number`-th augmentation (B,) of each `puzzle` (B,): a function of the seed, so that none is stored.
+        """The `number`-th augmentation (B,) of each `puzzle` (B,), a function of the seed: none is stored.
 
         Number 0 is the identity. A game with only the eight dihedral symmetries enumerates them.
         """
+        # Random draws among eight would repeat some of them and leave others out.
         if self.numbers(side) == 1:
             uniform = (number[:, None] % 8) / 8
         else:
             uniform = augment.hashed_uniform(
                 np.stack([np.full_like(puzzle, seed), puzzle, number], axis=1), self.numbers(side)
             )
-        views = self.symmetry(uniform, side)
+        found = self.symmetry(uniform, side)
         first = number == 0
-        views.transform[first], views.colours[first] = 0, augment.IDENTITY_COLOURS
-        if views.order is not None:
-            views.order[first] = np.arange(side)
-        return views
+        found.transform[first], found.colours[first] = 0, augment.IDENTITY_COLOURS
+        if found.order is not None:
+            found.order[first] = np.arange(side)
+        return found
 
 
 def _arc(uniform: np.ndarray, side: int) -> Symmetries:

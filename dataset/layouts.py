@@ -1,6 +1,7 @@
-"""The layouts of a dataset: how a model gets to know a task. One row each; what differs between them is a field here.
+"""The layouts of a dataset: how a model gets to know a task. Every difference between them is a field here.
 
-A new layout: a row here, a sampler (dataset/samplers.py), a builder that writes it, and a line in docs/datasets.md.
+A new layout needs a row here, a sampler (dataset/samplers.py), a builder that writes it, and a line in
+docs/datasets.md.
 """
 
 from dataclasses import dataclass
@@ -11,10 +12,14 @@ LayoutName = Literal["puzzle", "fewshot", "pairs"]
 
 @dataclass(frozen=True)
 class Layout:
-    """meaning: for readers of a dataset's description. learns_rows: every augmented puzzle has a learned row, and the
-    evaluation tasks' demonstrations are training data. reads_demonstrations: a model is shown a task's demonstrations.
-    shares_rule: all puzzles follow one rule, so that each is a task of its own without demonstrations.
-    unknown: why a model of this layout cannot be asked a task that it was not trained on; None: it can.
+    """One way of getting to know a task.
+
+    meaning: one line for the readers of a dataset's description.
+    learns_rows: every augmented puzzle has a learned row. Then the evaluation tasks' demonstrations are
+        training data.
+    reads_demonstrations: a model is shown a task's demonstrations.
+    shares_rule: all puzzles follow one rule. Each is a task of its own without demonstrations.
+    unknown: why a model cannot be asked a task that it was not trained on. None: it can.
     """
 
     name: LayoutName
@@ -36,7 +41,8 @@ LAYOUTS: dict[str, Layout] = {
         ),
         Layout(
             "fewshot",
-            "a model knows a task only from its demonstrations; evaluation tasks occur in no form in training",
+            "a model knows a task only from its demonstrations; "
+            "evaluation tasks occur in no form in training",
             reads_demonstrations=True,
         ),
         Layout(

@@ -1,4 +1,7 @@
-"""Does an evaluation task occur in training? Compared by id, and pair by pair by content, up to dihedral transform and recolouring."""
+"""Does an evaluation task occur in training?
+
+Tasks are compared by id, and pair by pair up to dihedral transform and recolouring.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,42 +15,47 @@ from dataset.task import Task
 
 
 def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) -> list[Leak]:
-    """The (training task, evaluation task) pairs of tasks that have the same id or share a pair.
+    """Every training task and evaluation task that have the same id or share a pair.
 
-    In the few-shot layout every pair of an evaluation task must be new. In the puzzle layout its demonstrations are
-    training data by definition, so only its queries are compared, also with the other evaluation tasks' demonstrations.
+    In the few-shot layout every pair of an evaluation task must be new. In the puzzle layout its
+    demonstrations are training data by definition. So only its queries are compared, with the training tasks
+    and with the demonstrations of the other evaluation tasks.
     """
+    chosen = LAYOUTS[layout]
     tasks = [*train, *test]
     flat = fingerprints([pair for task in tasks for pair in task.pairs])
     prints = np.split(flat, np.cumsum([len(task.pairs) for task in tasks])[:-1])
+    train_prints, test_prints = prints[: len(train)], prints[len(train) :]
     owners: dict[int, set[str]] = {}
-    for task, keys in zip(train, prints, strict=False):
-        for key in keys[keys > 0].tolist():
+    for task, keys in zip(train, train_prints, strict=True):
+        for key in keys[keys > 0].tolist():  # 0: the answer is unknown, so nothing can be compared
             owners.setdefault(key, set()).add(task.id)
+    # With learned rows the demonstrations of an evaluation task are trained on, and may give another's
+    # query away.
     neighbours: dict[int, set[str]] = {}
-    for task, keys in zip(test, prints[len(train) :], strict=True) if LAYOUTS[layout].learns_rows else ():
+    for task, keys in zip(test, test_prints, strict=True) if chosen.learns_rows else ():
         for key in keys[: len(task.demonstrations)].tolist():
             neighbours.setdefault(key, set()).add(task.id)
     training_ids = {task.id for task in train}
     leaks = {(task.id, task.id) for task in test if task.id in training_ids}
-    for task, keys in zip(test, prints[len(train) :], strict=True):
-        asked = keys if LAYOUTS[layout].reads_demonstrations else keys[len(task.demonstrations) :]
-        for key in asked[asked > 0].tolist():
-            leaks.update(
-                (owner, task.id)
-                for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id})
-            )
+    for task, keys in zip(test, test_prints, strict=True):
+        must_be_new = keys if chosen.reads_demonstrations else keys[len(task.demonstrations) :]
+        for key in must_be_new[must_be_new > 0].tolist():
+            trained_on = owners.get(key, set()) | (neighbours.get(key, set()) - {task.id})
+            leaks.update((owner, task.id) for owner in trained_on)
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
 
 
-UNKNOWN_PAIRS = np.array(
-    [np.iinfo(np.uint64).max], np.uint64
-)  # among fingerprints: training data of which nothing is known
+# Stands among the fingerprints for training data of which nothing is known.
+UNKNOWN_PAIRS = np.array([np.iinfo(np.uint64).max], np.uint64)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """tasks: those of `asked` tasks that a model may know from its training. why: the reason, in words."""
+    """The tasks that a model may know from its training.
+
+    tasks: their indices. asked: how many tasks were looked at. why: the reason, in words.
+    """
 
     tasks: np.ndarray
     asked: int
@@ -58,7 +66,10 @@ class Seen:
 
 
 def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> Seen:
-    """Which of `tasks` share a labelled pair with `trained`, the fingerprints of everything a model was trained on."""
+    """Which of `tasks` share a labelled pair with the fingerprints `trained` of a model's training data.
+
+    If nothing is known of that data, every task may have been seen.
+    """
     if np.isin(UNKNOWN_PAIRS, trained).any():
         return Seen(
             tasks,
@@ -73,5 +84,6 @@ def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> Seen:
     return Seen(
         seen,
         len(tasks),
-        f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, up to symmetry and colours",
+        f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, "
+        "up to symmetry and colours",
     )

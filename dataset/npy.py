@@ -1,14 +1,20 @@
-"""The ancestors' .npy layout: python -m dataset.npy export DATASET FOLDER, or python -m dataset.npy import FOLDER DATASET
+"""Datasets in the ancestors' .npy layout, written and read.
+
+    python -m dataset.npy export DATASET FOLDER
+    python -m dataset.npy import FOLDER DATASET
+
+The files of the layout:
 
     {train,test}/all__inputs.npy, all__labels.npy    (N, C * C) uint8 tokens, one row per example
     {train,test}/all__puzzle_identifiers.npy         (puzzles,) int32
     {train,test}/all__puzzle_indices.npy             (puzzles + 1,) int32 first example of each puzzle
     {train,test}/all__group_indices.npy              (groups + 1,) int32 first puzzle of each group (task)
-    {train,test}/all__num_demos.npy                  (puzzles,) int32, few-shot layout only: demonstrations come first
+    {train,test}/all__num_demos.npy                  (puzzles,) int32 demonstrations, which come first;
+                                                     few-shot layout only
     {train,test}/dataset.json, identifiers.json, test_puzzles.json
 
-Every augmentation is written out (1000 per ARC task: some 7 GB), task by task into memory maps. As in the original, the
-training examples of a puzzle are translated, each by its own offset, except one of them that stays in the corner.
+Every augmentation is written out, task by task into memory maps; 1000 per ARC task are some 7 GB. As in the
+original, each training example of a puzzle is translated by its own offset. One of them stays in the corner.
 """
 
 from collections.abc import Iterator
@@ -36,19 +42,22 @@ _INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
 
 @dataclass
 class _Group:
-    """What one task contributes to a split: its pairs, in file order, under each of its augmentation rows."""
+    """What one task contributes to a split: its pairs, in file order, under each of its view rows."""
 
     task: int
     pairs: np.ndarray
-    rows: np.ndarray
+    view_rows: np.ndarray
 
 
 def export(source: Store, output: Path, seed: int = 0) -> None:
     """Write `source` in the ancestors' layout.
 
-    Puzzle layout: training holds all pairs of training tasks and the demonstrations of evaluation tasks, test their
-    queries. Few-shot layout: the splits' own tasks, demonstrations before queries. Pairs: one example per stored
-    augmentation. A query without a known answer gets labels of padding only, which every loader ignores.
+    puzzle: training holds all pairs of training tasks and the demonstrations of evaluation tasks. Test holds
+        their queries.
+    fewshot: each split holds its own tasks, demonstrations before queries.
+    pairs: each split holds one example per stored augmentation.
+
+    A query without a known answer gets labels of padding only, which every loader ignores.
     """
     side = MAX_SIDE if source.metadata.game == "arc" else source.grids.shape[1]
     with directory_written_whole(output, marker="identifiers.json") as folder:
@@ -73,6 +82,7 @@ def _groups(source: Store, split: str) -> Iterator[_Group]:
         first, end = int(source.task_pairs[task]), int(source.task_pairs[task + 1])
         border = first + int(source.task_demonstrations[task])
         tested = source.task_split[task] == TEST
+        # With learned rows an evaluation task belongs to both splits.
         if source.layout.learns_rows and tested:
             pairs = range(first, border) if split == "train" else range(border, end)
         elif tested == (split == "test"):
@@ -80,17 +90,18 @@ def _groups(source: Store, split: str) -> Iterator[_Group]:
         else:
             continue
         if pairs:
+            # A game's copies are not stored: its only view row stands for all of them.
             copies = source.metadata.num_aug + 1 if source.layout.shares_rule and split == "train" else 1
-            rows = np.arange(source.task_rows[task], source.task_rows[task + 1]).repeat(copies)
-            yield _Group(task, np.array(pairs), rows)
+            view_rows = np.arange(source.task_rows[task], source.task_rows[task + 1]).repeat(copies)
+            yield _Group(task, np.array(pairs), view_rows)
 
 
 def _export_split(
     source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool
 ) -> None:
     folder.mkdir()
-    puzzles = sum(len(group.rows) for group in groups)
-    examples = sum(len(group.rows) * len(group.pairs) for group in groups)
+    puzzles = sum(len(group.view_rows) for group in groups)
+    examples = sum(len(group.view_rows) * len(group.pairs) for group in groups)
     arrays = {
         name: open_memmap(_file(folder, name), "w+", np.uint8, (examples, side * side))
         for name in ("inputs", "labels")
@@ -105,15 +116,15 @@ def _export_split(
         written += len(inputs)
     for array in arrays.values():
         array.flush()
-    sizes = np.concatenate([np.full(len(group.rows), len(group.pairs)) for group in groups])
+    sizes = np.concatenate([np.full(len(group.view_rows), len(group.pairs)) for group in groups])
     indices = {
-        "puzzle_identifiers": np.concatenate([source.identifiers_of(group.rows) for group in groups]),
+        "puzzle_identifiers": np.concatenate([source.identifiers_of(group.view_rows) for group in groups]),
         "puzzle_indices": np.concatenate([[0], np.cumsum(sizes)]),
-        "group_indices": np.cumsum([0] + [len(group.rows) for group in groups]),
+        "group_indices": np.cumsum([0] + [len(group.view_rows) for group in groups]),
     }
     if source.layout.reads_demonstrations:
         indices["num_demos"] = np.concatenate(
-            [np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups]
+            [np.full(len(group.view_rows), source.task_demonstrations[group.task]) for group in groups]
         )
     for name, values in indices.items():
         np.save(_file(folder, name), values.astype(np.int32))
@@ -135,15 +146,16 @@ def _export_split(
 def _draw(
     source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (rows * pairs, side * side) of inputs and of labels."""
-    rows, each = group.rows, len(group.pairs)
-    transform, colours, order = source.dihedral[rows].astype(np.int64), source.colours[rows], None
-    if source.layout.shares_rule and len(rows) > 1:
-        views = source.game.stored_symmetries(
-            source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side
+    """Tokens (views * pairs, side * side) of inputs and of labels, all pairs of a view together."""
+    views, each = len(group.view_rows), len(group.pairs)
+    transform = source.dihedral[group.view_rows].astype(np.int64)
+    colours, order = source.colours[group.view_rows], None
+    if source.layout.shares_rule and views > 1:
+        copies = source.game.stored_symmetries(
+            source.metadata.seed, np.full(views, group.task), np.arange(views), side
         )
-        transform, colours, order = views.transform, views.colours, views.order
-    pairs = np.tile(group.pairs, len(rows))
+        transform, colours, order = copies.transform, copies.colours, copies.order
+    pairs = np.tile(group.pairs, views)
     transform, colours = transform.repeat(each), colours.repeat(each, axis=0)
     known = source.pair_output[pairs] >= 0
     inputs, outputs = source.pair_input[pairs], np.where(known, source.pair_output[pairs], 0)
@@ -154,7 +166,8 @@ def _draw(
         ).astype(np.int64)
         extent = np.where(TRANSPOSES.numpy()[transform][:, None], extent[:, ::-1], extent)
         offset = (rng.random((len(pairs), 2)) * (side - extent + 1)).astype(np.int64)
-        corner = rng.integers(0, each, len(rows)) + np.arange(len(rows)) * each
+        # Of each view one example, drawn at random, stays where evaluation shows it.
+        corner = rng.integers(0, each, views) + np.arange(views) * each
         offset[corner] = 0
 
     def tokens(grids: np.ndarray) -> np.ndarray:
@@ -169,41 +182,46 @@ def _draw(
             None if order is None else torch.from_numpy(order.repeat(each, axis=0)),
         ).numpy()
 
-    return tokens(inputs), tokens(outputs) * known[:, None].astype(np.uint8)
+    return tokens(inputs), tokens(outputs) * known[:, None].astype(np.uint8)  # PAD is 0
 
 
 def import_(folder: Path, output: Path) -> Metadata:
     """Read an ARC dataset in the ancestors' layout and write it as ours, with the same identifiers.
 
-    The layout is `fewshot` where num_demos.npy says which pairs are demonstrations, else `puzzle`; there, the original
-    mixes a training task's demonstrations and queries, and its last pair is taken as the query. A pair that training and
-    evaluation share makes the dataset `transductive`. An evaluation answer of one black cell, [[0]], is what the ancestors store
-    where a solution is missing: it becomes unknown, and `details` names its task. Raises `UserError` for other games, missing or
-    contradictory files.
+    The layout is `fewshot` if num_demos.npy says which pairs are demonstrations, else `puzzle`. There the
+    original mixes a training task's demonstrations and queries, and its last pair is taken as the query. A
+    pair that training and evaluation share makes the dataset `transductive`.
+
+    The ancestors store one black cell, [[0]], for a missing solution. Such an evaluation answer becomes
+    unknown, and `details` names its task.
+
+    Raises `UserError` for other games, and for missing or contradictory files.
     """
-    start, rows = writer.read_identifiers(folder / "identifiers.json")
+    start, augmentations = writer.read_identifiers(folder / "identifiers.json")
     names = read_json(folder / "identifiers.json")
-    found = {split: _read_split(folder / split, names) for split in SPLITS if (folder / split).is_dir()}
-    fewshot = any(demonstrations is not None for _, demonstrations in found.values())
-    if fewshot and any(demonstrations is None for _, demonstrations in found.values()):
+    read = {split: _read_split(folder / split, names) for split in SPLITS if (folder / split).is_dir()}
+    fewshot = any(demonstrations is not None for _, demonstrations in read.values())
+    if fewshot and any(demonstrations is None for _, demonstrations in read.values()):
         raise UserError(f"{folder}: one split has all__num_demos.npy and the other has not")
     tasks: dict[str, list[Task]] = {"train": [], "test": []}
     unknown: list[str] = []
-    for task_id in rows:
-        train, test = (found[split][0].get(task_id, []) if split in found else [] for split in SPLITS)
-        split, together = "test" if test else "train", train + test
-        count = found[split][1][task_id] if fewshot and together else len(train) - (split == "train")
-        if not 0 < count < len(together):
+    for task_id in augmentations:
+        train, test = (read[split][0].get(task_id, []) if split in read else [] for split in SPLITS)
+        split, pairs = "test" if test else "train", train + test
+        # Without num_demos.npy the training file of a test task holds its demonstrations alone.
+        count = read[split][1][task_id] if fewshot and pairs else len(train) - (split == "train")
+        if not 0 < count < len(pairs):
             raise UserError(
-                f"{folder}: puzzle {task_id} needs a demonstration and a query; {count} of its {len(together)} examples are demonstrations"
+                f"{folder}: puzzle {task_id} needs a demonstration and a query; "
+                f"{count} of its {len(pairs)} examples are demonstrations"
             )
-        queries = tuple(together[count:])
+        queries = tuple(pairs[count:])
         if split == "test":
             queries = tuple(
                 Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries
             )
-            unknown += [task_id] * any(_is_placeholder(query.output) for query in together[count:])
-        tasks[split].append(Task(task_id, tuple(together[:count]), queries))
+            unknown += [task_id] * any(_is_placeholder(query.output) for query in pairs[count:])
+        tasks[split].append(Task(task_id, tuple(pairs[:count]), queries))
     layout: LayoutName = "fewshot" if fewshot else "puzzle"
     return writer.write_dataset(
         output,
@@ -213,10 +231,10 @@ def import_(folder: Path, output: Path) -> Metadata:
         leaks=find_leaks(tasks["train"], tasks["test"], layout),
         source=f"npy: {folder.resolve().name}",
         seed=0,
-        num_aug=max(len(index) for index, _ in rows.values()) - 1,
+        num_aug=max(len(index) for index, _ in augmentations.values()) - 1,
         identifiers_start=start,
-        augmentations=rows,
-        details={"unknown_answers": unknown} if unknown else None,
+        augmentations=augmentations,
+        details={"unknown_answers": unknown} if unknown else {},
     )
 
 
@@ -225,7 +243,10 @@ def _is_placeholder(answer: np.ndarray | None) -> bool:
 
 
 def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], dict[str, int] | None]:
-    """The pairs of each task's unaugmented puzzle, and its number of demonstrations, None where the files do not say it."""
+    """The pairs of each task's unaugmented puzzle, and its number of demonstrations.
+
+    The latter is None if the files do not say it. Raises `UserError` if they do not belong together.
+    """
     about = read_json(folder / "dataset.json")
     size = GAMES["arc"].vocabulary.size
     if not isinstance(about, dict) or about.get("vocab_size") != size or about.get("seq_len") != MAX_SIDE**2:
@@ -248,7 +269,7 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
     pairs, demonstrations = {}, {}
     for puzzle, identifier in enumerate(identifiers.tolist()):
         name = names[identifier]
-        if augment.NAME_SEPARATOR in name:
+        if augment.NAME_SEPARATOR in name:  # an augmented copy says nothing new
             continue
         examples = range(first[puzzle], first[puzzle + 1])
         pairs[name] = [
@@ -292,16 +313,20 @@ def main() -> None:
     else:
         metadata = import_(options.folder, options.dataset)
         counts = ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
-        about = f"layout {metadata.layout}, protocol {metadata.protocol}, {metadata.num_puzzle_identifiers} puzzle identifiers"
-        print(f"{options.dataset}: {counts} tasks, {about}")
+        print(
+            f"{options.dataset}: {counts} tasks, layout {metadata.layout}, protocol {metadata.protocol}, "
+            f"{metadata.num_puzzle_identifiers} puzzle identifiers"
+        )
         if unknown := metadata.details.get("unknown_answers"):
-            shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+            first = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
             print(
-                f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}"
+                f"{len(unknown)} evaluation tasks have an answer of one black cell, "
+                f"which stands for a missing one: unknown in {first}"
             )
         if metadata.leaks:
             print(
-                f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m tools.info lists them"
+                f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; "
+                "python -m tools.info lists them"
             )
 
 

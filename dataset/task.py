@@ -13,14 +13,14 @@ NUM_COLOURS = 10
 
 
 class OversizedGridError(UserError):
-    """A grid is longer than 30 cells."""
+    """A grid has a side of more than 30 cells."""
 
 
 @dataclass(eq=False)
 class Pair:
     """An input grid and, where it is known, its output grid; both uint8 (rows, columns) with colours 0..9.
 
-    `fingerprint` is kept here once `dataset.augment.fingerprints` has computed it; 0 until then.
+    `dataset.augment.fingerprints` keeps its result in `fingerprint`, which is 0 until then.
     """
 
     input: np.ndarray
@@ -30,7 +30,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Task:
-    """A task with at least one demonstration and one query. Every demonstration has an output."""
+    """A task: at least one demonstration, at least one query. Every demonstration has an output."""
 
     id: str
     demonstrations: tuple[Pair, ...]
@@ -52,7 +52,7 @@ class Task:
     def from_json(cls, task_id: str, value: Any, where: str) -> "Task":
         """Read the ARC format `{"train": [{"input", "output"}], "test": [...]}`.
 
-        `where` names the file in errors. Raises `UserError` naming file, task, pair and cell.
+        `where` names the file in errors. Raises `UserError` that names file, task, pair and cell.
         """
         place = f"{where}: task {task_id}"
         if not isinstance(value, dict):
@@ -102,12 +102,17 @@ def _read_pair(value: Any, place: str, needs_output: bool) -> Pair:
 
 
 def read_grid(value: Any, place: str) -> np.ndarray:
-    """A validated uint8 (rows, columns) grid from nested lists; `place` stands first in error messages."""
+    """A validated uint8 (rows, columns) grid from nested lists.
+
+    Raises `UserError` for the first thing that is wrong, `OversizedGridError` for a side beyond 30. `place`
+    stands first in the message.
+    """
     if isinstance(value, np.ndarray):
         value = value.tolist()
     if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
         raise UserError(f"{place}: expected a non-empty list of non-empty rows")
     rows, columns = len(value), len(value[0])
+    # The fast way for grids that are right. The loops below only look for what to say of a wrong one.
     if all(len(row) == columns for row in value) and set(map(type, chain.from_iterable(value))) == {int}:
         grid = np.array(value)
         if max(rows, columns) <= MAX_SIDE and grid.min() >= 0 and grid.max() < NUM_COLOURS:

@@ -1,4 +1,7 @@
-"""The evaluation set: every query in every augmented view, each exactly once for any batch size and world size."""
+"""The evaluation set: every query in every augmented view, each exactly once.
+
+That holds for any batch size and any number of processes.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +22,10 @@ BLANK_ID = 0
 
 @dataclass(frozen=True)
 class Query:
-    """One thing to predict: pair `pair` of task `task` (its `number`-th query), with `demos` as demonstrations."""
+    """One thing to predict: the answer of pair `pair`, the `number`-th query of task `task`.
+
+    demos: the pairs that are its demonstrations.
+    """
 
     task: int
     number: int
@@ -29,9 +35,11 @@ class Query:
 
 @dataclass
 class ViewBatch:
-    """Up to B views for one forward pass. `valid` rows are real; the rest repeat a row so that shapes stay static.
+    """B views for one forward pass.
 
-    query (B,) index into `EvaluationSet.queries`, view (B,) number of the view (0 is the unaugmented one).
+    samples: what is drawn. query: (B,) index into `EvaluationSet.queries`. view: (B,) number of the view,
+        where 0 is the unaugmented one.
+    valid: how many are real. The rest repeat the last one, so that shapes stay static.
     """
 
     samples: Samples
@@ -43,11 +51,18 @@ class ViewBatch:
 class EvaluationSet:
     """The views of a split's queries.
 
-    `split: test` asks the evaluation tasks' queries, `split: validation` those of the tasks held out of training
-    (`Store.hold_out`); `split: train` asks every labelled pair of the training tasks, with
-    the task's other pairs as demonstrations. `control: query_only` hides the demonstrations (the blank identifier for a
-    puzzle dataset), `shuffled_demonstrations` replaces them by those of another task (as many of them
-    as fit the canvas); a query for which no other task fits is not asked.
+    split:
+      - test: the evaluation tasks' queries.
+      - validation: the queries of the tasks held out of training (`Store.hold_out`).
+      - train: every labelled pair of the training tasks, with the task's other pairs as demonstrations.
+
+    control:
+      - query_only: no demonstrations, and the blank identifier for a puzzle dataset.
+      - shuffled_demonstrations: the demonstrations of another task, as many as fit the canvas. A query for
+        which no other task fits is not asked.
+
+    queries: all queries. asked: (Q,) bool, which of them are asked. too_large: queries that fit no canvas.
+    truncated: ids of tasks with more demonstrations than data.max_demos; the first ones are used.
     """
 
     def __init__(
@@ -61,13 +76,11 @@ class EvaluationSet:
         max_tasks: int | None = None,
         subsets: list[str] | None = None,
     ):
-        # A model trained without turned grids has no puzzle rows for other views, and has never seen one. A game's puzzle
-        # is asked once: its score is the model's own, as in the ancestors.
+        # A model trained without turned grids has no puzzle rows for other views, and never saw one. A game's
+        # puzzle is asked once: its score is the model's own, as in the ancestors.
         self.num_views = num_views if config.turns and not store.layout.shares_rule else 1
         self.store, self.config, self.control = store, config, control
-        self.truncated: set[str] = (
-            set()
-        )  # tasks with more demonstrations than data.max_demos, which uses the first ones
+        self.truncated: set[str] = set()
         self.tasks = store.tasks_of(split, max_tasks, subsets)
         self.sides = task_sides(store, config)
         self.queries = [query for task in self.tasks for query in self._queries(int(task), split)]
@@ -75,15 +88,17 @@ class EvaluationSet:
             q for q in self.queries if smallest_bucket(self.sides[q.task], config.sides) is None
         }
         self._views = {int(task): self._draw_views(int(task), seed) for task in self.tasks}
-        self._donors = self._choose_donors() if control == "shuffled_demonstrations" else {}
-        known = control != "shuffled_demonstrations"
-        # A query that no canvas holds counts as wrong here, too.
+        shuffled = control == "shuffled_demonstrations"
+        self._donors = self._choose_donors() if shuffled else {}
+        # A query that no canvas holds counts as wrong under every control, so that the scores can be
+        # compared.
         self.asked = np.array(
-            [known or query.task in self._donors or query in self.too_large for query in self.queries], bool
+            [not shuffled or query.task in self._donors or query in self.too_large for query in self.queries],
+            bool,
         )
 
     def answer_fits(self, query: Query) -> bool:
-        """Whether the known answer fits the canvas chosen without looking at it; an answer that does not is a miss."""
+        """Whether the known answer fits the canvas, which was chosen without it. If not, it is a miss."""
         side = self.side_of(query)
         return side is not None and int(self.store.pair_side[query.pair, 1]) <= side
 
@@ -95,17 +110,19 @@ class EvaluationSet:
         views: slice = slice(None),
         queries: np.ndarray | None = None,
     ) -> Iterator[ViewBatch]:
-        """This rank's share, bucket by bucket in a fixed order. No collective happens inside, so shares may differ in length.
+        """This rank's share, bucket by bucket in a fixed order.
 
-        `views` restricts every query to a range of its views, `queries` (Q,) bool the set to some queries.
+        `views` restricts every query to a range of its views, `queries` (Q,) bool the set to some queries. No
+        collective happens inside, so the shares may differ in length.
         """
-        rows = self._rows(views, self.asked if queries is None else queries & self.asked)
+        by_bucket = self._by_bucket(views, self.asked if queries is None else queries & self.asked)
         number = 0
-        for bucket in sorted(rows):
-            samples, query, view = rows[bucket]
+        for bucket in sorted(by_bucket):
+            samples, query, view = by_bucket[bucket]
             for start in range(0, len(query), batch_size):
                 if number % world == rank:
                     valid = min(batch_size, len(query) - start)
+                    # A smaller last batch would be another shape, for which compiled kernels are built anew.
                     index = np.minimum(np.arange(start, start + batch_size), start + valid - 1)
                     yield ViewBatch(samples[index], query[index], view[index], valid)
                 number += 1
@@ -115,22 +132,29 @@ class EvaluationSet:
         transform, colours, _ = self._views[query.task]
         return int(transform[number]), colours[number]
 
-    def told(self, query: Query) -> tuple[tuple[int, ...], np.ndarray]:
-        """What the model is told of a query's task: the pairs in its demonstration slots, and each view's identifier (V,)."""
+    def demonstrations_and_identifiers(self, query: Query) -> tuple[tuple[int, ...], np.ndarray]:
+        """What the model gets to know of a query's task.
+
+        Returns the pairs in its demonstration slots, and the puzzle identifier of each view (V,).
+        """
         demos, identifier = query.demos, self._views[query.task][2]
         if query.task in self._donors:
             donor, demos = self._donors[query.task]
-            donor_rows = self._views[donor][2]
-            identifier = donor_rows[np.arange(len(identifier)) % len(donor_rows)]
+            # The donor may have fewer views: they are used again from the first.
+            of_donor = self._views[donor][2]
+            identifier = of_donor[np.arange(len(identifier)) % len(of_donor)]
         return demos, np.full_like(identifier, BLANK_ID) if self.control == "query_only" else identifier
 
-    def demonstrations(self, query: Query) -> tuple[int, ...]:
-        """The pairs that a model may learn the query's task from: those it is told, or for a puzzle's row those of its task that
-        fit the query's canvas. Never the query itself, and none for the control `query_only`."""
+    def adaptation_pairs(self, query: Query) -> tuple[int, ...]:
+        """The pairs that a model may learn the query's task from, never the query itself.
+
+        They are its demonstrations, or for a puzzle's row the task's demonstrations that fit the query's
+        canvas. For the control `query_only` there are none.
+        """
         if self.control == "query_only":
             return ()
         if self.store.layout.reads_demonstrations:
-            return self.told(query)[0]
+            return self.demonstrations_and_identifiers(query)[0]
         task = self._donors[query.task][0] if query.task in self._donors else query.task
         first = int(self.store.task_pairs[task])
         pairs = range(first, first + int(self.store.task_demonstrations[task]))
@@ -140,15 +164,18 @@ class EvaluationSet:
         )
 
     def can_adapt(self, query: Query) -> bool:
-        """Whether those are enough to learn from: a puzzle's row needs one, and an episode one to ask and one to show."""
-        return len(self.demonstrations(query)) >= (2 if self.store.layout.reads_demonstrations else 1)
+        """Whether these pairs are enough to learn from.
+
+        A puzzle's row needs one. An episode needs one to ask and one to show.
+        """
+        return len(self.adaptation_pairs(query)) >= (2 if self.store.layout.reads_demonstrations else 1)
 
     def side_of(self, query: Query) -> int | None:
-        """The canvas on which a query is asked; None when it fits none."""
+        """The side of the canvas on which a query is asked, None if it fits none."""
         return smallest_bucket(self.sides[query.task], self.config.sides)
 
-    def views_of(self, query: Query) -> int:
-        """How many views `query` has: num_views, or fewer where a puzzle dataset stores fewer augmentations."""
+    def num_views_of(self, query: Query) -> int:
+        """How many views `query` has: num_views, or fewer if the task has fewer different augmentations."""
         return len(self._views[query.task][0])
 
     def _queries(self, task: int, split: str) -> list[Query]:
@@ -159,12 +186,14 @@ class EvaluationSet:
                 Query(task, i, pair, self._limit(task, range(first, border)))
                 for i, pair in enumerate(range(border, end))
             ]
+        # Training tasks are asked leave-one-out, like `data.query_sampling=any` trains on them.
         labelled = [pair for pair in range(first, end) if self.store.pair_output[pair] >= 0]
         others = {pair: [other for other in labelled if other != pair] for pair in labelled}
         askable = [pair for pair in labelled if others[pair] or not self.store.layout.reads_demonstrations]
         return [Query(task, i, pair, self._limit(task, others[pair])) for i, pair in enumerate(askable)]
 
     def _limit(self, task: int, demos: Sequence[int]) -> tuple[int, ...]:
+        """The demonstrations that a model is shown: the first data.max_demos, or none if it reads none."""
         if not self.store.layout.reads_demonstrations:
             return ()
         if len(demos) > self.config.max_demos:
@@ -172,36 +201,38 @@ class EvaluationSet:
         return tuple(demos)[: self.config.max_demos]
 
     def _draw_views(self, task: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """transform (V,), colours (V, 10), puzzle identifier (V,); the identity first."""
+        """transform (V,), colours (V, 10), puzzle identifier (V,) of a task's views, the identity first."""
         rows = np.arange(self.store.task_rows[task], self.store.task_rows[task + 1])[: self.num_views]
-        if (
-            not self.store.layout.reads_demonstrations
-        ):  # a learned row exists for the stored augmentations only
+        # A learned row exists for the stored augmentations only.
+        if not self.store.layout.reads_demonstrations:
             return self.store.dihedral[rows], self.store.colours[rows], self.store.identifiers_of(rows)
-        question = self.store.task(task)
-        question = Task(
-            question.id, question.demonstrations, tuple(Pair(query.input, None) for query in question.queries)
-        )
+        # Which views differ from each other must not depend on the answers.
+        known = self.store.task(task)
+        queries = tuple(Pair(query.input, None) for query in known.queries)
+        question = Task(known.id, known.demonstrations, queries)
         transform, colours = augment.draw(question, self.num_views - 1, augment.task_rng(seed, question.id))
         return transform, colours, np.full(len(transform), self.store.identifiers_of(rows[:1])[0])
 
     def _choose_donors(self) -> dict[int, tuple[int, tuple[int, ...]]]:
-        """For each task another one, of its own subset if one fits, the next larger first, and those of its demonstrations that
-        fit on the task's canvas."""
+        """For each task another one, and those of its demonstrations that fit on the task's canvas.
+
+        A task of the same subset comes first, among these the next larger one: its demonstrations resemble
+        the right ones most.
+        """
         order = [int(task) for task in self.tasks[np.argsort(self.sides[self.tasks], kind="stable")]]
         subset = self.store.task_subset.tolist()
-        same: dict[int, list[int]] = {}
+        alike: dict[int, list[int]] = {}
         for task in order:
-            same.setdefault(subset[task], []).append(task)
+            alike.setdefault(subset[task], []).append(task)
+
+        def after(task: int, group: list[int]) -> list[int]:
+            at = group.index(task)
+            return group[at + 1 :] + group[:at]
+
         donors = {}
         for task in order:
             side = smallest_bucket(self.sides[task], self.config.sides) or 0
-            for other in chain(
-                *(
-                    group[(at := group.index(task)) + 1 :] + group[:at]
-                    for group in (same[subset[task]], order)
-                )
-            ):
+            for other in chain(after(task, alike[subset[task]]), after(task, order)):
                 first = int(self.store.task_pairs[other])
                 demos = range(first, first + int(self.store.task_demonstrations[other]))
                 fitting = [pair for pair in demos if self.store.pair_side[pair].max() <= side]
@@ -210,15 +241,20 @@ class EvaluationSet:
                     break
         return donors
 
-    def _rows(self, chosen: slice, asked: np.ndarray) -> dict[Bucket, tuple[Samples, np.ndarray, np.ndarray]]:
-        """The chosen views of the asked queries by bucket, each bucket's arrays in the order of queries, then views."""
+    def _by_bucket(
+        self, chosen: slice, asked: np.ndarray
+    ) -> dict[Bucket, tuple[Samples, np.ndarray, np.ndarray]]:
+        """The chosen views of the asked queries, with the numbers of query and view (n,), by bucket.
+
+        The arrays of a bucket are in the order of queries, then views.
+        """
         blocks: dict[Bucket, list[tuple]] = {}
         for number, query in enumerate(self.queries):
             side = self.side_of(query)
             if side is None or not asked[number]:
                 continue
             transform, colours, _ = self._views[query.task]
-            demos, identifier = self.told(query)
+            demos, identifier = self.demonstrations_and_identifiers(query)
             numbers = np.arange(len(transform))[chosen]
             views = len(numbers)
             blocks.setdefault(Bucket(side, len(demos)), []).append(

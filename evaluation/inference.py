@@ -77,7 +77,7 @@ def collect(
         if stop:
             new.vote_into(votes)
             for number in np.flatnonzero(unsettled).tolist():
-                remaining = questions.views_of(questions.queries[number]) - end
+                remaining = questions.num_views_of(questions.queries[number]) - end
                 unsettled[number] = not votes.settled(number, stop.k, remaining)
     return predictions
 

@@ -297,7 +297,7 @@ def evaluate(
         )
     if stop:
         asked_in_full = sum(
-            questions.views_of(query) for query in questions.queries if query not in questions.too_large
+            questions.num_views_of(query) for query in questions.queries if query not in questions.too_large
         )
         notes.append(
             f"{views} of {asked_in_full} views were asked: a query's votes stopped once its first {stop.k} answers were certain"

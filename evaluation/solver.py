@@ -166,7 +166,7 @@ class Solver:
         return Solution(
             task,
             described(found, protocol.name),
-            questions.views_of(questions.queries[0]),
+            questions.num_views_of(questions.queries[0]),
             answers,
             records,
             notes,
@@ -187,7 +187,7 @@ class Solver:
             raise UserError(
                 f"task {task.id} has no query {query}; it has {len(questions.queries)}, counted from 0"
             )
-        if view >= questions.views_of(questions.queries[query]):
+        if view >= questions.num_views_of(questions.queries[query]):
             why = "a regular task has few, a model trained without turned grids has one"
             raise UserError(f"task {task.id} has no view {view} among num_views={num_views}: {why}")
         adaptation = self._adaptation(protocol, seed, num_views, store)
@@ -237,7 +237,7 @@ class Solver:
             )
         if questions.num_views < num_views:
             notes.append("one view only: the model was trained without turned grids")
-        elif (views := questions.views_of(questions.queries[0])) < num_views:
+        elif (views := questions.num_views_of(questions.queries[0])) < num_views:
             notes.append(f"{views} views only: the task is so regular that it has no more")
         side = smallest_bucket(int(questions.sides[0]), data.sides)
         for query in questions.queries:

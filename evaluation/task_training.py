@@ -320,10 +320,10 @@ class _Episodes:
                 transform = rng.integers(0, 8, count)
             if config.augmentation != "none":
                 colours = augment.random_colours(rng, count)
-            identifier = np.full(count, questions.told(self.query)[1][0])
+            identifier = np.full(count, questions.demonstrations_and_identifiers(self.query)[1][0])
         else:
             query, demos = rng.choice(pairs, count), np.zeros((count, 0), np.int64)
-            chosen = rng.integers(0, questions.views_of(self.query), count)
+            chosen = rng.integers(0, questions.num_views_of(self.query), count)
             identifier = self.rows[chosen]
             views = [questions.view(self.query, int(view)) for view in chosen]
             transform, colours = np.array([view[0] for view in views]), np.stack([view[1] for view in views])
@@ -345,7 +345,7 @@ def lessons_of(questions: EvaluationSet, asked: np.ndarray) -> tuple[list[Lesson
         if questions.side_of(query) is None:
             continue
         if questions.can_adapt(query):
-            found.setdefault((query.task, questions.demonstrations(query)), []).append(number)
+            found.setdefault((query.task, questions.adaptation_pairs(query)), []).append(number)
         else:
             without[number] = True
     lessons = [
@@ -380,7 +380,8 @@ def holding(
 def _rows(questions: EvaluationSet, lesson: Lesson) -> tuple[Tensor, np.ndarray]:
     """The different puzzle identifiers (R,) that a lesson's queries are asked with, and each view's place (V,) among them."""
     told, place = np.unique(
-        questions.told(questions.queries[lesson.queries[0]])[1].astype(np.int64), return_inverse=True
+        questions.demonstrations_and_identifiers(questions.queries[lesson.queries[0]])[1].astype(np.int64),
+        return_inverse=True,
     )
     return torch.from_numpy(told), place
 

@@ -61,7 +61,7 @@ def test_the_recipes_with_a_folder(tmp_path):
         tmp_path / "d", "--recipe", "rearc", "--input-dir", str(tmp_path / "re"), "--max-tasks", "5"
     )
     assert metadata.subsets == {"evaluation": 5, "rearc": 2}
-    for family in (*RECIPES["1d-arc"]["test_set_name"], "1d_fill"):
+    for family in (*RECIPES["1d-arc"].test_set_name, "1d_fill"):
         write_folder(tmp_path / "1d" / family, some_tasks(family, 2))
     metadata = run_build(tmp_path / "d", "--recipe", "1d-arc", "--input-dir", str(tmp_path / "1d"))
     assert set(metadata.subsets) - set(metadata.test_subsets) == {"1d_fill"}

@@ -1,6 +1,7 @@
 """The store, leaks and the evaluation set."""
 
 import hashlib
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dataset.writer import write_dataset
 from tests.support.grids import random_task, write_store
 from tests.support.runs import data_config_of, run
 from utils.errors import UserError
+from utils.files import read_json
 
 
 def test_a_build_is_the_same_bytes_under_any_hash_seed(tmp_path):
@@ -90,6 +92,13 @@ def test_a_damaged_or_foreign_dataset_is_refused(tmp_path):
         Store.load(store.path)
     file.unlink()
     with pytest.raises(UserError, match="augmentations.npz is missing"):
+        Store.load(store.path)
+    about = read_json(tmp_path / "d" / "dataset.json")
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps({**about, "game": "chess"}))
+    with pytest.raises(UserError, match="format: game: .*the games are arc, sudoku, maze, found 'chess'$"):
+        Store.load(store.path)
+    (tmp_path / "d" / "dataset.json").write_text("[]")
+    with pytest.raises(UserError, match="not of this framework's format"):
         Store.load(store.path)
     (tmp_path / "d" / "dataset.json").write_text('{"pad_id": 0}')
     with pytest.raises(UserError, match="not of this framework's format"):

@@ -99,7 +99,8 @@ def test_shuffled_demonstrations_come_from_the_same_subset(tmp_path):
     store = Store.load(tmp_path / "d")
     questions = EvaluationSet(store, load_config(store).data, "test", 1, 0, "shuffled_demonstrations")
     for query in questions.queries:
-        others = np.searchsorted(store.task_pairs, questions.told(query)[0], side="right") - 1
+        told, _ = questions.demonstrations_and_identifiers(query)
+        others = np.searchsorted(store.task_pairs, told, side="right") - 1
         assert query.task not in others and set(store.task_subset[others]) == {store.task_subset[query.task]}
 
 

@@ -61,8 +61,8 @@ def test_what_cannot_learn_is_answered_as_it_is_and_said(tmp_path):
 def test_no_query_is_among_what_is_learned_for_it(split, control, layout, fewshot, puzzle):
     store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
     questions = EvaluationSet(store, Trainer(store).config.data, split, 2, 0, control)
-    assert all(query.pair not in questions.demonstrations(query) for query in questions.queries)
-    assert any(questions.demonstrations(query) for query in questions.queries) == (control != "query_only")
+    assert all(query.pair not in questions.adaptation_pairs(query) for query in questions.queries)
+    assert any(questions.adaptation_pairs(query) for query in questions.queries) == (control != "query_only")
 
 
 def test_a_named_protocol_is_checked(fewshot, puzzle):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dataset.batch import Bucket
-from dataset.samplers import local_rows
+from dataset.samplers import local_samples
 from models.act import Carry
 from models.core import RecursiveModel
 from models.pretrained import load_strictly
@@ -106,6 +106,6 @@ def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dic
         whole = Carry.join(
             [Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts]
         )
-        share = whole[local_rows(len(whole.steps), world.rank, world.size)]
+        share = whole[local_samples(len(whole.steps), world.rank, world.size)]
         carries[Bucket(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
     return carries

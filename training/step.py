@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dataset.batch import Batch
 from dataset.canvas import IGNORE_LABEL_ID
-from dataset.samplers import Stream, local_rows, step_rng
+from dataset.samplers import Stream, local_samples, step_rng
 from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
 from models.context import Context, Noise
 from models.core import RecursiveModel
@@ -290,7 +290,7 @@ def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: 
     arch = state.model.config
     rng = step_rng(config.seed, state.step, Stream.HALTING)
     minimum = exploration(rng, config.global_batch_size, arch.halt_exploration_prob, arch.halt_max_steps)
-    rows = local_rows(config.global_batch_size, world.rank, world.size)
+    rows = local_samples(config.global_batch_size, world.rank, world.size)
     return torch.from_numpy(minimum[rows]).to(batch.data["inputs"].device, non_blocking=True)
 
 
@@ -300,7 +300,7 @@ def _noise(
     """A portion of this process's rows of standard normal numbers for the global batch, a function of seed,
     step and the order of the draws."""
     rng = step_rng(config.seed, state.step, Stream.NOISE)
-    rows = local_rows(config.global_batch_size, world.rank, world.size)
+    rows = local_samples(config.global_batch_size, world.rank, world.size)
 
     def draw(*shape: int) -> Tensor:
         values = rng.standard_normal((config.global_batch_size, *shape), dtype=np.float32)

@@ -1,4 +1,7 @@
-"""What the builders of Sudoku and mazes share: options, the ancestors' csv files, generation in parallel, the splits."""
+"""What the builders of Sudoku and mazes share.
+
+These are the options, the ancestors' csv files, generation in parallel, and splits without a common puzzle.
+"""
 
 import argparse
 import csv
@@ -14,7 +17,7 @@ from itertools import count as count_from
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,16 +25,20 @@ from tqdm import tqdm
 from dataset import writer
 from utils.errors import UserError
 
-SPLITS = ("test", "train")
+SPLITS = ("test", "train")  # a split's place here is part of its seed
 HEADER = ["source", "q", "a", "rating"]
-BATCH = 512  # puzzles checked together: what fits the processor's cache
+BATCH = 512  # puzzles checked together, such that they fit the processor's cache
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 MAX_BARREN_BLOCKS = 100  # generation gives up when this many blocks in a row yield nothing
 
 
 @dataclass(frozen=True)
 class Puzzles:
-    """Questions and answers (n, side, side) uint8, and a number per puzzle: its difficulty, or for mazes its path length."""
+    """n puzzles.
+
+    inputs, answers: (n, side, side) uint8. rating: (n,) the difficulty, for mazes the length of the path in
+    moves.
+    """
 
     inputs: np.ndarray
     answers: np.ndarray
@@ -40,12 +47,12 @@ class Puzzles:
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def __getitem__(self, rows: np.ndarray | slice) -> "Puzzles":
-        return Puzzles(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def __getitem__(self, chosen: np.ndarray | slice) -> "Puzzles":
+        return Puzzles(*(getattr(self, field.name)[chosen] for field in fields(self)))
 
 
 def add_arguments(parser: argparse.ArgumentParser, source_repo: str) -> None:
-    """The options of both builders; the ancestors' names where they had one."""
+    """The options of both builders. Options that the ancestors had have the ancestors' names."""
     origin = parser.add_mutually_exclusive_group()
     origin.add_argument(
         "--source",
@@ -69,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser, source_repo: str) -> None:
 
 
 def resolve(options: argparse.Namespace, source_repo: str, **generated: Any) -> None:
-    """Fill in the defaults of options that belong to one source (`generated`: the game's own), and refuse them with another.
+    """Fill in the defaults of options that belong to one source, and refuse them with another.
 
-    `options.source` becomes generated, hub or csv.
+    `generated` are the defaults of the game's own options. `options.source` becomes generated, hub or csv.
     """
     if options.input_dir is not None:
         options.source = "csv"
@@ -95,7 +102,7 @@ def resolve(options: argparse.Namespace, source_repo: str, **generated: Any) -> 
 def generate_splits(
     make: Callable[[np.random.Generator], Puzzles], options: argparse.Namespace
 ) -> dict[str, Puzzles]:
-    """Both splits, from generators of their own."""
+    """Both splits, each from random numbers of its own, so that neither size changes the other split."""
     counts = {"test": options.test_puzzles, "train": options.train_puzzles}
     return {
         split: generate(make, count, (options.seed, SPLITS.index(split)), options.workers, f"{split} puzzles")
@@ -110,9 +117,9 @@ def generate(
     workers: int,
     label: str,
 ) -> Puzzles:
-    """The first `count` puzzles of the blocks make(default_rng([*seed, 0])), make(default_rng([*seed, 1])), ...
+    """The first `count` puzzles of the blocks that `make` gives for the seeds (*seed, 0), (*seed, 1), ...
 
-    The same for any number of workers. Raises `UserError` when the wanted puzzles are too rare.
+    They are the same for any number of workers. Raises `UserError` when the wanted puzzles are too rare.
     """
     blocks, found, barren = [], 0, 0
     with tqdm(total=count, desc=label, unit="puzzle", disable=None) as progress:
@@ -124,22 +131,20 @@ def generate(
                 break
             if barren == MAX_BARREN_BLOCKS:
                 raise UserError(
-                    f"only {found} of {count} {label} found, and none in the last {barren} blocks; ask for less rare ones"
+                    f"only {found} of {count} {label} found, and none in the last {barren} blocks; "
+                    "ask for less rare ones"
                 )
-    return Puzzles(
-        *(
-            np.concatenate([getattr(block, field.name) for block in blocks])[:count]
-            for field in fields(Puzzles)
-        )
-    )
+    columns = ([getattr(block, field.name) for block in blocks] for field in fields(Puzzles))
+    return Puzzles(*(np.concatenate(column)[:count] for column in columns))
 
 
 def _in_order(
     make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...], workers: int
 ) -> Iterator[Puzzles]:
+    """Blocks without end, in the order of their seeds, `workers` of them in the making."""
     seeds = ((*seed, block) for block in count_from(0))
     if workers == 1:
-        yield from (_block(make, each) for each in seeds)  # without end, like the loop below
+        yield from (_block(make, each) for each in seeds)
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         waiting = deque(pool.submit(_block, make, each) for each in islice(seeds, workers))
         try:
@@ -157,7 +162,10 @@ def _block(make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...]
 def read_csv(
     options: argparse.Namespace, alphabet: dict[str, int], keep: Callable[[int], bool] = lambda rating: True
 ) -> dict[str, tuple[Puzzles, "Lines"]]:
-    """Both splits of --input-dir or of the hub: puzzles whose rating passes `keep`, and the lines that they stand on."""
+    """Both splits of --input-dir or of the hub: puzzles whose rating passes `keep`, and their lines.
+
+    `alphabet` maps each character to the value of its cell. Raises `UserError`.
+    """
     if options.input_dir is not None:
         return {split: _parse(options.input_dir / f"{split}.csv", alphabet, keep) for split in SPLITS}
     result = {}
@@ -171,12 +179,10 @@ def read_csv(
 
 
 def origin(options: argparse.Namespace) -> str:
-    """A word on where csv files come from."""
-    return (
-        f"{options.source_repo}@{options.revision}"
-        if options.source == "hub"
-        else options.input_dir.resolve().name
-    )
+    """Where csv files come from, for the description of the dataset."""
+    if options.source == "hub":
+        return f"{options.source_repo}@{options.revision}"
+    return options.input_dir.resolve().name
 
 
 def _download(url: str, file: Path) -> None:
@@ -184,18 +190,20 @@ def _download(url: str, file: Path) -> None:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT) as response, file.open("wb") as target:
             shutil.copyfileobj(response, target)
             expected = response.headers.get("Content-Length")
+        # A connection that ends early raises no error by itself.
         if expected is not None and int(expected) != file.stat().st_size:
             raise ConnectionError(f"the connection ended after {file.stat().st_size} of {expected} bytes")
     except (OSError, http.client.HTTPException) as error:
         raise UserError(
-            f"cannot download {url}: {getattr(error, 'reason', None) or error}; fetch train.csv and test.csv in another way and pass "
-            "their folder with --input-dir, or generate puzzles with --source generated"
+            f"cannot download {url}: {getattr(error, 'reason', None) or error}; "
+            "fetch train.csv and test.csv in another way and pass their folder with --input-dir, "
+            "or generate puzzles with --source generated"
         ) from None
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Where puzzles stand in a csv file."""
+    """Where puzzles stand in a csv file: its name, and the line number (n,) of each."""
 
     name: str
     numbers: np.ndarray
@@ -209,38 +217,32 @@ class Lines:
 def _parse(
     file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], name: str | None = None
 ) -> tuple[Puzzles, Lines]:
+    """The puzzles of a csv file and their lines. `name` is what errors call the file."""
     name = name or str(file)
     numbers, ratings, cells = [], [], 0
+    # All puzzles of a column in one array of bytes, which numpy reads without a copy.
     text = {"q": bytearray(), "a": bytearray()}
     try:
         with file.open(newline="", encoding="utf-8") as lines:
-            rows = csv.reader(lines)
-            if (header := next(rows, None)) != HEADER:
-                raise UserError(
-                    f"{name}, line 1: expected the columns {','.join(HEADER)}, found {','.join(header or []) or 'nothing'}"
-                )
-            for row in rows:
-                where = f"{name}, line {rows.line_num}"
-                if len(row) != len(HEADER):
-                    raise UserError(f"{where}: expected {len(HEADER)} columns, found {len(row)}")
-                _, q, a, rating = row
+            records = csv.reader(lines)
+            if (header := next(records, None)) != HEADER:
+                found = ",".join(header or []) or "nothing"
+                raise UserError(f"{name}, line 1: expected the columns {','.join(HEADER)}, found {found}")
+            for record in records:
+                where = f"{name}, line {records.line_num}"
+                if len(record) != len(HEADER):
+                    raise UserError(f"{where}: expected {len(HEADER)} columns, found {len(record)}")
+                _, q, a, rating = record
                 try:
                     kept = keep(int(rating))
                 except ValueError:
                     raise UserError(f"{where}: rating '{rating}' is not a whole number") from None
-                cells = cells or len(q)
-                if int(cells**0.5) ** 2 != cells or not cells:
-                    raise UserError(f"{where}: q has {cells} characters, which is no square grid")
-                for column, value in (("q", q), ("a", a)):
-                    if len(value) != cells:
-                        raise UserError(f"{where}: {column} has {len(value)} characters, expected {cells}")
-                    if not alphabet.keys() >= set(value):
-                        strange = next(i for i, character in enumerate(value) if character not in alphabet)
-                        raise UserError(f"{where}: {column} has '{value[strange]}' at position {strange + 1}")
-                    if kept:
-                        text[column] += value.encode()
+                cells = cells or len(q)  # the first puzzle decides the size of all
+                _require_grids(q, a, cells, alphabet, where)
                 if kept:
-                    numbers.append(rows.line_num)
+                    text["q"] += q.encode()
+                    text["a"] += a.encode()
+                    numbers.append(records.line_num)
                     ratings.append(int(rating))
     except FileNotFoundError:
         raise UserError(f"no such file: {name}") from None
@@ -257,19 +259,27 @@ def _parse(
     return Puzzles(inputs, answers, np.array(ratings, np.int64)), Lines(name, np.array(numbers, np.int64))
 
 
+def _require_grids(q: str, a: str, cells: int, alphabet: dict[str, int], where: str) -> None:
+    """Raise `UserError` unless question and answer are square grids of so many cells in the alphabet."""
+    if int(cells**0.5) ** 2 != cells or not cells:
+        raise UserError(f"{where}: q has {cells} characters, which is no square grid")
+    for column, value in (("q", q), ("a", a)):
+        if len(value) != cells:
+            raise UserError(f"{where}: {column} has {len(value)} characters, expected {cells}")
+        if not alphabet.keys() >= set(value):
+            strange = next(i for i, character in enumerate(value) if character not in alphabet)
+            raise UserError(f"{where}: {column} has '{value[strange]}' at position {strange + 1}")
+
+
 def batched(function: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """The arrays that `function` returns, computed for some puzzles at a time to bound the memory."""
     starts = range(0, max(len(arrays[0]), 1), BATCH)
-    return tuple(
-        map(
-            np.concatenate,
-            zip(*(function(*(a[start : start + BATCH] for a in arrays)) for start in starts), strict=True),
-        )
-    )
+    parts = [function(*(array[start : start + BATCH] for array in arrays)) for start in starts]
+    return tuple(np.concatenate(results) for results in zip(*parts, strict=True))
 
 
 def histogram(values: np.ndarray) -> str:
-    """Counts of whole numbers >= 0 in the ranges 0, 1, 2-3, 4-7, 8-15, ... as one line."""
+    """Counts of whole numbers >= 0 in the ranges 0, 1, 2-3, 4-7, 8-15 and so on, as one line."""
     ranges, counts = np.unique(np.ceil(np.log2(values + 1)).astype(int), return_counts=True)
     ends = [(2**r // 2, 2**r - 1) for r in ranges.tolist()]
     return ", ".join(
@@ -278,7 +288,7 @@ def histogram(values: np.ndarray) -> str:
 
 
 def write(
-    game: Literal["sudoku", "maze"],
+    game: str,
     splits: dict[str, Puzzles],
     fingerprints: Callable[..., np.ndarray],
     options: argparse.Namespace,
@@ -288,12 +298,11 @@ def write(
     rating: str,
     record: dict[str, Any],
 ) -> dict[str, Puzzles]:
-    """Keep the splits apart, write the dataset with its `record`, and say what was written. Returns the splits as written.
+    """Keep the splits apart, write the dataset, and print what was written. Returns the splits as written.
 
-    `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other; `rating` is the name of
-    the puzzles' ratings.
+    fingerprints: gives equal numbers to puzzles (inputs, answers) that a symmetry maps to each other.
+    rating: the name of the puzzles' ratings. record: what to say of the dataset in its details.
     """
-
     splits, keys, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
     writer.write_pairs(
@@ -308,12 +317,10 @@ def write(
             name: value for name, value in {**record, **counts, **histograms}.items() if value is not None
         },
     )
-    print(
-        f"{options.output_dir}: {len(splits['train'])} training and {len(splits['test'])} test puzzles, {source}"
-    )
-    print(
-        f"{counts['dropped_train_puzzles']} training puzzles left out because they equal a test puzzle up to symmetry"
-    )
+    train, test = len(splits["train"]), len(splits["test"])
+    print(f"{options.output_dir}: {train} training and {test} test puzzles, {source}")
+    dropped = counts["dropped_train_puzzles"]
+    print(f"{dropped} training puzzles left out because they equal a test puzzle up to symmetry")
     print(*(f"{name}: {value}" for name, value in histograms.items()), sep="\n")
     return splits
 
@@ -321,10 +328,11 @@ def write(
 def disjoint(
     splits: dict[str, Puzzles], fingerprints: Callable[..., np.ndarray], subsample_size: int | None, seed: int
 ) -> tuple[dict[str, Puzzles], dict[str, np.ndarray], dict[str, int]]:
-    """Drop training puzzles that a symmetry maps to a test puzzle, then subsample. Returns the splits, their puzzles'
-    fingerprints, and what to record.
+    """Drop training puzzles that a symmetry maps to a test puzzle, then subsample.
 
-    `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other.
+    Returns the splits, their puzzles' fingerprints, and counts to record. `fingerprints(inputs, answers)`
+    gives equal numbers to puzzles that a symmetry maps to each other. Raises `UserError` if too few puzzles
+    are left.
     """
     for split in SPLITS:
         if not len(splits[split]):
@@ -338,13 +346,15 @@ def disjoint(
     dropped = len(splits["train"]) - len(fresh)
     if not len(fresh):
         raise UserError(
-            f"all {dropped} training puzzles equal a test puzzle up to symmetry; use fewer test puzzles or larger grids"
+            f"all {dropped} training puzzles equal a test puzzle up to symmetry; "
+            "use fewer test puzzles or larger grids"
         )
     if subsample_size is not None:
         if subsample_size > len(fresh):
             raise UserError(
                 f"--subsample-size {subsample_size} asks for more than the {len(fresh)} training puzzles"
             )
+        # Sorted, so that a subsample keeps the order of the whole.
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
     record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
     keys["train"] = keys["train"][fresh]

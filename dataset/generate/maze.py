@@ -1,7 +1,7 @@
 """Square mazes: generator, shortest paths, fingerprints, for many mazes at once.
 
-Grids are (B, side, side) uint8 indices into `CHARACTERS`, the ancestors' alphabet: wall, open, start, goal, path. A path
-moves in the four directions; its length is its number of moves.
+Grids are (B, side, side) uint8 indices into `CHARACTERS`, the ancestors' alphabet: wall, open, start, goal,
+path. A path moves in the four directions. Its length is its number of moves.
 """
 
 import numpy as np
@@ -16,11 +16,12 @@ MIN_SIDE = 5  # 2x2 rooms
 def generate(
     side: int, count: int, loops: float, min_path_length: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Mazes (<= count, side, side) with a start and a goal at least `min_path_length` moves apart, where a maze has such a goal.
+    """Mazes (<= count, side, side) with a start and a goal at least `min_path_length` moves apart.
 
-    Rooms lie on every second row and column; a random depth-first walk joins them to a tree, which makes long paths, and
-    then each remaining wall between two rooms falls with probability `loops`. An even side has a second wall line on a
-    random border in each direction. Start and goal are uniform over the open cells that are far enough apart.
+    Rooms lie on every second row and column. A random depth-first walk joins them to a tree, which makes
+    long paths. Then each remaining wall between two rooms falls with probability `loops`. An even side has
+    a second wall line on a random border in each direction. Start and goal are uniform over the open cells
+    that are far enough apart. A maze without such a goal is left out, so fewer than `count` may come back.
     """
     rooms = (side - 1) // 2
     mazes = np.zeros((count, side, side), np.uint8)
@@ -29,11 +30,13 @@ def generate(
     inner = mazes[:, 1 : 2 * rooms, 1 : 2 * rooms]
     inner[:, ::2, 1::2][rng.random((count, rooms, rooms - 1)) < loops] = OPEN
     inner[:, 1::2, ::2][rng.random((count, rooms - 1, rooms)) < loops] = OPEN
+    # Rooms and walls alternate, so an even side has a line to spare in each direction.
     if side % 2 == 0:
         for axis in (1, 2):
             shifted = rng.random(count) < 0.5
             mazes[shifted] = np.roll(mazes[shifted], 1, axis)
     flat, every = mazes.reshape(count, -1), np.arange(count)
+    # The largest of random numbers above 0, one per cell: a uniform choice for all mazes at once.
     start = ((flat == OPEN) * (1 - rng.random(flat.shape))).argmax(axis=1)
     far = distances(mazes, start).reshape(count, -1) >= max(min_path_length, 1)
     goal = (far * (1 - rng.random(flat.shape))).argmax(axis=1)
@@ -42,11 +45,13 @@ def generate(
 
 
 def _carve_trees(flat: np.ndarray, side: int, rooms: int, rng: np.random.Generator) -> None:
-    """Open walls of (B, side * side) mazes until the rooms are a spanning tree: one step of every maze's walk at a time."""
+    """Open walls of (B, side * side) mazes until the rooms form a spanning tree.
+
+    One step of every maze's walk is made at a time.
+    """
     every = np.arange(len(flat))
-    visited = np.ones(
-        (len(flat), rooms + 2, rooms + 2), bool
-    )  # a frame of visited rooms keeps the walk inside
+    # A frame of visited rooms keeps the walk inside.
+    visited = np.ones((len(flat), rooms + 2, rooms + 2), bool)
     visited[:, 1:-1, 1:-1] = False
     visited = visited.reshape(len(flat), -1)
     moves = np.array([1, -1, rooms + 2, -rooms - 2])
@@ -55,22 +60,28 @@ def _carve_trees(flat: np.ndarray, side: int, rooms: int, rng: np.random.Generat
     trail[:, 0] = row * (rooms + 2) + column
     visited[every, trail[:, 0]] = True
     depth = np.zeros(len(flat), np.int64)
-    for _ in range(2 * rooms * rooms - 2):  # every room is entered once and, but for the last ones, left once
+    # Every room but the first is entered once and, but for the last ones, left once.
+    for _ in range(2 * rooms * rooms - 2):
         here = trail[every, depth]
         free = ~visited[every[:, None], here[:, None] + moves]
         move = moves[(free * (1 - rng.random(free.shape))).argmax(axis=1)]
         ahead = free.any(axis=1)
         maze, room, move = every[ahead], here[ahead], move[ahead]
         visited[maze, room + move] = True
+        # The wall between two rooms is the cell half-way between theirs.
         rows, columns = np.divmod(room, rooms + 2)
         row_step, column_step = np.divmod(room + move, rooms + 2) - np.stack([rows, columns])
         flat[maze, (2 * rows - 1 + row_step) * side + 2 * columns - 1 + column_step] = OPEN
+        # A dead end goes one room back along the trail.
         depth = np.maximum(depth + np.where(ahead, 1, -1), 0)
         trail[maze, depth[maze]] = room + move
 
 
 def distances(mazes: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Moves from cell `origin` (B,) (row * side + column) to every cell, (B, side, side) int32, -1 where there is no way."""
+    """Moves from cell `origin` (B,), which is row * side + column, to every cell.
+
+    Returns (B, side, side) int32, -1 for cells that cannot be reached.
+    """
     count, side, _ = mazes.shape
     width = side + 2
     unseen = np.zeros((count, width, width), bool)  # framed by walls
@@ -78,6 +89,7 @@ def distances(mazes: np.ndarray, origin: np.ndarray) -> np.ndarray:
     result = np.full(unseen.shape, -1, np.int32)
     moves = np.array([1, -1, width, -width])
     rows, columns = np.divmod(origin, side)
+    # Breadth first, the fronts of all mazes together as flat indices into the framed grids.
     front = (np.arange(count) * width + rows + 1) * width + columns + 1
     length = 0
     while len(front):
@@ -90,20 +102,25 @@ def distances(mazes: np.ndarray, origin: np.ndarray) -> np.ndarray:
 
 
 def shortest_paths(mazes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Answers (B, side, side) that mark every cell on any shortest path, path lengths (B,), and which paths are unique (B,).
+    """Answers (B, side, side) that mark every cell on any shortest path, lengths (B,), which are unique (B,).
 
-    Length -1 where no path joins start and goal; nothing is marked then. Every maze must have one start and one goal.
+    Every maze must have one start and one goal. If no path joins them, the length is -1 and nothing is
+    marked.
     """
     flat = mazes.reshape(-1, mazes.shape[1] ** 2)
     start, goal = (flat == START).argmax(axis=1), (flat == GOAL).argmax(axis=1)
     from_start, from_goal = distances(mazes, start), distances(mazes, goal)
     length = from_start.reshape(flat.shape)[np.arange(len(flat)), goal]
+    # A cell lies on a shortest path exactly when the ways to it and from it add up to the shortest length.
     on_path = (from_start >= 0) & (from_start + from_goal == length[:, None, None])
     answers = np.where(on_path & (mazes == OPEN), np.uint8(PATH), mazes)
     return answers, length, on_path.sum(axis=(1, 2)) == length + 1
 
 
 def fingerprints(mazes: np.ndarray) -> np.ndarray:
-    """(B,) uint64, equal exactly for mazes that a rotation or reflection maps to each other (up to 64-bit collisions)."""
+    """(B,) uint64, equal for mazes that a rotation or reflection maps to each other.
+
+    Other mazes differ, up to the chance of a 64-bit collision.
+    """
     weights = np.random.default_rng(0).integers(0, 1 << 64, mazes[0].size, np.uint64)
     return np.min([dihedral(mazes, index).reshape(len(mazes), -1) @ weights for index in range(8)], axis=0)

@@ -1,32 +1,34 @@
 """Rules on small grids, and the check that a task's demonstrations determine its answer.
 
-A rule is one stage or two, each a family of `dataset.generate.rule_families` and its parameters: `gravity(down) > recolour(3->5)`.
-Nothing here knows any of the families: one that is added there takes part in every draw and every check.
+A rule is one stage or two, each a family of `rule_families` and its parameters. An example is
+`gravity(down) > recolour(3->5)`. Nothing here knows any of the families. One that is added there takes part
+in every draw and every check.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
 
-from dataset.generate.rule_families import COLOURS, FAMILIES, Family, may_become
+from dataset.generate.rule_families import FAMILIES, Family, may_become
+from dataset.generate.rule_functions import COLOURS
+from dataset.generate.rule_grids import draw_grids
 from dataset.task import NUM_COLOURS
 from utils.errors import UserError
 
-PROBES = 16
-FOREIGN_COLOURS = 2
-MAX_OBJECTS = 4
-CELLS_AT_ONCE = 2**14
+PROBES = 16  # grids of each style and shape that tell rules apart
+FOREIGN_COLOURS = 2  # stand for all colours that a task does not show
+CELLS_AT_ONCE = 2**14  # cells of the cases that are explained together, to bound the memory
 
-Stages = tuple[str, ...]
-Rule = tuple[tuple[str, tuple[int, ...]], ...]
-Case = tuple[np.ndarray, np.ndarray]
+Stages = tuple[str, ...]  # names of families
+Rule = tuple[tuple[str, tuple[int, ...]], ...]  # of each stage its family and parameters
+Case = tuple[np.ndarray, np.ndarray]  # inputs and outputs of one task
 
 
 def apply(rule: Rule, grids: np.ndarray) -> np.ndarray:
-    """`rule` on grids (N, R, C) uint8; a transposing rule returns (N, C, R)."""
+    """`rule` on grids (N, R, C) uint8. A transposing rule returns (N, C, R)."""
     for name, values in rule:
         grids = FAMILIES[name].apply(np.array([values]), grids[None])[0]
     return grids
@@ -38,7 +40,7 @@ def describe(rule: Rule) -> str:
 
 
 def stages_of(rule: Rule) -> Stages:
-    """The families of its stages."""
+    """The families of a rule's stages."""
     return tuple(name for name, _ in rule)
 
 
@@ -54,77 +56,25 @@ def colours_of(rule: Rule) -> list[int]:
 def draw_inputs(
     rng: np.random.Generator, rule: Rule, demonstrations: int, queries: int, shape: tuple[int, int]
 ) -> np.ndarray:
-    """(demonstrations + queries, rows, columns) inputs in a style that suits the rule, with few colours, the rule's among them.
+    """Inputs (demonstrations + queries, rows, columns) in a style that suits the rule.
 
-    The queries show no colour that the demonstrations do not.
+    They have few colours, among them those of the rule. The queries show only colours of the demonstrations.
     """
     styles = sorted({style for name in stages_of(rule) for style in FAMILIES[name].inputs})
     style = styles[rng.integers(len(styles))]
     named = colours_of(rule)
     others = [colour for colour in rng.permutation(COLOURS).tolist() if colour not in named]
-    palette = np.array(named + others, np.uint8)[
-        : NUM_COLOURS if style == "all colours" else max(len(named) + 1, 2 + rng.integers(4))
-    ]
-    grids = _draw_grids(rng, style, palette, demonstrations + queries, shape)
+    size = NUM_COLOURS if style == "all colours" else max(len(named) + 1, 2 + rng.integers(4))
+    palette = np.array(named + others, np.uint8)[:size]
+    grids = draw_grids(rng, style, palette, demonstrations + queries, shape)
     shown = np.bincount(grids[:demonstrations].ravel(), minlength=NUM_COLOURS) > 0
     shown[0] = False
+    # What a rule does to a colour that no demonstration shows could not be known.
     if shown.any():
-        known = np.where(
-            shown, np.arange(NUM_COLOURS), rng.choice(np.flatnonzero(shown), NUM_COLOURS)
-        ).astype(np.uint8)
+        instead = rng.choice(np.flatnonzero(shown), NUM_COLOURS)
+        known = np.where(shown, np.arange(NUM_COLOURS), instead).astype(np.uint8)
         known[0] = 0
         grids[demonstrations:] = known[grids[demonstrations:]]
-    return grids
-
-
-def _draw_grids(
-    rng: np.random.Generator, style: str, palette: np.ndarray, count: int, shape: tuple[int, int]
-) -> np.ndarray:
-    density = {"noise": 0.5, "all colours": 0.5, "sparse": 0.2, "markers": 0.1}.get(style)
-    if density is None:
-        return _draw_objects(rng, style == "frames", palette, count, shape)
-    cells = palette[1:] if style == "markers" and len(palette) > 1 else palette
-    grids = cells[rng.integers(len(cells), size=(count, *shape))] * (rng.random((count, *shape)) < density)
-    if style == "markers":
-        for grid in grids:
-            for row, column in rng.integers(0, shape, (rng.integers(1, 3), 2)).tolist():
-                near = grid[max(row - 2, 0) : row + 3, max(column - 2, 0) : column + 3]
-                if not (near == palette[0]).any():  # patterns must not overlap
-                    grid[row, column] = palette[0]
-    return grids
-
-
-def _draw_objects(
-    rng: np.random.Generator, hollow: bool, palette: np.ndarray, count: int, shape: tuple[int, int]
-) -> np.ndarray:
-    """Two to four rectangles, or frames if `hollow`, of different colours on each of `count` grids, the later ones on top."""
-    colours = rng.permuted(np.tile(palette, (count, 1)), axis=1)[:, :MAX_OBJECTS]
-    extent = np.minimum(rng.integers(3 if hollow else 1, 5 if hollow else 4, (*colours.shape, 2)), shape)
-    place = rng.integers(0, np.array(shape) - extent + 1)
-    last = extent - 1
-    at = [
-        np.arange(side) - place[..., axis, None] for axis, side in enumerate(shape)
-    ]  # (count, objects, side): 0 is the first cell
-
-    def where(inside: Sequence[np.ndarray], either: bool = False) -> np.ndarray:
-        rows, columns = inside[0][..., :, None], inside[1][..., None, :]
-        return rows | columns if either else rows & columns
-
-    bodies = where([(at[axis] >= 0) & (at[axis] <= last[..., axis, None]) for axis in (0, 1)])
-    if hollow:
-        bodies &= where(
-            [(at[axis] == 0) | (at[axis] == last[..., axis, None]) for axis in (0, 1)], either=True
-        )
-    else:  # shapes other than rectangles: a corner may be missing
-        corner = rng.integers(0, 2, extent.shape) * last
-        missing = (extent > 1).all(axis=2) & (rng.random(colours.shape) < 0.5)
-        bodies &= ~(
-            where([at[axis] == corner[..., axis, None] for axis in (0, 1)]) & missing[..., None, None]
-        )
-    bodies &= (np.arange(colours.shape[1]) < rng.integers(2, MAX_OBJECTS + 1, (count, 1)))[..., None, None]
-    grids = np.zeros((count, *shape), np.uint8)
-    for number in range(colours.shape[1]):
-        grids = np.where(bodies[:, number], colours[:, number, None, None], grids)
     return grids
 
 
@@ -132,22 +82,24 @@ def _draw_objects(
 
 
 class Library:
-    """All rules of one stage, and of two stages if `stages` is 2, of some families on grids within a range of shapes.
+    """All rules of one stage of some families, and of two stages if `stages` is 2.
 
-    Rules that act alike on a fixed set of probe grids count as one, and rules that change none of them as none. Grids of one
-    row or column keep their shape. Raises `UserError` for a family without a rule on such grids.
+    Rules count as one if they act alike on a fixed set of probe grids, and as none if they change no probe.
+    `rows` and `columns` are the ranges of the grids' shapes. On grids of one row or column only rules that
+    keep the shape take part. Raises `UserError` for a family without a rule on such grids.
     """
 
     def __init__(self, families: list[str], stages: int, rows: tuple[int, int], columns: tuple[int, int]):
         self.stages = stages
         shapes = sorted({(rows[0], columns[0]), (rows[1], columns[1])})
         keep_shape = 1 in (rows[1], columns[1])
+        # Fixed probes: which rules count as one must not depend on a dataset's seed.
         rng = np.random.default_rng(0)
         palette = np.array(COLOURS, np.uint8)
         styles = sorted({style for family in FAMILIES.values() for style in family.inputs})
         self.probes = [
             np.concatenate(
-                [_draw_grids(rng, style, rng.permutation(palette), PROBES, shape) for style in styles]
+                [draw_grids(rng, style, rng.permutation(palette), PROBES, shape) for style in styles]
             )
             for shape in shapes
         ]
@@ -160,6 +112,7 @@ class Library:
                 images = [FAMILIES[name].apply(block, probes[None]) for probes in self.probes]
                 if keep_shape and images[-1].shape[1:] != self.probes[-1].shape:
                     continue
+                # Families come in order: a rule that an earlier one has, too, belongs to the earlier one.
                 new = []
                 for number, key in enumerate(map(_digest, zip(*images, strict=True))):
                     if key not in known:
@@ -168,9 +121,8 @@ class Library:
                 if new:
                     self.blocks[name].append(block[new])
             if FAMILIES[name].fit is None and not self.blocks[name]:
-                raise UserError(
-                    f"family {name} has no rule of its own on {rows[0]}..{rows[1]} x {columns[0]}..{columns[1]} grids"
-                )
+                grids = f"{rows[0]}..{rows[1]} x {columns[0]}..{columns[1]} grids"
+                raise UserError(f"family {name} has no rule of its own on {grids}")
             self.sizes[name] = None if FAMILIES[name].fit else sum(map(len, self.blocks[name]))
         self.single_keys = frozenset(known)
 
@@ -185,7 +137,10 @@ class Library:
         return _digest(apply(rule, probes) for probes in self.probes)
 
     def size(self, stages: Stages) -> float:
-        """How many rules of these families there are, different descriptions of one rule included; infinite for fitted ones."""
+        """How many rules of these families there are, infinite for fitted ones.
+
+        Different descriptions of one rule count each.
+        """
         sizes = [self.sizes[name] for name in stages]
         return float("inf") if None in sizes else float(np.prod(sizes))
 
@@ -214,11 +169,11 @@ class Library:
     def explanations(
         self, cases: list[Case], demonstrations: int, stages: int
     ) -> list[tuple[set[Stages], np.ndarray]]:
-        """Of each case the families of all rules of `stages` stages that fit its demonstrations, and which queries all of them
-        answer alike.
+        """What rules of `stages` stages explain each case.
 
-        A case is inputs (K + Q, rows, columns) and outputs uint8, the K demonstrations before the Q queries; its part of the
-        result is a set and (Q,) bool. Cases of one shape are looked at together, in the order of how many colours they show.
+        A case is inputs (K + Q, rows, columns) and outputs uint8, the K demonstrations before the Q
+        queries. Its part of the result is the families of all rules that fit its demonstrations, and which
+        queries all of these rules answer right, (Q,) bool.
         """
         by_shape: dict[tuple, list[int]] = {}
         for number, (inputs, outputs) in enumerate(cases):
@@ -228,6 +183,7 @@ class Library:
             inputs, outputs, colours = _renumbered(
                 *(np.stack([cases[i][role] for i in numbers]) for role in (0, 1))
             )
+            # Cases of few colours need fewer rules. Sorted, they do not stand beside cases of many.
             order = colours.argsort(kind="stable")
             at_once = max(1, CELLS_AT_ONCE // int(np.prod(shape)))
             for part in (order[start : start + at_once] for start in range(0, len(order), at_once)):
@@ -237,9 +193,9 @@ class Library:
                     found[numbers[i]] = tuple(result)
         return found
 
-    @cache  # noqa: B019 - the same
+    @cache  # noqa: B019 - a library lives as long as its process
     def _blocks_of(self, colours: int) -> dict[str, list[np.ndarray]]:
-        """The rules that name colours up to this one."""
+        """The parameters of the listed rules that name no colour above `colours`."""
         chosen = {
             name: [block[(block[:, list(FAMILIES[name].colours)] <= colours).all(axis=1)] for block in blocks]
             for name, blocks in self.blocks.items()
@@ -248,6 +204,7 @@ class Library:
 
 
 def _digest(images: Iterable[np.ndarray]) -> bytes:
+    """A hash of images (N, R, C) and their shapes."""
     digest = hashlib.sha256()
     for image in images:
         digest.update(bytes(image.shape[1:]) + image.tobytes())
@@ -259,8 +216,10 @@ def _digest(images: Iterable[np.ndarray]) -> bytes:
 
 @dataclass(frozen=True)
 class _Images:
-    """The different images (U, N, R, C) of one shape that first stages make of inputs: of which task (U,), made by which stages,
-    and which of the different first demonstrations they have, (U,), of `first` (G,), which are indices of images.
+    """The different images of one shape that first stages make of inputs.
+
+    grids: (U, N, R, C). task: (U,) of which task. origins: the stages that make each image.
+    first: (G,) one image for each different first demonstration. group: (U,) which of these each image has.
     """
 
     grids: np.ndarray
@@ -271,8 +230,10 @@ class _Images:
 
 
 def _renumbered(inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """inputs and outputs (T, N, ., .) with the c colours 1..9 that a task shows made 1..c, and c (T,): it makes no difference to
-    how rules explain it. Of the colours shown nowhere two are enough to stand for all.
+    """Inputs and outputs (T, N, ., .) whose colours are 1..c, and the number c (T,) of colours of each task.
+
+    How rules explain a task does not depend on which colours it has. Of the colours shown nowhere, two are
+    enough to stand for all.
     """
     count = len(inputs)
     shown = np.zeros((count, NUM_COLOURS), bool)
@@ -280,9 +241,8 @@ def _renumbered(inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np
     for grids in (inputs, outputs):
         shown[np.arange(count)[:, None, None, None], grids] = True
     number = (~shown).argsort(axis=1, kind="stable").argsort(axis=1).astype(np.uint8)
-    return *(number[np.arange(count)[:, None, None, None], grids] for grids in (inputs, outputs)), shown.sum(
-        axis=1
-    ) - 1
+    renumbered = (number[np.arange(count)[:, None, None, None], grids] for grids in (inputs, outputs))
+    return *renumbered, shown.sum(axis=1) - 1
 
 
 def _explain(
@@ -292,27 +252,34 @@ def _explain(
     blocks: dict[str, list[np.ndarray]],
     stages: int,
 ) -> tuple[list[set[Stages]], np.ndarray]:
-    """The families of all rules of `blocks` that explain each task, and the queries (T, Q) that all of them answer alike."""
+    """The families of all rules that explain each task, and which queries (T, Q) all of these answer right.
+
+    `blocks` are the listed rules to try. The fitted families take part, too.
+    """
     found: list[set[Stages]] = [set() for _ in inputs]
     determined = np.ones((len(inputs), inputs.shape[1] - demonstrations), bool)
     for images in _first_stages(inputs, blocks if stages == 2 else None):
         may = may_become(images.grids[images.first, 0], outputs[images.task[images.first], 0])
         for name, listed in blocks.items():
             family = FAMILIES[name]
-            possible = np.logical_and.reduce(
-                [np.ones(len(images.first), bool), *(may[kept] for kept in family.keeps)]
-            )
+            # Most images cannot become their answer by any rule of the family, which is quick to see.
+            possible = np.ones(len(images.first), bool)
+            for kept in family.keeps:
+                possible &= may[kept]
             if not possible.any():
                 continue
-            for rows, agrees in _last_stages(family, listed, images, possible, outputs, demonstrations):
-                np.logical_and.at(determined, images.task[rows], agrees)
-                for row in set(rows.tolist()):
-                    found[images.task[row]].update((*origin, name) for origin in images.origins[row])
+            for which, agrees in _last_stages(family, listed, images, possible, outputs, demonstrations):
+                np.logical_and.at(determined, images.task[which], agrees)
+                for image in set(which.tolist()):
+                    found[images.task[image]].update((*origin, name) for origin in images.origins[image])
     return found, determined
 
 
 def _first_stages(inputs: np.ndarray, blocks: dict[str, list[np.ndarray]] | None) -> Iterator[_Images]:
-    """The different images of inputs (T, N, R, C) under all listed first stages; without `blocks` the inputs themselves."""
+    """The different images of inputs (T, N, R, C) under all listed first stages, shape by shape.
+
+    Without `blocks` they are the inputs themselves.
+    """
     count = len(inputs)
     by_shape: dict[tuple[int, ...], list[tuple[Stages, np.ndarray]]] = {}
     if blocks is None:
@@ -325,20 +292,21 @@ def _first_stages(inputs: np.ndarray, blocks: dict[str, list[np.ndarray]] | None
     for shape, made in by_shape.items():
         grids = np.concatenate([images.reshape(-1, inputs.shape[1], *shape) for _, images in made])
         task = np.tile(np.arange(count), len(grids) // count)
-        rows, number = _distinct(task, grids)
-        origins: list[set[Stages]] = [set() for _ in rows]
+        # Many first stages make the same image of a task. The last stage has to be tried only once for it.
+        distinct, number = _distinct(task, grids)
+        origins: list[set[Stages]] = [set() for _ in distinct]
         start = 0
         for stages, images in made:
             stop = start + images.size // grids[0].size
             for i in number[start:stop].tolist():
                 origins[i].add(stages)
             start = stop
-        grids, task = grids[rows], task[rows]
+        grids, task = grids[distinct], task[distinct]
         yield _Images(grids, task, origins, *_distinct(task, grids[:, 0]))
 
 
 def _distinct(task: np.ndarray, grids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the different (task, grids) of task (U,) and grids (U, ...), and which of these each one is, (U,)."""
+    """Indices of the different pairs of task (U,) and grids (U, ...), and which of these each one is (U,)."""
     data, size = grids.tobytes(), grids[0].size
     index: dict[tuple[int, bytes], int] = {}
     number = [
@@ -356,8 +324,10 @@ def _last_stages(
     outputs: np.ndarray,
     demonstrations: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The images from which a rule of the family explains all demonstrations, (F,), and which queries it answers, (F, Q). Only
-    the groups that are `possible` (G,) can; the first demonstration rules out nearly all parameters.
+    """The images (F,) from which a rule of the family explains all demonstrations.
+
+    Also which queries it answers right, (F, Q) bool. An image may come several times, with different rules.
+    `possible` (G,) bool are the groups to try.
     """
     first = images.first[possible]
     wanted = outputs[images.task[first], 0]
@@ -365,19 +335,22 @@ def _last_stages(
         if images.grids.shape[2:] == outputs.shape[2:]:
             possible = possible.copy()
             possible[possible], _ = family.fit(images.grids[first, :1], wanted[:, None], 1)
-            rows = np.flatnonzero(possible[images.group])
-            fits, agrees = family.fit(images.grids[rows], outputs[images.task[rows]], demonstrations)
-            yield rows[fits], agrees[fits]
+            candidates = np.flatnonzero(possible[images.group])
+            fits, agrees = family.fit(
+                images.grids[candidates], outputs[images.task[candidates]], demonstrations
+            )
+            yield candidates[fits], agrees[fits]
         return
-    rows = np.flatnonzero(possible[images.group])
-    group = (possible.cumsum() - 1)[images.group[rows]]
+    candidates = np.flatnonzero(possible[images.group])
+    group = (possible.cumsum() - 1)[images.group[candidates]]
+    # The first demonstration rules out nearly all parameters, and many images share it.
     for block in blocks:
         made = family.apply(block, images.grids[first, 0][None])  # (P, G, R, C)
         if made.shape[2:] != wanted.shape[1:]:
             continue
         match = (made == wanted).reshape(*made.shape[:2], -1).all(axis=2)
         chosen, at = np.nonzero(match[:, group])
-        found = rows[at]
+        found = candidates[at]
         for number in range(1, demonstrations):
             fits = _equal(family, block[chosen], images, found, outputs, slice(number, number + 1))[:, 0]
             chosen, found = chosen[fits], found[fits]
@@ -389,13 +362,12 @@ def _equal(
     family: Family,
     parameters: np.ndarray,
     images: _Images,
-    rows: np.ndarray,
+    which: np.ndarray,
     outputs: np.ndarray,
     pairs: slice,
 ) -> np.ndarray:
-    """Which outputs of some pairs each of parameters (F, d) makes of its images `rows` (F,): (F, pairs)."""
-    if not len(rows):
+    """(F, pairs): of which pairs each of parameters (F, d) makes the outputs from its image `which` (F,)."""
+    if not len(which):
         return np.ones((0, 1), bool)
-    return (family.apply(parameters, images.grids[rows, pairs]) == outputs[images.task[rows], pairs]).all(
-        axis=(2, 3)
-    )
+    made = family.apply(parameters, images.grids[which, pairs])
+    return (made == outputs[images.task[which], pairs]).all(axis=(2, 3))

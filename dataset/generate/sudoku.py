@@ -1,11 +1,13 @@
 """Sudoku of size 4, 6 (boxes of 2 rows, 3 columns) and 9: solver, difficulty, generator, symmetries.
 
-Everything works on many puzzles at once. Grids are uint8, 0 blank and 1..size; inside the solver a state is a mask of
-candidates per cell, uint16 (size, size, B) with the batch last, so that every step is a few bitwise operations on long rows.
+Everything works on many puzzles at once. Grids are uint8, 0 for blank and 1..size. Inside the solver a
+state is a mask of candidates per cell, uint16 (size, size, B). The batch stands last, so that every step is
+a few bitwise operations on long rows.
 
-The difficulty of a puzzle is the number of guesses in the search tree that proves its solution unique: singles (the only
-digit of a cell, the only cell of a digit in a row, column or box) are filled in, and where they end the cell with the
-fewest candidates is branched on. 0 means solvable by singles.
+The difficulty of a puzzle is the number of guesses in the search tree that proves its solution unique.
+First all singles are filled in. A single is the only digit of a cell, or the only cell of a digit in a row,
+column or box. When they end, the search branches on the cell with the fewest candidates. 0 means solvable by
+singles.
 """
 
 from collections.abc import Iterator
@@ -15,26 +17,26 @@ import numpy as np
 from dataset.augment import mix
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
-SEARCH_WIDTH = 4096  # states propagated together; more wait on the stack
+SEARCH_WIDTH = 4096  # states propagated together, while more wait on the stack
 HASH_ROUNDS = 4
 _UNIT_AXES = (1, 3)  # of the views that `_units` gives: the cells of one row, column or box
 _BITS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
 
 
 def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Solutions, guesses (B,) and answers of (B, size, size) puzzles.
+    """Number of solutions (B,), guesses (B,) and answers (B, size, size) of puzzles (B, size, size).
 
-    Solutions: 0, 1 or 2 (two or more); a search that would need more than `max_guesses` is given up and also says 2. Only
-    for a puzzle with one solution are guesses (the difficulty) and the answer determined.
+    The number of solutions is 0, 1 or 2, where 2 stands for more, too. It is also 2 for a search that was
+    given up because it needed more than `max_guesses`. Guesses (the difficulty) and the answer are
+    determined only for a puzzle with one solution.
     """
-    solutions, guesses, answers = (
-        np.zeros(len(puzzles), np.int64),
-        np.zeros(len(puzzles), np.int64),
-        np.zeros_like(puzzles),
-    )
+    solutions, guesses = np.zeros(len(puzzles), np.int64), np.zeros(len(puzzles), np.int64)
+    answers = np.zeros_like(puzzles)
+    # The last pieces are taken first (depth first), which bounds the memory.
     stack = _pieces(_states(puzzles), np.arange(len(puzzles)))
     while stack:
         states, owner = stack.pop()
+        # A second solution settles a puzzle: its other branches need not be searched.
         needed = solutions[owner] < 2
         states, solved, unsolved = _propagate(states[..., needed])
         owner = owner[needed]
@@ -50,16 +52,20 @@ def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarr
 
 
 def _states(puzzles: np.ndarray) -> np.ndarray:
+    """Candidate masks (size, size, B) of puzzles (B, size, size): all digits for a blank cell."""
     size = puzzles.shape[-1]
     masks = np.concatenate([[(1 << size) - 1], 1 << np.arange(size)]).astype(np.uint16)
     return np.ascontiguousarray(masks[puzzles].transpose(1, 2, 0))
 
 
 def _digits(states: np.ndarray) -> np.ndarray:
+    """The grids (B, size, size) of solved states."""
+    # The mask of digit d is 2^(d - 1), and minus one it has d - 1 bits.
     return (_BITS[states - np.uint16(1)] + np.uint8(1)).transpose(2, 0, 1)
 
 
 def _pieces(states: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """States and their puzzles' indices, cut into pieces of at most SEARCH_WIDTH."""
     starts = range(0, len(owner), SEARCH_WIDTH)
     return [
         (states[..., start : start + SEARCH_WIDTH], owner[start : start + SEARCH_WIDTH]) for start in starts
@@ -67,24 +73,31 @@ def _pieces(states: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.
 
 
 def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fill in singles until nothing changes. Returns the states and which are solved, which unsolved; the rest have no solution."""
+    """Fill in singles until nothing changes.
+
+    Returns the states, which are solved (B,), and which are unsolved (B,). The rest have no solution.
+    """
     states, cells, active = states.copy(), states, np.arange(states.shape[-1])
     solved, unsolved = np.zeros(len(active), bool), np.zeros(len(active), bool)
     full = (1 << len(states)) - 1
-    # A digit twice in a unit needs no check of its own: some other digit of the unit then ends without a cell.
+    # A digit twice in a unit needs no check of its own: some other digit of the unit then ends without a
+    # cell.
     while len(active):
+        # Cells with one candidate take it from the other cells of their units.
         single = (cells & (cells - np.uint16(1))) == 0
         fixed = cells * single
         seen = np.zeros_like(cells)
         for units, seen_units in zip(_units(fixed), _units(seen), strict=True):
             seen_units |= np.bitwise_or.reduce(units, axis=_UNIT_AXES, keepdims=True)
         after = cells & (fixed | ~seen)
+        # Digits with one cell left in a unit belong there. Each cell and each digit needs at least one place.
         only, possible = np.zeros_like(cells), after.all(axis=(0, 1))
         for units, only_units in zip(_units(after), _units(only), strict=True):
             once, twice = _once_twice(units)
             only_units |= (once & ~twice)[:, None, :, None]
             possible &= (once == full).all(axis=(0, 1))
         forced = after & only
+        # A cell cannot be the only place of two digits.
         possible &= ((forced & (forced - np.uint16(1))) == 0).all(axis=(0, 1))
         np.copyto(after, forced, where=forced != 0)
         changed = (after != cells).any(axis=(0, 1))
@@ -93,20 +106,24 @@ def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         solved[active[resting & complete]] = True
         unsolved[active[resting & ~complete]] = True
         states[..., active[resting]] = after[..., resting]
+        # States at rest leave the batch, so that a few long ones do not cost the time of all.
         going = possible & changed
         active, cells = active[going], after[..., going]
     return states, solved, unsolved
 
 
 def _units(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Symmetries (., cells of a unit, ., cells of a unit, B) of the rows, the columns and the boxes."""
+    """Views of cells (size, size, B) as rows, as columns and as boxes.
+
+    Each view has the axes (units down, rows of a unit, units across, columns of a unit, B).
+    """
     size = len(cells)
     for rows, columns in ((1, size), (size, 1), BOXES[size]):
         yield cells.reshape(size // rows, rows, size // columns, columns, -1)
 
 
 def _once_twice(units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The digits that at least one, and at least two, cells of each unit admit."""
+    """The digits that at least one cell of each unit admits, and those that at least two admit."""
     once, twice = np.zeros_like(units[:, 0, :, 0]), np.zeros_like(units[:, 0, :, 0])
     for row in range(units.shape[1]):
         for column in range(units.shape[3]):
@@ -126,7 +143,7 @@ def _branch(states: np.ndarray, owner: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _narrowest(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The first undecided cell (B,) with the fewest candidates, as a flat index, and its candidates' mask (B,)."""
+    """The first undecided cell (B,) with the fewest candidates, as a flat index, and their mask (B,)."""
     flat = states.reshape(-1, states.shape[-1])
     candidates = _BITS[flat]
     cell = np.where(candidates < 2, 99, candidates).argmin(axis=0)
@@ -134,7 +151,8 @@ def _narrowest(states: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _candidate_table(masks: np.ndarray, size: int) -> np.ndarray:
-    return (masks[:, None] >> np.arange(size, dtype=np.uint16)) & np.uint16(1)  # (B, size)
+    """(B, size) 1 for each digit in a mask (B,), else 0."""
+    return (masks[:, None] >> np.arange(size, dtype=np.uint16)) & np.uint16(1)
 
 
 def generate(
@@ -147,13 +165,14 @@ def generate(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Puzzles (count, size, size), their only solutions, and their difficulties (count,).
 
-    The clues of a random solved grid are taken away in random order, each only if the puzzle stays unique and within
-    `max_difficulty` guesses, down to `clues` clues if that many are asked for, else until none can go.
+    The clues of a random solved grid are taken away in random order. A clue goes only if the puzzle stays
+    unique and within `max_difficulty` guesses. This ends at `clues` clues, or else when none can go.
     """
     answers = _solved_grids(size, count, rng)
     order = rng.random((count, size * size)).argsort(axis=1)
     puzzles, difficulty = answers.copy(), np.zeros(count, np.int64)
     for row, column in zip(*np.divmod(order.T, size), strict=True):
+        # Each puzzle tries its next cell. Those that have few enough clues rest.
         rich = np.flatnonzero((puzzles > 0).sum(axis=(1, 2)) > (clues or 0))
         trial = puzzles[rich]
         trial[np.arange(len(rich)), row[rich], column[rich]] = 0
@@ -164,7 +183,11 @@ def generate(
 
 
 def _solved_grids(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Random digits in the narrowest cells of empty grids; a grid that runs into a contradiction starts again."""
+    """Random solved grids (count, size, size).
+
+    Random digits are set in the narrowest cells of empty grids. A grid that runs into a contradiction
+    starts again.
+    """
     grids, wanted = np.zeros((count, size, size), np.uint8), np.arange(count)
     states, empty = _states(grids), _states(grids[:1])
     while len(wanted):
@@ -174,9 +197,8 @@ def _solved_grids(size: int, count: int, rng: np.random.Generator) -> np.ndarray
         wanted, states = wanted[~solved], states[..., ~solved]
         if len(wanted):
             cell, candidates = _narrowest(states)
-            digit = (_candidate_table(candidates, size) * (1 - rng.random((len(wanted), size)))).argmax(
-                axis=1
-            )
+            weight = _candidate_table(candidates, size) * (1 - rng.random((len(wanted), size)))
+            digit = weight.argmax(axis=1)
             states.reshape(-1, len(wanted))[cell, np.arange(len(wanted))] = 1 << digit
     return grids
 
@@ -200,9 +222,12 @@ def num_uniforms(size: int) -> int:
 def symmetries(uniform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Uniformly distributed symmetries of Sudoku from uniform numbers (B, num_uniforms(size)) in [0, 1).
 
-    Returns transpose (B,) bool (never for size 6, whose boxes are not square), digits (B, 10) uint8 with 0 and all beyond
-    `size` fixed, and row and column orders (B, size) int64 that permute bands (stacks) and the lines inside them. They are
-    applied in this order by `transform`. The group is that of HRM's and TRM's Sudoku augmentation.
+    Returns four arrays for `transform`:
+      - transpose (B,) bool, never for size 6, whose boxes are not square.
+      - digits (B, 10) uint8 that each digit becomes. 0 and all beyond `size` are fixed.
+      - row order and column order (B, size) int64. They permute bands (stacks) and the lines inside them.
+
+    The group is that of HRM's and TRM's Sudoku augmentation.
     """
     box_rows, box_columns = BOXES[size]
     flip, digit, *lines = np.split(
@@ -216,6 +241,8 @@ def symmetries(uniform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def _line_order(band: np.ndarray, line: np.ndarray) -> np.ndarray:
+    """Orders (B, size) of lines from uniform numbers for bands (B, bands) and for lines (B, size)."""
+    # The rank of its band as a whole number, plus a number below 1: lines are sorted by band, then at random.
     rank = band.argsort(axis=1).argsort(axis=1)
     return (rank.repeat(line.shape[1] // band.shape[1], axis=1) + line).argsort(axis=1)
 
@@ -230,16 +257,16 @@ def transform(
 
 
 def fingerprints(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """(B,) uint64, equal for puzzles that a symmetry maps to each other; different puzzles can share one, rarely.
+    """(B,) uint64, equal for puzzles that a symmetry maps to each other. Rarely other puzzles share one.
 
-    Colour refinement: a cell starts as given or blank and repeatedly takes in the sums over its row and column (alike, for
-    the transposition), its box, and the cells with its digit in the answer.
+    This is colour refinement. A cell starts as given or blank. It repeatedly takes in the sums over its row
+    and column (alike, because of transposition), over its box, and over the cells with its digit in the
+    answer.
     """
     size = puzzles.shape[-1]
     colours = mix(np.ascontiguousarray((puzzles > 0).transpose(1, 2, 0)).astype(np.uint64))
-    by_digit = (
-        answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T
-    )  # (cells, B), the cells of digit 1 first
+    # (cells, B), the cells of digit 1 first
+    by_digit = answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T
     place = by_digit.argsort(axis=0)
     for _ in range(HASH_ROUNDS):
         rows, columns, boxes = (
