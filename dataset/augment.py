@@ -140,7 +140,9 @@ class _PuzzleHasher:
         shapes = np.zeros((8, len(task.pairs)), np.uint64)
         for number, pair in enumerate(task.pairs):
             for role, grid in enumerate((pair.input, pair.output)):
-                for index in range(8) if grid is not None else ():
+                if grid is None:
+                    continue
+                for index in range(8):
                     shown = dihedral(grid, index)
                     weights = self._weights[role, : shown.shape[0], : shown.shape[1]]
                     np.add.at(sums[index, number], shown, weights)
@@ -171,10 +173,10 @@ def fingerprints(pairs: Sequence[Pair]) -> np.ndarray:
     by_shape: dict[tuple, list[Pair]] = {}
     for pair in pairs:
         if pair.output is not None and pair.fingerprint == 0:
-            by_shape.setdefault((pair.input.shape, pair.output.shape), []).append(pair)
+            by_shape.setdefault((pair.input.shape, pair.answer.shape), []).append(pair)
     for alike in by_shape.values():
         values = stacked_fingerprints(
-            np.stack([pair.input for pair in alike]), np.stack([pair.output for pair in alike])
+            np.stack([pair.input for pair in alike]), np.stack([pair.answer for pair in alike])
         )
         for pair, value in zip(alike, values.tolist(), strict=True):
             pair.fingerprint = value

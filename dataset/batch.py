@@ -159,18 +159,15 @@ class Samples:
     order: np.ndarray | None = None
 
     def __getitem__(self, chosen: slice | np.ndarray) -> "Samples":
-        arrays = (
-            self.query,
-            self.demos,
-            self.demo_mask,
-            self.transform,
-            self.colours,
-            self.offset,
-            self.identifier,
-        )
         return Samples(
             self.bucket,
-            *(array[chosen] for array in arrays),
+            self.query[chosen],
+            self.demos[chosen],
+            self.demo_mask[chosen],
+            self.transform[chosen],
+            self.colours[chosen],
+            self.offset[chosen],
+            self.identifier[chosen],
             order=None if self.order is None else self.order[chosen],
         )
 
@@ -228,9 +225,9 @@ def _draw(samples: Samples, store: Store, table: GridTable, with_labels: bool) -
     grid_index, offsets, transform, identifier, colours = described.split(
         [each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1
     )
-    order = samples.order
-    if order is not None:
-        order = torch.from_numpy(order).to(device).repeat_interleave(each, dim=0)
+    order = None
+    if samples.order is not None:
+        order = torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0)
     # `render` knows single grids only: what belongs to a sample is repeated for each of its grids.
     tokens = canvas.render(
         table,

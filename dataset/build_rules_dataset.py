@@ -32,6 +32,7 @@ its split.
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def _add_tasks(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--train-tasks", type=int, default=40000)
     parser.add_argument("--test-tasks", type=int, default=500, help="of each test split")
-    side = {"type": int, "nargs": 2, "default": [5, 6], "metavar": ("MIN", "MAX")}
+    side: dict[str, Any] = {"type": int, "nargs": 2, "default": [5, 6], "metavar": ("MIN", "MAX")}
     parser.add_argument("--rows", **side)
     parser.add_argument("--columns", **side, help="--rows 1 1 gives 1-D tasks")
     parser.add_argument("--demonstrations", type=int, default=3)
@@ -343,7 +344,8 @@ def rules_of(tasks: dict[str, list[Task]], identified: Identified) -> dict[str, 
 
 def mean_draws(identified: Identified) -> dict[str, float]:
     """How many draws a task of each family or composition took on average."""
-    draws, counts = Counter(), Counter()
+    draws: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for _, task in identified.values():
         draws["+".join(stages_of(task.rule))] += task.draws
         counts["+".join(stages_of(task.rule))] += 1

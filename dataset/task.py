@@ -27,6 +27,12 @@ class Pair:
     output: np.ndarray | None
     fingerprint: int = 0
 
+    @property
+    def answer(self) -> np.ndarray:
+        """The output grid of a pair whose answer is known."""
+        assert self.output is not None, "the answer to this pair is unknown"
+        return self.output
+
 
 @dataclass(frozen=True)
 class Task:

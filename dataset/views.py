@@ -272,6 +272,6 @@ class EvaluationSet:
             )
         merged = {}
         for bucket, parts in blocks.items():
-            *fields, query, view = (np.concatenate(column) for column in zip(*parts, strict=True))
-            merged[bucket] = (Samples(bucket, *fields), query, view)
+            *fields, numbers, view = (np.concatenate(column) for column in zip(*parts, strict=True))
+            merged[bucket] = (Samples(bucket, *fields), numbers, view)
         return merged

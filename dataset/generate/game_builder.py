@@ -312,7 +312,7 @@ def write(
         source=source,
         seed=options.seed,
         num_aug=num_aug,
-        fingerprints=keys,
+        fingerprints={split: keys[split] for split in ("train", "test")},
         details={
             name: value for name, value in {**record, **counts, **histograms}.items() if value is not None
         },

@@ -53,7 +53,7 @@ def _carve_trees(flat: np.ndarray, side: int, rooms: int, rng: np.random.Generat
     # A frame of visited rooms keeps the walk inside.
     visited = np.ones((len(flat), rooms + 2, rooms + 2), bool)
     visited[:, 1:-1, 1:-1] = False
-    visited = visited.reshape(len(flat), -1)
+    visited = np.reshape(visited, (len(flat), -1))
     moves = np.array([1, -1, rooms + 2, -rooms - 2])
     trail = np.zeros((len(flat), rooms * rooms), np.int64)
     row, column = rng.integers(1, rooms + 1, (2, len(flat)))

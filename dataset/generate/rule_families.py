@@ -63,10 +63,10 @@ def _fit_colour_permutation(
 ) -> tuple[np.ndarray, np.ndarray]:
     seen = _read_table(images[:, :demonstrations], answers[:, :demonstrations], NUM_COLOURS)
     seen[:, 0, 0] = True  # the background stays
-    fits = (seen.sum(axis=1) <= 1).all(axis=1) & (seen.sum(axis=2) <= 1).all(axis=1)
+    fits = np.all(seen.sum(axis=1) <= 1, axis=1) & np.all(seen.sum(axis=2) <= 1, axis=1)
     sources, targets = seen.any(axis=2), seen.any(axis=1)
     # If all colours but one are seen, the last one has a single place left.
-    all_but_one = fits & (sources.sum(axis=1) == NUM_COLOURS - 1)
+    all_but_one = np.asarray(fits & (sources.sum(axis=1) == NUM_COLOURS - 1))
     seen[all_but_one, sources[all_but_one].argmin(axis=1), targets[all_but_one].argmin(axis=1)] = True
     return fits, (_look_up(seen, images[:, demonstrations:]) == answers[:, demonstrations:]).all(axis=(2, 3))
 

@@ -186,7 +186,7 @@ def large_objects(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     framed = with_frame(grids, 0)
     joined = [(framed > 0) & (moved_by(framed, *step) == framed) for step in STEPS]
     neighbours = np.sum(joined, axis=0, dtype=np.uint8)
-    middle = neighbours > 1
+    middle = np.asarray(neighbours > 1)
     beside = [near & moved_by(middle, *step) for near, step in zip(joined, STEPS, strict=True)]
     larger = np.stack([neighbours > 0, middle | np.any(beside, axis=0)])[..., 1:-1, 1:-1]
     return np.where(_select(larger, parameters[:, 0] - 1), per_grid(parameters[:, 1]), grids)

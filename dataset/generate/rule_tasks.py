@@ -88,16 +88,17 @@ class Generator:
         self.plan = plan
         self.library = library = Library(list(plan.families), plan.stages, plan.rows, plan.columns)
         training = [name for name in plan.families if name not in plan.held_out_families]
-        candidates = [(a, b) for a in training for b in training if plan.stages == 2 and a != b]
+        candidates: list[Stages] = [(a, b) for a in training for b in training if plan.stages == 2 and a != b]
         pairs = [pair for pair in candidates if self._composes(*pair)]
         held_out = [pair for pair in pairs if tuple(sorted(pair)) in plan.held_out_compositions]
+        alone: list[Stages] = [(name,) for name in training]
         trained: list[list[Stages]] = [
-            [(name,) for name in training],
+            alone,
             [pair for pair in pairs if pair not in held_out],
         ]
         self.trained = {stages for group in trained for stages in group}
         self._kept_from_training = set(plan.held_out_families), set(plan.held_out_compositions)
-        self._more = [(name,) for name, weight in plan.weights for _ in range(weight - 1)]
+        self._more: list[Stages] = [(name,) for name, weight in plan.weights for _ in range(weight - 1)]
         self.stages: dict[str, list[list[Stages]]] = {
             "train": [trained[0] + self._more, trained[1]],
             "test_instances": trained,
@@ -165,7 +166,7 @@ class Generator:
                         for n in (*range(self.plan.demonstrations), query)
                     ]
                     made[i] = Made(draw.rule, tuple(demonstrations), asked, draw.number)
-        return made
+        return [task for task in made if task is not None]
 
     def _give_up(self, job: Job) -> NoReturn:
         plan, stages = self.plan, "+".join(self._stages_of(job))
@@ -216,13 +217,14 @@ class Generator:
         No query is good if a demonstration is empty, if none changes anything, or if two are equal.
         """
         count = self.plan.demonstrations
-        shape = tuple(rng.integers(low, high + 1) for low, high in (self.plan.rows, self.plan.columns))
-        inputs = draw_inputs(rng, rule, count, QUERIES[self.plan.stages], shape)
+        ranges = (self.plan.rows, self.plan.columns)
+        rows, columns = (int(rng.integers(low, high + 1)) for low, high in ranges)
+        inputs = draw_inputs(rng, rule, count, QUERIES[self.plan.stages], (rows, columns))
         outputs = np.ascontiguousarray(apply(rule, inputs))
         shows = inputs.any(axis=(1, 2)) & outputs.any(axis=(1, 2))
         changes = np.ones(len(inputs), bool)
         if inputs.shape == outputs.shape:
-            changes = (inputs != outputs).any(axis=(1, 2))
+            changes = np.asarray(inputs != outputs).any(axis=(1, 2))
         shown = {grid.tobytes() for grid in inputs[:count]}
         new = [grid.tobytes() not in shown for grid in inputs[count:]]
         demonstrated = shows[:count].all() and changes[:count].any() and len(shown) == count
@@ -275,6 +277,7 @@ def _start_worker(plan: Plan) -> None:
 
 
 def _make_in_worker(jobs: list[Job]) -> list[Made]:
+    assert _generator is not None, "a worker makes its generator when it starts"
     return _generator.make(jobs)
 
 

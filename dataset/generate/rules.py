@@ -142,14 +142,15 @@ class Library:
         Different descriptions of one rule count each.
         """
         sizes = [self.sizes[name] for name in stages]
-        return float("inf") if None in sizes else float(np.prod(sizes))
+        known = [size for size in sizes if size is not None]
+        return float(np.prod(known)) if len(known) == len(sizes) else float("inf")
 
     def draw(self, rng: np.random.Generator, stages: Stages) -> Rule:
         """A random rule of these families."""
 
         def values(name: str) -> np.ndarray:
-            if FAMILIES[name].draw is not None:
-                return FAMILIES[name].draw(rng)
+            if (draw := FAMILIES[name].draw) is not None:
+                return draw(rng)
             return rng.choice(np.concatenate(self.blocks[name]))
 
         return tuple((name, tuple(values(name).tolist())) for name in stages)
@@ -178,7 +179,7 @@ class Library:
         by_shape: dict[tuple, list[int]] = {}
         for number, (inputs, outputs) in enumerate(cases):
             by_shape.setdefault((inputs.shape, outputs.shape), []).append(number)
-        found: list[tuple[set[Stages], np.ndarray] | None] = [None] * len(cases)
+        found: dict[int, tuple[set[Stages], np.ndarray]] = {}
         for (shape, _), numbers in by_shape.items():
             inputs, outputs, colours = _renumbered(
                 *(np.stack([cases[i][role] for i in numbers]) for role in (0, 1))
@@ -189,9 +190,9 @@ class Library:
             for part in (order[start : start + at_once] for start in range(0, len(order), at_once)):
                 blocks = self._blocks_of(min(int(colours[part].max()) + FOREIGN_COLOURS, NUM_COLOURS - 1))
                 families, determined = _explain(inputs[part], outputs[part], demonstrations, blocks, stages)
-                for i, *result in zip(part, families, determined, strict=True):
-                    found[numbers[i]] = tuple(result)
-        return found
+                for i, own, determines in zip(part, families, determined, strict=True):
+                    found[numbers[i]] = (own, determines)
+        return [found[number] for number in range(len(cases))]
 
     @cache  # noqa: B019 - a library lives as long as its process
     def _blocks_of(self, colours: int) -> dict[str, list[np.ndarray]]:
