@@ -64,11 +64,12 @@ def _fit_colour_permutation(
     seen = _read_table(images[:, :demonstrations], answers[:, :demonstrations], NUM_COLOURS)
     seen[:, 0, 0] = True  # the background stays
     fits = np.all(seen.sum(axis=1) <= 1, axis=1) & np.all(seen.sum(axis=2) <= 1, axis=1)
-    sources, targets = seen.any(axis=2), seen.any(axis=1)
+    sources, targets = (np.asarray(seen.any(axis=axis)) for axis in (2, 1))
     # If all colours but one are seen, the last one has a single place left.
-    all_but_one = np.asarray(fits & (sources.sum(axis=1) == NUM_COLOURS - 1))
+    all_but_one = fits & np.equal(sources.sum(axis=1), NUM_COLOURS - 1)
     seen[all_but_one, sources[all_but_one].argmin(axis=1), targets[all_but_one].argmin(axis=1)] = True
-    return fits, (_look_up(seen, images[:, demonstrations:]) == answers[:, demonstrations:]).all(axis=(2, 3))
+    right = np.equal(_look_up(seen, images[:, demonstrations:]), answers[:, demonstrations:])
+    return fits, right.all(axis=(2, 3))
 
 
 def _fit_pattern(

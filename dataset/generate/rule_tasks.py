@@ -221,10 +221,10 @@ class Generator:
         rows, columns = (int(rng.integers(low, high + 1)) for low, high in ranges)
         inputs = draw_inputs(rng, rule, count, QUERIES[self.plan.stages], (rows, columns))
         outputs = np.ascontiguousarray(apply(rule, inputs))
-        shows = inputs.any(axis=(1, 2)) & outputs.any(axis=(1, 2))
+        shows = np.asarray(inputs.any(axis=(1, 2)) & outputs.any(axis=(1, 2)))
         changes = np.ones(len(inputs), bool)
         if inputs.shape == outputs.shape:
-            changes = np.asarray(inputs != outputs).any(axis=(1, 2))
+            changes = np.not_equal(inputs, outputs).any(axis=(1, 2))
         shown = {grid.tobytes() for grid in inputs[:count]}
         new = [grid.tobytes() not in shown for grid in inputs[count:]]
         demonstrated = shows[:count].all() and changes[:count].any() and len(shown) == count
