@@ -13,7 +13,8 @@ from models.core import RecursiveModel
 from models.encoders.blocks import SelfBlock
 from models.encoders.pairs import PairVectors
 from models.encoders.pooled import PooledEncoder
-from models.layers import Linear, Packed, Rotary
+from models.layers import Linear, Packed
+from models.positions import Rotary
 
 ENCODER = [
     "encoder=standard",

@@ -17,7 +17,7 @@ from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import Batch, Bucket, DataSizes
 from dataset.canvas import VOCAB_SIZE
-from models.layers import compile_fused
+from models.fused import compile_fused
 from models.trm import build_model
 from training.ema import EMA
 from training.optim import build_optimizers

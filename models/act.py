@@ -1,4 +1,10 @@
-"""Adaptive computation time: the carry between ACT steps, and who halts when. The halting rule lives here alone."""
+"""Adaptive computation time (ACT): the carry between steps, one step, and the loop over them in evaluation.
+
+`who_halts` is the halting rule, and the only place that knows it.
+Shapes: B batch, L cells, P prefix tokens, S = P + L, D hidden, V vocabulary.
+Source: "Hierarchical Reasoning Model" (arXiv 2506.21734). The paper on TRM (arXiv 2510.04871) drops its
+Q-learning.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -7,17 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.arch import ArchConfig
 from models.context import Context, Noise
-from models.core import RecursiveModel, States
+from models.core import ModelOutput, RecursiveModel, States
 
 
 @dataclass
 class Carry:
     """What persists from one ACT step to the next, for B samples of one bucket.
 
-    states (B, S, D) each, detached, the answer first; steps (B,) int32 ACT steps taken; halted (B,) bool: the row starts
-    afresh on the next batch's sample; data: the samples being worked on (a continuing row keeps its own, labels included);
-    context_state: what the context module remembers of them, detached.
+    states: (B, S, D) each, detached, the answer first.
+    steps: (B,) int32, the ACT steps taken.
+    halted: (B,) bool. A halted row starts afresh, on the next batch's sample.
+    data: the samples being worked on. A row that goes on keeps its own, labels included.
+    context_state: what the context module remembers of the samples, detached.
     """
 
     states: States
@@ -58,11 +67,14 @@ class Carry:
 
 @dataclass
 class StepOutput:
-    """One ACT step: the new carry, logits (B, L, V), halting logits (B,) and the context they were computed with, all with
-    gradient.
+    """What one ACT step gives. All but the carry and the target has a gradient.
 
-    losses: auxiliary terms by name, (B,) each, with gradient.
-    target_q_continue (B,): the bootstrapped target of Q-learning, only with no_ACT_continue=false in training.
+    carry: for the next step.
+    logits: (B, L, V).
+    q_halt_logits, q_continue_logits: (B,).
+    context: what the answer was computed from.
+    losses: auxiliary terms by name, (B,) each.
+    target_q_continue: (B,), the target of Q-learning; in training with `ArchConfig.learns_to_continue` only.
     """
 
     carry: Carry
@@ -75,7 +87,7 @@ class StepOutput:
 
 
 def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
-    """An all-halted carry for batches shaped like `data`; its zero states are never read."""
+    """A carry for batches shaped like `data`. All rows have halted; its zero states are never read."""
     batch, cells = data["inputs"].shape
     demos = data["demo_inputs"].shape[1] if "demo_inputs" in data else 0
     shape = (batch, model.context.prefix_length(demos, cells) + cells, model.config.hidden_size)
@@ -109,6 +121,36 @@ def refresh(
     )
 
 
+def who_halts(
+    config: ArchConfig,
+    output: ModelOutput,
+    steps: Tensor,
+    training: bool,
+    min_halt_steps: Tensor | None = None,
+    num_act_steps: int | None = None,
+) -> Tensor:
+    """The halting rule: which rows (B,) stop after this step. `steps` (B,) counts it.
+
+    - A row stops after `halt_max_steps`.
+    - In evaluation it also stops once its halting probability reaches `halt_threshold`, if there is one.
+    - In training it also stops once halting is worth more than going on, but not before `min_halt_steps`.
+    - In training with `num_act_steps` every row stops after exactly that many steps.
+
+    min_halt_steps: (B,), at most `halt_max_steps` each.
+    """
+    last = steps >= (num_act_steps or config.halt_max_steps)
+    # Without Q-learning nothing trains q_continue, so that going on counts as worth zero.
+    margin = output.q_halt_logits
+    if config.learns_to_continue:
+        margin = margin - output.q_continue_logits
+    if not training:
+        return last if config.halt_threshold is None else last | (margin.sigmoid() >= config.halt_threshold)
+    if num_act_steps is not None or not config.act_enabled or config.halt_max_steps == 1:
+        return last
+    halted = last | (margin > 0)
+    return halted if min_halt_steps is None else halted & (steps >= min_halt_steps)
+
+
 def act_step(
     model: RecursiveModel,
     carry: Carry,
@@ -119,14 +161,14 @@ def act_step(
     num_act_steps: int | None = None,
     adjust: Callable[[Context, Carry], Context] | None = None,
 ) -> StepOutput:
-    """Refresh halted rows, run the model once, decide who halts.
+    """Let samples of `data` take the place of halted rows, run the model once, and decide who halts.
 
-    In training mode a row halts when its halting logit says so, but not before `min_halt_steps` (B,) (see
-    `exploration`); in evaluation mode when its confidence reaches `halt_threshold`, if there is one. After
-    `halt_max_steps` it halts in any case. `act_steps` is the loop over evaluation steps.
-    With `num_act_steps` every row halts after exactly that many instead.
-    The context is encoded anew, with gradient, unless a precomputed one is given (evaluation), and read as `adjust` returns
-    it. `noise` is what a sample that starts now may draw from.
+    min_halt_steps, num_act_steps: of the rule, `who_halts`.
+    context: one computed before, for evaluation. Without it the context is encoded anew, with gradient.
+    noise: what a sample that starts now may draw from.
+    adjust: changes the context before the model reads it.
+
+    `act_steps` is the loop over evaluation steps.
     """
     config = model.config
     carry = refresh(carry, data, model, noise)
@@ -136,28 +178,14 @@ def act_step(
     if adjust is not None:
         context = adjust(context, carry)
     output = model(carry.states, carry.data["inputs"], context)
-    states = tuple(state.detach() for state in output.states)
+    target = None
     with torch.no_grad():
         steps = carry.steps + 1
-        last = steps >= (num_act_steps or config.halt_max_steps)
-        halted = last
-        target = None
-        against = (
-            output.q_continue_logits if config.act_enabled and not config.no_ACT_continue else 0
-        )  # otherwise it is not trained
-        if model.training and config.act_enabled and config.halt_max_steps > 1:
-            if num_act_steps is None:
-                halted = last | (output.q_halt_logits > against)
-                if min_halt_steps is not None:
-                    halted = halted & (steps >= min_halt_steps)
-            if not config.no_ACT_continue:
-                next_context = model.context(carry.data, context_state) if model.context.refines else context
-                after = model(states, carry.data["inputs"], next_context)
-                best = torch.maximum(after.q_halt_logits, after.q_continue_logits)
-                target = torch.where(last, after.q_halt_logits, best).sigmoid()
-        elif not model.training and config.halt_threshold is not None:
-            halted = last | ((output.q_halt_logits - against).sigmoid() >= config.halt_threshold)
-    carry = Carry(states, steps, halted, carry.data, context_state)
+        halted = who_halts(config, output, steps, model.training, min_halt_steps, num_act_steps)
+        states = tuple(state.detach() for state in output.states)
+        carry = Carry(states, steps, halted, carry.data, context_state)
+        if model.training and config.learns_to_continue and config.halt_max_steps > 1:
+            target = _value_of_continuing(model, carry, context, num_act_steps)
     return StepOutput(
         carry,
         output.logits,
@@ -169,9 +197,25 @@ def act_step(
     )
 
 
+def _value_of_continuing(
+    model: RecursiveModel, carry: Carry, context: Context, num_act_steps: int | None
+) -> Tensor:
+    """What q_continue should have said, (B,): the better of the two probabilities one step later.
+
+    carry: after the step. Where that was the last one, only the probability of halting counts.
+    """
+    # A context that is refined has changed by the next step.
+    if model.context.refines:
+        context = model.context(carry.data, carry.context_state)
+    after = model(carry.states, carry.data["inputs"], context)
+    best = torch.maximum(after.q_halt_logits, after.q_continue_logits)
+    last = carry.steps >= (num_act_steps or model.config.halt_max_steps)
+    return torch.where(last, after.q_halt_logits, best).sigmoid()
+
+
 @dataclass
 class Answer:
-    """Logits (B, L, V) and halting logits (B,) of each row at the step at which it halted, and that step (B,)."""
+    """An answer of each row: logits (B, L, V), halting logits (B,), and the ACT step (B,) it comes from."""
 
     logits: Tensor
     q_halt_logits: Tensor
@@ -182,11 +226,11 @@ class Answer:
 def act_steps(
     model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None
 ) -> Iterator[tuple[Tensor, StepOutput]]:
-    """The ACT steps of a batch in evaluation mode: at each step the rows (n,) still at work, and its output for them alone.
+    """The ACT steps of a batch in evaluation mode, each with the rows (n,) still at work and their output.
 
-    A row that halts leaves the batch, so that it costs nothing more and no answer depends on the others. The context is
-    encoded once, or at every step if it is refined, and moved by `shift` (`Context.shifted`). Without `halt_threshold` all
-    rows stay for `halt_max_steps`.
+    A row that halts leaves the batch. It costs nothing more, and no answer depends on the other rows.
+    Without `halt_threshold` all rows stay for `halt_max_steps`.
+    The context is encoded once, or at every step if it is refined. `shift` moves it (`Context.shifted`).
     """
 
     def adjust(context: Context, carry: Carry) -> Context:
@@ -199,11 +243,13 @@ def act_steps(
         output = act_step(model, carry, data, context=context, adjust=adjust)
         yield rows, output
         carry = output.carry
+        # Asking whether any row has halted waits for the device, so it is asked only where one may have.
         if model.config.halt_threshold is not None and carry.halted.any():
             at_work = (~carry.halted).nonzero().squeeze(1)
             if not len(at_work):
                 return
             rows, carry, context = rows[at_work], carry[at_work], context and context.select(at_work)
+        # Whoever is still here goes on, so that `refresh` replaces no row.
         data = carry.data
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
 
@@ -215,10 +261,11 @@ def solve(
     watch: Callable[[Tensor, StepOutput], None] = lambda rows, output: None,
     shift: Tensor | None = None,
 ) -> Answer:
-    """Each row's answer, in evaluation mode: the one of its last ACT step. `watch` sees every step of `act_steps`."""
+    """Each row's answer in evaluation mode, which is that of its last ACT step. `watch` sees every step."""
     answer = None
     for rows, output in act_steps(model, data, shift):
         watch(rows, output)
+        # While no row has left, the step's output is the answer as it is, and nothing has to be copied.
         if answer is None or len(rows) == len(answer.steps):
             answer = Answer(output.logits, output.q_halt_logits, output.carry.steps)
         else:
@@ -229,6 +276,9 @@ def solve(
 
 
 def exploration(rng: np.random.Generator, batch: int, prob: float, max_steps: int) -> np.ndarray:
-    """Minimum ACT steps (B,) int32 per row: with probability `prob` uniform in 2..max_steps, else 0."""
+    """The least ACT steps (B,) int32 of each row: with probability `prob` uniform in 2..max_steps, else 0.
+
+    Without it a head that halts too early would never see what more steps bring.
+    """
     minimum = rng.integers(2, max_steps + 1, batch) if max_steps > 1 else np.zeros(batch, np.int64)
     return np.where(rng.random(batch) < prob, minimum, 0).astype(np.int32)

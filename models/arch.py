@@ -5,16 +5,21 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from models.layers import POSITION_KINDS
+from models.positions import POSITION_KINDS, ROTATIONS
 from utils.config import Config
 
 
 class ArchConfig(Config):
-    """What all architectures have in common; models/trm.py adds layers and cycles.
+    """What all architectures have in common.
 
-    act_enabled: false trains every sample for all halt_max_steps. halt_threshold: null evaluates every sample for all
-    halt_max_steps, a probability lets it stop once its halting confidence reaches it. halt_pooling: the q_head reads
-    the first state token, or the mean over the input's cells. puzzle_emb_*: of the puzzle rows, unused beside an encoder.
+    halt_max_steps: ACT steps of a sample at most.
+    halt_exploration_prob: how often a training sample has to take some steps before it may halt.
+    halt_threshold: in evaluation a sample stops once its halting confidence reaches this; null: never early.
+    halt_pooling: what the q_head reads, the first state token or the mean over the input's cells.
+    act_enabled: false trains every sample for all `halt_max_steps`.
+    no_ACT_continue: false learns to halt by Q-learning, with a value for going on, too.
+    mlp_t: tokens are mixed by a SwiGLU over the sequence instead of attention.
+    puzzle_emb_ndim, puzzle_emb_len: of the puzzle rows; unused beside an encoder.
     """
 
     name: str
@@ -39,20 +44,42 @@ class ArchConfig(Config):
             raise ValueError(
                 f"arch.hidden_size={self.hidden_size} is not divisible by arch.num_heads={self.num_heads}"
             )
-        multiple = {"rope": 2, "rope2d": 4, "rope2d_values": 4}.get(self.pos_encodings, 1)
-        if self.hidden_size // self.num_heads % multiple:
+        rotation = ROTATIONS.get(self.pos_encodings)
+        if rotation and self.hidden_size // self.num_heads % rotation.multiple:
             raise ValueError(
-                f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads divisible by {multiple}"
+                f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads "
+                f"divisible by {rotation.multiple}"
             )
-        if self.pos_encodings == "rope2d_values" and self.num_heads < 2:
+        if rotation and rotation.values and self.num_heads < 2:
             raise ValueError(
-                "arch.pos_encodings=rope2d_values turns the values of half of the heads and needs arch.num_heads >= 2"
+                f"arch.pos_encodings={self.pos_encodings} turns the values of half of the heads "
+                "and needs arch.num_heads >= 2"
             )
-        if self.mlp_t and self.pos_encodings.startswith("rope"):
+        if self.mlp_t and rotation:
             raise ValueError(
-                f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"
+                "arch.mlp_t=true has no attention to rotate; "
+                f"set arch.pos_encodings to none or learned, not {self.pos_encodings}"
             )
         return self
+
+    @property
+    def learns_to_continue(self) -> bool:
+        """Whether q_continue is trained, by Q-learning."""
+        return self.act_enabled and not self.no_ACT_continue
+
+    @property
+    def fixes_length(self) -> bool:
+        """Whether there are weights per position, so that all sequences have the same length."""
+        return self.mlp_t or self.pos_encodings == "learned"
+
+    @property
+    def fixes_canvas(self) -> bool:
+        """Whether all canvases must have the same size.
+
+        They must also with places along the sequence, which mean other cells on a canvas of another size.
+        """
+        rotation = ROTATIONS.get(self.pos_encodings)
+        return self.fixes_length or (rotation is not None and not rotation.on_canvas)
 
     @property
     def fixed_by(self) -> str:

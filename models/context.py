@@ -1,7 +1,7 @@
-"""What the recursion knows of the task: prefix tokens that join the state, and memory tokens that its attention reads.
+"""What the recursion knows of the task: prefix tokens that join the state, memory that attention reads.
 
-This is the one interface through which TRM and ETRM differ: `PuzzleEmbedding` looks a learned row up, a demonstration
-encoder (models/encoders) computes the context from the task's own pairs.
+TRM and ETRM differ here and nowhere else. `PuzzleEmbedding` looks up a learned row. A demonstration encoder
+(models/encoders) computes the context from the task's own pairs.
 Shapes: B batch, P prefix tokens, M memory tokens, K demonstrations, L cells, D hidden.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor, nn
 
@@ -20,7 +21,8 @@ from models.arch import ArchConfig
 from models.layers import worth_packing
 from utils.config import Config
 
-# noise(*shape) draws a standard normal (B, *shape) for the batch's rows, the same whatever the number of processes.
+# noise(*shape) draws standard normal numbers (B, *shape) for the batch's rows.
+# They are the same whatever the number of processes.
 Noise = Callable[..., Tensor]
 
 
@@ -28,12 +30,14 @@ Noise = Callable[..., Tensor]
 class Context:
     """The task, ready to be read, in the forward dtype.
 
-    prefix (B, P, D) at the scale of the embedding tables (RMS 1 / sqrt(D)), since the core multiplies its whole input by
-    sqrt(D). The first `P - len(prefix_cells)` tokens are registers without a place on the canvas, the others lie on the
-    cells `prefix_cells`. prefix_mask (B, P): valid tokens, None when all are.
-    memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell
-    (0..L-1) of each token, (B, 1, M) once `packed`; or None.
-    state: what the next ACT step's `ContextModule.forward` gets, by name, (B, ...); what is not named stays as it was.
+    prefix: (B, P, D) at RMS 1 / sqrt(D), the scale of the embedding tables. The core multiplies by sqrt(D).
+    prefix_mask: (B, P), the valid tokens; None when all are.
+    prefix_cells: the canvas cells on which the last tokens of the prefix lie. The tokens before them are
+        registers, without a place on the canvas.
+    memory: (B, M, D) at RMS 1, the scale of the state; or None.
+    memory_mask: (B, M), the valid tokens.
+    memory_cells: (M,), the canvas cell 0..L-1 of each token; (B, 1, M) once `packed`.
+    state: what `ContextModule.forward` gets at the next ACT step, by name, (B, ...). Other names stay.
     losses: auxiliary terms by name, (B,) each, which `ObjectiveConfig.<name>_weight` weighs.
     """
 
@@ -52,12 +56,12 @@ class Context:
         return self.prefix if self.memory is None else self.memory
 
     def shifted(self, shift: Tensor) -> "Context":
-        """This context with `shift`, of the shape of `told`, added to the tokens that depend on the demonstrations."""
+        """This context with `shift`, of the shape of `told`, added to these tokens."""
         moved = self.told + shift.to(self.told.dtype)
         return replace(self, prefix=moved) if self.memory is None else replace(self, memory=moved)
 
     def select(self, rows: Tensor) -> "Context":
-        """The context of the given rows (n,) alone; places on the canvas are the same for all, before `packed`."""
+        """The context of the rows (n,) alone, before `packed`: places on the canvas belong to all rows."""
 
         def chosen(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
@@ -73,13 +77,15 @@ class Context:
         )
 
     def packed(self) -> "Context":
-        """This context without the padding of its memory, M no more than the most real tokens that a sample has, where that saves
-        work: every block projects the memory and attends to it."""
+        """This context without padding in its memory, where that saves work.
+
+        M becomes the most valid tokens that a sample has. Every block projects the memory and attends to it.
+        """
         if self.memory is None or self.memory_mask is None or not worth_packing(self.memory_mask):
             return self
-        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[
-            :, : int(self.memory_mask.sum(1).max())
-        ]
+        most = int(self.memory_mask.sum(1).max())
+        # A stable order keeps the tokens of a demonstration together, in their own order.
+        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, :most]
         return replace(
             self,
             memory=self.memory.take_along_dim(first[:, :, None], 1),
@@ -88,12 +94,15 @@ class Context:
         )
 
     def summary(self) -> Tensor:
-        """One float32 vector per sample: the prefix laid out flat (B, P * D), or the mean (B, D) over the valid tokens where
-        their number depends on the demonstrations."""
+        """One float32 vector per sample.
+
+        It is the prefix laid out flat (B, P * D). Where the number of tokens depends on the demonstrations,
+        it is the mean (B, D) over the valid ones.
+        """
         mask = self.prefix_mask if self.memory is None else self.memory_mask
         told = self.told.float()
         if mask is None:
-            return told.flatten(1)
+            return rearrange(told, "b p d -> b (p d)")
         return (told * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
 
 
@@ -104,13 +113,16 @@ class EncoderConfig(Config):
 
     @property
     def readers(self) -> dict[str, tuple[str, bool]]:
-        """Settings that only some encoders of this kind read -> which do, and whether this one does. The others leave them null."""
+        """Settings that only some encoders of this kind read -> which do, and whether this one does.
+
+        Those that do not leave them null.
+        """
         return {}
 
     def check(self, arch: ArchConfig, data: DataConfig) -> None:
         """Raise `ValueError` for a core or for data that this encoder does not go with.
 
-        A rule that concerns this configuration alone is a validator; only a new run is held to the rules here.
+        Only a new run is held to these rules. A rule that concerns this configuration alone is a validator.
         """
         # Checkpoints may hold what was set without effect; a new run may not.
         for name, (reader, reads) in self.readers.items():
@@ -118,19 +130,22 @@ class EncoderConfig(Config):
                 raise ValueError(f"encoder.{name}={value} is read only with {reader}; leave it null")
         if data.sides[-1] > MAX_SIDE:
             raise ValueError(
-                f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {data.sides[-1]}"
+                f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; "
+                f"data.buckets ends with {data.sides[-1]}"
             )
         if arch.hidden_size // arch.num_heads % 4:
             raise ValueError(
-                "an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4"
+                "an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads "
+                "divisible by 4"
             )
         if arch.mlp_t and self.gives_memory:
             raise ValueError(
                 f"arch.mlp_t=true has no attention that could read the memory of encoder={self.name}"
             )
-        if self.prefix_grows and (arch.mlp_t or arch.pos_encodings == "learned"):
+        if self.prefix_grows and arch.fixes_length:
             raise ValueError(
-                f"{arch.fixed_by} needs a state of fixed length, but encoder.placement=prefix grows with the demonstrations"
+                f"{arch.fixed_by} needs a state of fixed length, "
+                "but encoder.placement=prefix grows with the demonstrations"
             )
 
     @model_validator(mode="after")
@@ -147,7 +162,7 @@ class EncoderConfig(Config):
 
     @property
     def prefix_grows(self) -> bool:
-        """Whether the number of prefix tokens depends on the demonstrations, so that the state has no fixed length."""
+        """Whether the number of prefix tokens, and so the state's length, depends on the demonstrations."""
         return False
 
     @property
@@ -159,8 +174,9 @@ class EncoderConfig(Config):
 class ContextModule(nn.Module):
     """Maps the data of a batch to a `Context`, with gradient at every ACT step.
 
-    A module may keep a state per sample between ACT steps. The carry holds it, detached, and resets it for a new sample.
-    refines: the context changes from one ACT step to the next, so that evaluation may not compute it once for all.
+    It may keep a state per sample between ACT steps. The carry holds it, detached; new samples reset it.
+
+    refines: the context changes from one ACT step to the next. Evaluation may not compute it once for all.
     """
 
     refines = False
@@ -175,7 +191,7 @@ class ContextModule(nn.Module):
         raise NotImplementedError
 
     def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
-        """The state (B, ...) of samples that start now. `noise` is None in evaluation, where nothing is drawn."""
+        """The state (B, ...) of samples that start now. `noise` is None in evaluation: nothing is drawn."""
         return {}
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
@@ -184,11 +200,13 @@ class ContextModule(nn.Module):
 
 
 class PuzzleEmbedding(ContextModule):
-    """One learned row per puzzle identifier, spread over `length` prefix tokens (zero-padded); TRM's only task knowledge.
+    """One learned row per puzzle identifier, spread over prefix tokens: all that a TRM knows of its task.
 
-    The table is a float32 buffer: each training forward gathers the batch's rows as a leaf with a gradient, and
-    `training.optim.SparseSignSGD` turns those gradients into updates of the touched rows. `length` 0 derives the
-    number of tokens from the row's width. Row 0 is the blank identifier.
+    length: of the prefix; 0: as many tokens as the row fills. Tokens that it does not fill are zero.
+
+    Row 0 is the blank identifier.
+    The table is a float32 buffer. A training forward gathers the batch's rows as a leaf with a gradient, and
+    `training.optim.SparseSignSGD` updates the touched rows alone.
     """
 
     weights: Tensor
@@ -198,21 +216,21 @@ class PuzzleEmbedding(ContextModule):
         self.length = length or -(ndim // -hidden_size)
         if self.length * hidden_size < ndim:
             raise ValueError(
-                f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens of hidden_size={hidden_size}"
+                f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens "
+                f"of hidden_size={hidden_size}"
             )
         self.hidden_size, self.dtype = hidden_size, dtype
         self.register_buffer("weights", torch.zeros(count, ndim))
-        self.gathered: list[
-            tuple[Tensor, Tensor]
-        ] = []  # (identifiers (B,), rows (B, ndim) with gradient) since the last update
+        # Identifiers (B,) and rows (B, ndim) with their gradient, since the last update.
+        self.gathered: list[tuple[Tensor, Tensor]] = []
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.length
 
     def start_anew(self, count: int) -> None:
-        """Make this the table of `count` other identifiers, whose rows all begin at the mean of the learned ones."""
+        """Make this the table of `count` other identifiers. Rows begin at the mean of the learned ones."""
         mean = self.weights[1:].mean(0) if len(self.weights) > 1 else self.weights[0]
-        self.weights = mean.repeat(count, 1)
+        self.weights = mean.repeat(count, 1)  # a copy: rows that einops repeats share their memory
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         identifiers = data["puzzle_identifiers"]
@@ -221,4 +239,4 @@ class PuzzleEmbedding(ContextModule):
             rows.requires_grad_()
             self.gathered.append((identifiers, rows))
         padded = F.pad(rows.to(self.dtype), (0, self.length * self.hidden_size - rows.shape[-1]))
-        return Context(prefix=padded.unflatten(-1, (self.length, self.hidden_size)))
+        return Context(prefix=rearrange(padded, "b (p d) -> b p d", p=self.length))

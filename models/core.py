@@ -1,7 +1,8 @@
-"""What every architecture shares: its configuration, the tiny networks, embeddings, positions and heads around a context.
+"""What every architecture shares: the tiny networks, and the embeddings, positions and heads around them.
 
-An architecture (models/trm.py) declares its networks and states and says how one update changes a state. This module
-embeds the input, runs the updates of one ACT step, the last of them with gradient, and reads the answer.
+An architecture (models/trm.py) declares its networks and states, and says how one update changes a state.
+This module embeds the input, runs the updates of one ACT step, and reads the answer. Only the last updates
+carry a gradient.
 Shapes: B batch, P prefix tokens, L cells, S = P + L, M memory tokens, D hidden, V vocabulary.
 """
 
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from dataset.batch import DataSizes
@@ -23,20 +25,18 @@ from models.layers import (
     KeyValue,
     Linear,
     MixerBlock,
-    Rotary,
-    rotary_line,
-    rotary_square,
     truncated_normal,
     weights_cast_once,
 )
+from models.positions import ROTATIONS, Rotary
 
 SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
 
-States = tuple[Tensor, ...]  # (B, S, D) each, the answer state first
-Apply = Callable[
-    [str, Tensor, Tensor | None], Tensor
-]  # network name, state, what is added to it -> new state
+# (B, S, D) each, the answer state first.
+States = tuple[Tensor, ...]
+# The network's name, a state and what is added to it -> the new state.
+Apply = Callable[[str, Tensor, Tensor | None], Tensor]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class ModelOutput:
 
 
 class ReasoningModule(nn.Module):
-    """A tiny network: injection by addition, then its blocks."""
+    """A tiny network: what is injected is added to the state, then come its blocks."""
 
     def __init__(self, layers: list[nn.Module]):
         super().__init__()
@@ -71,9 +71,13 @@ class ReasoningModule(nn.Module):
 
 
 class RecursiveModel(nn.Module):
-    """The base of all architectures. The context is computed by `encoder`, or without one a learned row per puzzle."""
+    """The base of all architectures.
 
-    networks: dict[str, str]  # name of a network -> the configuration key that holds its number of layers
+    The context comes from `encoder`, or without one from a learned row per puzzle.
+    """
+
+    # The name of a network -> the configuration key that holds its number of layers.
+    networks: dict[str, str]
 
     def __init__(self, config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig | None = None):
         super().__init__()
@@ -85,10 +89,11 @@ class RecursiveModel(nn.Module):
         self.q_head = Linear(hidden, 2, bias=True)
         nn.init.zeros_(self.q_head.weight)
         nn.init.constant_(self.q_head.bias, Q_HEAD_BIAS)
-        if config.mlp_t or config.pos_encodings == "learned":
+        if config.fixes_length:
             if sizes.seq_len is None:
                 raise ValueError(
-                    "arch.mlp_t and learned positions need one canvas size: data.canvas=full, or a single entry in data.buckets"
+                    "arch.mlp_t and learned positions need one canvas size: data.canvas=full, "
+                    "or a single entry in data.buckets"
                 )
             length = self.context.prefix_length(0, sizes.seq_len) + sizes.seq_len
         if config.pos_encodings == "learned":
@@ -106,13 +111,15 @@ class RecursiveModel(nn.Module):
 
     @property
     def state_names(self) -> tuple[str, ...]:
-        """The states in the carry's order, the answer first; `<name>_init` (D,) is each one's initial value."""
+        """The states in the carry's order, the answer first. `<name>_init` (D,) is what each begins at."""
         return ("H", "L")
 
     @property
     def updates(self) -> tuple[int, int, int]:
-        """Latent updates before each answer update, answer updates per ACT step, and how many of all updates, from the
-        last, carry a gradient."""
+        """How often states are updated in one ACT step, as three numbers.
+
+        Latent updates before each answer update; answer updates; updates, from the last, with gradient.
+        """
         raise NotImplementedError
 
     def think(self, states: States, tokens: Tensor, step: int, apply: Apply) -> States:
@@ -132,6 +139,7 @@ class RecursiveModel(nn.Module):
         tokens = self._embed(inputs, context)
         apply = self._bind(inputs.shape[1], context.packed())
         latent, cycles, with_gradient = self.updates
+        # The number of each latent update in its cycle; None stands for the answer update that closes it.
         schedule = (*range(latent), None) * cycles
         first_with_gradient = len(schedule) - with_gradient
 
@@ -160,7 +168,7 @@ class RecursiveModel(nn.Module):
         if self.config.halt_pooling == "first":
             return answer[:, 0]
         real = (inputs != PAD).unsqueeze(-1)
-        cells = answer[:, -inputs.shape[1] :].float()
+        cells = answer[:, -inputs.shape[1] :].float()  # the mean is rounded once, at its end
         return ((cells * real).sum(1) / real.sum(1).clamp_min(1)).to(answer.dtype)
 
     def _embed(self, inputs: Tensor, context: Context) -> Tensor:
@@ -172,21 +180,23 @@ class RecursiveModel(nn.Module):
         return math.sqrt(self.config.hidden_size) * tokens
 
     def _bind(self, cells: int, context: Context) -> Apply:
-        """The networks, applied at the state's positions, under its mask, and reading their own projections of the memory."""
+        """The networks as functions of a state alone. They know its positions and its mask.
+
+        Each block reads its own projection of the memory, which is made here, once per ACT step.
+        """
         prefix = context.prefix.shape[1]
         on_canvas = 0 if context.prefix_cells is None else len(context.prefix_cells)
         registers = prefix - on_canvas
         table = self._positions(registers, cells, context.prefix.device)
         rotary = table
+        # Prefix tokens on the canvas stand at the positions of their cells.
         if table is not None and on_canvas:
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
-        places = (
-            table.rows(context.memory_cells + registers)
-            if table is not None and context.memory is not None
-            else None
-        )
+        places = None
+        if table is not None and context.memory is not None:
+            places = table.rows(context.memory_cells + registers)
         mask = self._mask(prefix, cells, context)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
@@ -202,33 +212,35 @@ class RecursiveModel(nn.Module):
         return apply
 
     def _positions(self, registers: int, cells: int, device: torch.device) -> Rotary | None:
+        """Rotary positions of registers and cells; None where positions are learned, or there are none."""
         head_dim = self.config.hidden_size // self.config.num_heads
-        if self.config.pos_encodings == "rope":
-            return rotary_line(registers + cells, head_dim, device)
-        if self.config.pos_encodings in ("rope2d", "rope2d_values"):
-            values = self.config.pos_encodings == "rope2d_values"
-            return rotary_square(round(cells**0.5), head_dim, device, values).after_registers(registers)
-        return None
+        rotation = ROTATIONS.get(self.config.pos_encodings)
+        if rotation is None:
+            return None
+        if rotation.on_canvas:
+            return rotation.table(cells, head_dim, device).after_registers(registers)
+        # Along the sequence the registers have places of their own, as in the original TRM.
+        return rotation.table(registers + cells, head_dim, device)
 
     @staticmethod
     def _mask(prefix: int, cells: int, context: Context) -> Tensor | None:
+        """The keys (B, 1, 1, S + M) that attention may see: all cells, and valid tokens of the context."""
         if context.prefix_mask is None and context.memory_mask is None:
             return None
         batch = context.prefix.shape[0]
-        whole = torch.ones(batch, prefix + cells, dtype=torch.bool, device=context.prefix.device)
-        state = (
-            whole
-            if context.prefix_mask is None
-            else torch.cat((context.prefix_mask, whole[:, prefix:]), dim=1)
-        )
-        keys = state if context.memory_mask is None else torch.cat((state, context.memory_mask), dim=1)
-        return keys[:, None, None, :]
+        keys = torch.ones(batch, prefix + cells, dtype=torch.bool, device=context.prefix.device)
+        if context.prefix_mask is not None:
+            keys = torch.cat((context.prefix_mask, keys[:, prefix:]), dim=1)
+        if context.memory_mask is not None:
+            keys = torch.cat((keys, context.memory_mask), dim=1)
+        return rearrange(keys, "b keys -> b 1 1 keys")
 
 
 def _puzzle_rows(config: ArchConfig, sizes: DataSizes) -> PuzzleEmbedding:
     if not config.puzzle_emb_ndim:
         raise ValueError(
-            "arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row"
+            "arch.puzzle_emb_ndim must be at least 1: "
+            "without an encoder the task is known only by its puzzle row"
         )
     return PuzzleEmbedding(
         sizes.num_puzzle_identifiers,

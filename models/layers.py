@@ -1,53 +1,31 @@
-"""Shared layers: casted linear maps, RMS norm, rotary positions, attention with an optional memory, SwiGLU, blocks.
+"""Shared layers: casted linear maps, RMS norm, attention with an optional memory, SwiGLU, blocks.
 
-Parameters are float32 and cast to the activations' dtype at use, so that small updates and the EMA never round away.
+Parameters are float32, so that small updates and the EMA never round away, and cast at use.
 Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E = D / H, V vocabulary.
 """
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
+from models.fused import Fused
+from models.positions import Rotary
+
 NORM_EPS = 1e-5
-ROPE_THETA = 10000.0
-# With fewer keys, the backward pass of PyTorch's bfloat16 attention on CPUs is up to six times slower than the float32 one.
+# With fewer keys, the backward pass of bfloat16 attention on CPUs is up to six times slower than of float32.
 SLOW_BACKWARD_KEYS = 640
+# Tokens are packed from this length on, and up to this share of valid ones.
 PACKED_LENGTH, PACKED_SHARE = 100, 0.8
-POSITION_KINDS = Literal["rope", "rope2d", "rope2d_values", "learned", "none"]
-# A rotation is compiled anew for other strides, with and without gradients; beyond the limit PyTorch runs it uncompiled.
-_VARIANTS_COMPILED = 64
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
 
 
-class Fused:
-    """A chain of elementwise operations that takes one pass over memory once `compile_fused` has compiled it."""
-
-    known: list["Fused"] = []
-
-    def __init__(self, function: Callable):
-        self.function = self.call = function
-        self.known.append(self)
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self.call(*arguments)
-
-
-def compile_fused(on: bool) -> None:
-    """From now on, run every `Fused` function compiled, for shapes of any size, or as it is written."""
-    if on:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS_COMPILED)
-    for fused in Fused.known:
-        fused.call = torch.compile(fused.function, dynamic=True) if on else fused.function
-
-
 def truncated_normal(*shape: int, std: float) -> Tensor:
-    """A float32 tensor from a normal truncated at two deviations and rescaled so that `std` is its true deviation."""
+    """A float32 tensor from a normal truncated at two deviations, rescaled to have the deviation `std`."""
     if std == 0:
         return torch.zeros(shape)
     scale = std / _TRUNCATED_STD
@@ -70,7 +48,10 @@ class Linear(nn.Module):
 
 @contextmanager
 def weights_cast_once(modules: list[nn.Module], dtype: torch.dtype) -> Iterator[None]:
-    """Inside the context the linear maps of `modules` are cast to `dtype` already, and know no gradient."""
+    """Inside the context the linear maps of `modules` are cast to `dtype` already, and know no gradient.
+
+    The recursion without gradient applies them many times; one cast serves all of them.
+    """
     linears = [layer for module in modules for layer in module.modules() if isinstance(layer, Linear)]
     for linear in linears:
         linear.cast = linear.weight.detach().to(dtype)
@@ -106,79 +87,6 @@ def layer_norm(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rotary:
-    """cos and sin (S, E) of a sequence's rotary positions, or (B, 1, S, E) where they differ by sample.
-
-    values: in half of the heads attention turns the values, too, and turns back what a token reads by that token's own position.
-    What these heads read says where it was, seen from the reader; otherwise positions decide what is read and leave no trace in it.
-    """
-
-    cos: Tensor
-    sin: Tensor
-    values: bool = False
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Rotate queries, keys or values (B, H, S, E), in the table's float32."""
-        return _rotate(x, self.cos, self.sin)
-
-    def turn_values(self, value: Tensor) -> Tensor:
-        """What attention averages, from values (B, H, S, E)."""
-        if not self.values:
-            return value
-        turned, plain = value.chunk(2, dim=1)
-        return torch.cat((self(turned), plain), dim=1)
-
-    def turn_back(self, read: Tensor) -> Tensor:
-        """What tokens at these positions have read (B, H, S, E)."""
-        if not self.values:
-            return read
-        turned, plain = read.chunk(2, dim=1)
-        return torch.cat((_rotate(turned, self.cos, -self.sin), plain), dim=1)
-
-    def rows(self, index: Tensor) -> "Rotary":
-        """The positions of selected rows."""
-        return replace(self, cos=self.cos[index], sin=self.sin[index])
-
-    def after_registers(self, count: int) -> "Rotary":
-        """`count` unrotated rows, then this table."""
-        return replace(
-            self, cos=F.pad(self.cos, (0, 0, count, 0), value=1.0), sin=F.pad(self.sin, (0, 0, count, 0))
-        )
-
-
-@Fused
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    cos, sin = cos[..., :half], sin[..., :half]  # both halves of a head turn alike
-    return (
-        torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).flatten(-2).to(x.dtype)
-    )
-
-
-@functools.lru_cache(maxsize=64)
-def rotary_line(length: int, head_dim: int, device: torch.device) -> Rotary:
-    """1-D rotary positions 0..length-1 (the original TRM)."""
-    frequency = 1.0 / ROPE_THETA ** (
-        torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-    )
-    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency).repeat(1, 2)
-    return Rotary(angle.cos(), angle.sin())
-
-
-@functools.lru_cache(maxsize=64)
-def rotary_square(side: int, head_dim: int, device: torch.device, values: bool = False) -> Rotary:
-    """2-D rotary positions of a side x side canvas in row-major order: half of each head turns with the row, half with the column."""
-    frequency = 1.0 / ROPE_THETA ** (
-        torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
-    )
-    turn = torch.outer(torch.arange(side, dtype=torch.float32, device=device), frequency)  # (side, E / 4)
-    rows, columns = turn[:, None].expand(side, side, -1), turn[None].expand(side, side, -1)
-    angle = torch.cat((rows, columns), dim=-1).reshape(side * side, -1).repeat(1, 2)
-    return Rotary(angle.cos(), angle.sin(), values)
-
-
-@dataclass(frozen=True)
 class KeyValue:
     """Keys and values (B, H, M, E) of one block's memory."""
 
@@ -188,15 +96,18 @@ class KeyValue:
 
 @dataclass(frozen=True)
 class Packed:
-    """Sequences of these lengths that lie one after the other in a single row, each of which attends to itself alone."""
+    """Sequences of these lengths, one after the other in a single row. Each attends to itself alone."""
 
     lengths: list[int]
 
 
 def worth_packing(valid: Tensor) -> bool:
-    """Whether to leave invalid tokens (N, S) out of the computation: on CPUs, where shapes may change from batch to batch, and
-    where it saves more than the attention of one sequence after the other costs. Never under `vmap` or in a compiled graph, where
-    shapes must be known."""
+    """Whether to leave invalid tokens (N, S) out of the computation.
+
+    It pays on CPUs, where shapes may change from batch to batch, and where enough tokens are left out to
+    outweigh attention that takes one sequence after the other. Under `vmap` and in a compiled graph shapes
+    must be known.
+    """
     if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(valid):
         return False
     return (
@@ -207,7 +118,10 @@ def worth_packing(valid: Tensor) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | None) -> Tensor:
-    """Scaled dot-product attention (B, H, S, E); `mask` broadcasts to (B, H, S, keys), True where a key may be seen."""
+    """Scaled dot-product attention (B, H, S, E).
+
+    mask: broadcasts to (B, H, S, keys), True where a key may be seen; None shows all.
+    """
     if isinstance(mask, Packed):
         sequences = zip(*(x.split(mask.lengths, dim=2) for x in (query, key, value)), strict=True)
         return torch.cat([attend(*sequence, None) for sequence in sequences], dim=2)
@@ -219,11 +133,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | No
 
 def split_heads(x: Tensor, num_heads: int, parts: int) -> tuple[Tensor, ...]:
     """(B, S, parts * D) -> `parts` tensors (B, H, S, E)."""
-    return x.unflatten(-1, (parts * num_heads, -1)).transpose(1, 2).chunk(parts, dim=1)
+    return rearrange(x, "b s (part h e) -> part b h s e", part=parts, h=num_heads).unbind()
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `memory` adds keys and values that are not part of the sequence.
+    """Multi-head self-attention. `memory` adds keys and values that are not part of the sequence.
 
     qk_norm: RMS norm of each head's queries and keys, which bounds the attention logits.
     """
@@ -252,10 +166,9 @@ class Attention(nn.Module):
         mask: Tensor | Packed | None = None,
         memory: KeyValue | None = None,
     ) -> Tensor:
-        heads = self.qkv_proj(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
-        both, value = heads.split(
-            (2 * self.num_heads, self.num_heads), dim=1
-        )  # queries and keys, (B, 2 H, S, E)
+        heads = rearrange(self.qkv_proj(x), "b s (h e) -> b h s e", h=3 * self.num_heads)
+        # Queries and keys, (B, 2 H, S, E), stay together while they are treated alike.
+        both, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)
         if self.qk_norm:
             both = rms_norm(both)
         if rotary is not None:
@@ -266,11 +179,11 @@ class Attention(nn.Module):
         read = attend(query, key, value, mask)
         if rotary is not None:
             read = rotary.turn_back(read)
-        return self.o_proj(read.transpose(1, 2).flatten(2))
+        return self.o_proj(rearrange(read, "b h s e -> b s (h e)"))
 
 
 class CrossAttention(nn.Module):
-    """Queries (B, Q, D) read a set (B, N, D); masked members never matter, and an empty set contributes zero."""
+    """Queries (B, Q, D) read a set (B, N, D). Masked members never matter; an empty set contributes zero."""
 
     def __init__(self, hidden_size: int, num_heads: int, qk_norm: bool = False):
         super().__init__()
@@ -284,13 +197,16 @@ class CrossAttention(nn.Module):
         key, value = split_heads(self.kv_proj(members), self.num_heads, 2)
         if self.qk_norm:
             query, key = rms_norm(query), rms_norm(key)
-        read = self.o_proj(attend(query, key, value, keys_mask(mask)).transpose(1, 2).flatten(2))
-        return read * mask.any(-1)[:, None, None]
+        read = attend(query, key, value, keys_mask(mask))
+        return self.o_proj(rearrange(read, "b h q e -> b q (h e)")) * mask.any(-1)[:, None, None]
 
 
 def keys_mask(valid: Tensor) -> Tensor:
-    """Attention mask (B, 1, 1, N) of valid keys (B, N). A row without any valid key sees all of them: finite, to be discarded."""
-    return (valid | ~valid.any(-1, keepdim=True))[:, None, None, :]
+    """Attention mask (B, 1, 1, N) of valid keys (B, N).
+
+    A row without any valid key sees all of them: what it reads is finite, and to be discarded.
+    """
+    return rearrange(valid | ~valid.any(-1, keepdim=True), "b n -> b 1 1 n")
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:
@@ -350,7 +266,7 @@ class AttentionBlock(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """Post-norm block whose token mixing is a SwiGLU over the sequence (the paper's TRM-MLP, `mlp_t`); fixed length."""
+    """Post-norm block that mixes the tokens of a fixed length by a SwiGLU (the paper's TRM-MLP)."""
 
     def __init__(self, hidden_size: int, length: int, expansion: float):
         super().__init__()
@@ -364,6 +280,6 @@ class MixerBlock(nn.Module):
         mask: Tensor | None = None,
         memory: KeyValue | None = None,
     ) -> Tensor:
-        x = x.transpose(1, 2)
-        x = rms_norm(x + self.mlp_t(x)).transpose(1, 2)
+        x = rearrange(x, "b s d -> b d s")
+        x = rearrange(rms_norm(x + self.mlp_t(x)), "b d s -> b s d")
         return rms_norm(x + self.mlp(x))

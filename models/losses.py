@@ -1,4 +1,7 @@
-"""Token losses and the ACT loss. Shapes: B batch, L cells, V vocabulary."""
+"""Token losses, the ACT loss and the metrics beside it. Shapes: B batch, L cells, V vocabulary.
+
+Source of stablemax: "Grokking at the Edge of Numerical Stability" (arXiv 2501.04697).
+"""
 
 from typing import Literal
 
@@ -8,15 +11,20 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from dataset.canvas import IGNORE_LABEL_ID
-from models.act import StepOutput
+from models.act import Answer, StepOutput
 from utils.config import Config
 
 
 class ObjectiveConfig(Config):
-    """loss_type: the token loss. halt_loss_weight: weight of the halting losses beside it (0.5 in the original).
+    """What is trained on. A weight of 0 leaves its term out.
 
-    Weights of auxiliary terms, 0 for none, each a mean over samples like the token loss: kl_weight (variational encoders),
-    reconstruct_weight and contrastive_weight (training/objectives.py; contrastive_temperature divides the similarities).
+    Every term is a mean over samples, like the token loss.
+
+    loss_type: the token loss.
+    halt_loss_weight: of the halting losses (0.5 in the original).
+    kl_weight: of the KL term of variational encoders.
+    reconstruct_weight, contrastive_weight: of the terms in training/objectives.py.
+    contrastive_temperature: divides the similarities of the contrastive term.
     """
 
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
@@ -32,9 +40,10 @@ class ObjectiveConfig(Config):
 
 
 def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log of s(x_label) / sum s(x) with s(x) = x + 1 above zero and 1 / (1 - x) below; (B, L), zero where ignored.
+    """The negative logarithm of s(x_label) / sum s(x), (B, L), zero where ignored.
 
-    Computed in the wider of float32 and the logits' dtype.
+    s stands for softmax's exponential: x + 1 above zero and 1 / (1 - x) below. Narrower logits are widened to
+    float32.
     """
     x = logits.float() if logits.dtype != torch.float64 else logits
     # Each branch sees only its own side of zero, so that neither has a pole where the other is selected.
@@ -65,36 +74,49 @@ def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> T
     return TOKEN_LOSSES[objective.loss_type](logits, labels).sum(-1) / cells.clamp_min(1)
 
 
-def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss summed over the batch, and metric sums.
+def answer_metrics(
+    answer: Answer, labels: Tensor, halted: Tensor, objective: ObjectiveConfig
+) -> dict[str, Tensor]:
+    """Sums over the rows of a batch. `lm_loss` and `q_halt_loss` carry a gradient.
 
-    lm_loss is the mean over a row's supervised cells, summed over rows; the halting target is "every supervised cell is
-    right". The auxiliary terms of `output.losses` are summed over rows in the same way. A row without labels counts nowhere.
-    Of the metrics, all losses sum over all rows (denominator `rows`), the others over rows that halted at this step
-    (denominator `count`), as in the original.
+    The losses sum over all rows that have labels, whose number is `rows`. The others sum over those of them
+    that have halted (B,), whose number is `count`, as in the original.
     """
-    labels, logits = output.carry.data["labels"], output.logits
     supervised = labels != IGNORE_LABEL_ID
     cells = supervised.sum(-1)  # (B,)
     labelled = cells > 0
-    divisor = cells.clamp_min(1)
-    lm_loss = sample_loss(logits, labels, objective).sum()
     with torch.no_grad():
-        correct = (supervised & (logits.argmax(-1) == labels)).sum(-1)
+        correct = (supervised & (answer.logits.argmax(-1) == labels)).sum(-1)
         exact = correct == cells
-        counted = output.carry.halted & labelled
-    q_halt = F.binary_cross_entropy_with_logits(output.q_halt_logits, exact.float(), reduction="none")
-    q_loss = q_halt_loss = torch.where(labelled, q_halt, 0.0).sum()
-    metrics = {
+        counted = halted & labelled
+    q_halt = F.binary_cross_entropy_with_logits(answer.q_halt_logits, exact.float(), reduction="none")
+    return {
         "rows": labelled.sum(),
         "count": counted.sum(),
-        "accuracy": torch.where(counted, correct / divisor, 0.0).sum(),
+        "accuracy": torch.where(counted, correct / cells.clamp_min(1), 0.0).sum(),
         "exact_accuracy": (counted & exact).sum(),
-        "q_halt_accuracy": (counted & ((output.q_halt_logits >= 0) == exact)).sum(),
-        "steps": torch.where(counted, output.carry.steps, 0).sum(),
-        "lm_loss": lm_loss.detach(),
-        "q_halt_loss": q_halt_loss.detach(),
+        "q_halt_accuracy": (counted & ((answer.q_halt_logits >= 0) == exact)).sum(),
+        "steps": torch.where(counted, answer.steps, 0).sum(),
+        "lm_loss": sample_loss(answer.logits, labels, objective).sum(),
+        "q_halt_loss": torch.where(labelled, q_halt, 0.0).sum(),
     }
+
+
+def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of an ACT step, summed over the batch, and the sums of `answer_metrics` and of each term.
+
+    - lm_loss is a row's mean over its supervised cells.
+    - q_halt learns whether every supervised cell is right, q_continue what the step says it should have.
+    - The auxiliary terms of `output.losses` are added with their weights.
+
+    A row without labels counts nowhere.
+    """
+    labels = output.carry.data["labels"]
+    labelled = (labels != IGNORE_LABEL_ID).any(-1)
+    answer = Answer(output.logits, output.q_halt_logits, output.carry.steps)
+    sums = answer_metrics(answer, labels, output.carry.halted, objective)
+    metrics = {name: value.detach() for name, value in sums.items()}
+    q_loss = sums["q_halt_loss"]
     if output.target_q_continue is not None:
         q_continue = F.binary_cross_entropy_with_logits(
             output.q_continue_logits, output.target_q_continue, reduction="none"
@@ -102,7 +124,7 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
         q_continue_loss = torch.where(labelled, q_continue, 0.0).sum()
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_loss + q_continue_loss
-    loss = lm_loss + objective.halt_loss_weight * q_loss
+    loss = sums["lm_loss"] + objective.halt_loss_weight * q_loss
     for name, terms in output.losses.items():
         term = torch.where(labelled, terms, 0.0).sum()
         metrics[f"{name}_loss"] = term.detach()
@@ -114,5 +136,5 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
 
 
 def is_per_row(name: str) -> bool:
-    """Whether a metric sum is divided by `rows`, as all losses are; every other one is divided by `count`."""
+    """Whether a metric sum is divided by `rows`, as all losses are. Every other one is divided by `count`."""
     return name.removesuffix("_weighted").endswith("loss") or name == "context_gradient"

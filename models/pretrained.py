@@ -1,7 +1,13 @@
-"""Weights from a file: checkpoints of this framework, and files of the original TRM, HRM and ETRM under our names.
+"""Weights from a file: checkpoints of this framework, and files of the original TRM, HRM and ETRM.
 
-`load_checkpoint` restores a model whole. `load_decoder` starts a new model from the recursion, embeddings and heads of
-another one, which may have known its tasks in another way.
+`load_checkpoint` restores a model whole. `load_decoder` starts a new model from another one, which may have
+known its tasks in another way. What fits no weight of the model is refused, or reported.
+
+    weights                        loaded
+    recursion, embeddings, heads   always
+    puzzle rows                    into a model with puzzle rows, by name, if pretrained_puzzle_rows=match
+    encoder                        into a model with the same encoder, if pretrained_encoder=load
+    rotary tables                  never, they are computed
 """
 
 from dataclasses import dataclass, field
@@ -41,12 +47,13 @@ _SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1
 
 
 class PretrainedConfig(Config):
-    """load_pretrained_decoder: where a new run's recursion, embeddings and heads come from (a checkpoint or a file).
+    """Where the weights of a new run come from, and which of them it takes.
 
-    pretrained_mismatch: whether other cycles, heads, positions or pooling for halting, and weights that do not fit, are refused
-    or reported.
-    pretrained_puzzle_rows: a model with puzzle rows takes them by the names of their puzzles, or starts with none.
-    pretrained_encoder: whether a model with the same encoder takes that one's weights, too, to train on with other data.
+    load_pretrained_decoder: a checkpoint or a file; null: weights are drawn.
+    pretrained_mismatch: refuse or allow weights that do not fit, and weights that were trained with other
+        arithmetic. That is other cycles, heads, positions, or pooling for halting.
+    pretrained_puzzle_rows: a model with puzzle rows takes them by their puzzles' names, or starts without.
+    pretrained_encoder: a model with the same encoder takes its weights, too, to train on with other data.
     """
 
     load_pretrained_decoder: str | None
@@ -57,7 +64,13 @@ class PretrainedConfig(Config):
 
 @dataclass
 class Source:
-    """Weights under our names, the settings they were trained with (None: unknown), those of their encoder, and their puzzles' names."""
+    """Weights under our names, and what is known of their training.
+
+    which: raw or averaged (ema) weights, in words.
+    settings: `arch.*` of their training; None: unknown.
+    identifiers: the names of their puzzle rows; None: unknown.
+    encoder: `encoder.*` of their training; None: unknown, or there was none.
+    """
 
     path: Path
     weights: dict[str, Tensor]
@@ -69,7 +82,13 @@ class Source:
 
 @dataclass
 class DecoderReport:
-    """What became of every weight, and which settings differ from those the weights were trained with."""
+    """What became of every weight, and which settings differ from those the weights were trained with.
+
+    loaded: names of this model's weights that came from the file.
+    missing: names of those that keep their initial values.
+    skipped: names in the file -> why.
+    differing: what does not fit, in words.
+    """
 
     path: str
     weights: str
@@ -82,8 +101,8 @@ class DecoderReport:
     def summary(self) -> str:
         """A few lines for the terminal."""
         lines = [
-            f"decoder from {self.path} ({self.weights} weights): {len(self.loaded)} tensors loaded, {len(self.skipped)} skipped, "
-            f"{len(self.missing)} left at their initial values; {self.settings}"
+            f"decoder from {self.path} ({self.weights} weights): {len(self.loaded)} tensors loaded, "
+            f"{len(self.skipped)} skipped, {len(self.missing)} left at their initial values; {self.settings}"
         ]
         reasons = list(self.skipped.values())
         lines += [f"skipped {reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
@@ -92,7 +111,7 @@ class DecoderReport:
 
 
 def load_original(path: Path) -> dict[str, Tensor]:
-    """The state dict of an original TRM checkpoint, compiled or not, as float32 under the names of `models.trm.TRM`.
+    """The state dict of an original TRM checkpoint, compiled or not, as float32 under our names.
 
     Raises `UserError` when the file is missing, truncated or no state dict.
     """
@@ -114,10 +133,12 @@ def _our_name(name: str) -> str:
 
 
 def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str, Any]]:
-    """A model in evaluation mode from a checkpoint of this framework, built from the configuration stored with it.
+    """A model in evaluation mode from a checkpoint of this framework, and the checkpoint's info.
 
-    weights: `ema` or `raw`. Returns the model and the checkpoint's info. Nothing is filled in from defaults: a
+    The model is built from the configuration stored with it. Nothing is filled in from defaults. A
     configuration that does not describe the weights is an error.
+
+    weights: `ema` or `raw`.
     """
     info = checkpoint.load_info(path)
     try:
@@ -147,56 +168,39 @@ def load_strictly(model: nn.Module, state: dict[str, Tensor], path: Path) -> Non
 
 
 def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: list[str]) -> DecoderReport:
-    """Give a new model the recursion, embeddings and heads of `load_pretrained_decoder`, and say what became of each weight.
+    """Give a new model the weights of `load_pretrained_decoder`, and say what became of each.
 
-    Not loaded: an encoder, since the file's context is not this model's, unless `pretrained_encoder` says that it is; puzzle rows
-    into a model with an encoder.
-    identifiers: the names of this model's puzzle rows. Raises `UserError`, and changes nothing, when settings or weights
-    do not fit (unless `pretrained_mismatch` allows it) or when rows cannot be matched by name.
+    Raises `UserError`, and changes nothing, when settings or weights do not fit (unless `pretrained_mismatch`
+    allows it), or when rows cannot be matched by name.
+
+    identifiers: the names of this model's puzzle rows.
     """
     source = _open(Path(config.load_pretrained_decoder))
-    known = (
-        "its configuration was compared"
-        if source.settings
-        else "no configuration beside it, so that cycles could not be compared"
-    )
     with_encoder = config.pretrained_encoder == "load"
-    report = DecoderReport(str(source.path), source.which, known, differing=_differences(model, source))
-    report.differing += _encoder_differences(model, source) if with_encoder else []
+    compared = "its configuration was compared"
+    if not source.settings:
+        compared = "no configuration beside it, so that cycles could not be compared"
+    report = DecoderReport(str(source.path), source.which, compared, differing=_differences(model, source))
+    if with_encoder:
+        report.differing += _encoder_differences(model, source)
     own = model.state_dict()
     new: dict[str, Tensor] = {}
     for name, value in source.weights.items():
-        if (
-            name == _ROWS
-            and isinstance(model.context, PuzzleEmbedding)
-            and config.pretrained_puzzle_rows == "match"
-        ):
-            new[name] = _matched_rows(value, own[name], source, identifiers, report)
+        if reason := _reason_to_skip(name, own, model, config):
+            report.skipped[name] = reason
         elif name == _ROWS:
-            with_rows = isinstance(model.context, PuzzleEmbedding)
-            report.skipped[name] = (
-                "puzzle rows, as configured" if with_rows else "puzzle rows: this model has an encoder"
-            )
-        elif name.startswith(("context.", "encoder.")) and not with_encoder:
-            report.skipped[name] = "what the file's model computed its context with"
-        elif name.startswith("rotary_emb."):
-            report.skipped[name] = "positions are computed"
-        elif name not in own:
-            report.skipped[name] = f"arch={model.config.name} has no such weight"
+            new[name] = _matched_rows(value, own[name], source, identifiers, report)
         elif value.shape != own[name].shape:
-            report.skipped[name] = (
-                f"its shape {tuple(value.shape)} is not this model's {tuple(own[name].shape)}"
-            )
-            report.differing.append(
-                f"{name} has shape {tuple(value.shape)} there, {tuple(own[name].shape)} here"
-            )
+            here, there = tuple(own[name].shape), tuple(value.shape)
+            report.skipped[name] = f"its shape {there} is not this model's {here}"
+            report.differing.append(f"{name} has shape {there} there, {here} here")
         else:
             new[name] = value
     report.loaded = sorted(new)
     report.missing = sorted(own.keys() - new.keys())
+    # A decoder is whole without the model's own context, and what was skipped has been named already.
     expected = [name for name in report.missing if with_encoder or not name.startswith("context.")]
-    lacking = [name for name in expected if name not in report.skipped]
-    report.differing += [f"{name} is not in the file" for name in lacking]
+    report.differing += [f"{name} is not in the file" for name in expected if name not in report.skipped]
     if report.differing and config.pretrained_mismatch == "refuse":
         shown = "; ".join(report.differing[:6]) + ("; ..." if len(report.differing) > 6 else "")
         raise UserError(
@@ -206,8 +210,28 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
     return report
 
 
+def _reason_to_skip(
+    name: str, own: dict[str, Tensor], model: RecursiveModel, config: PretrainedConfig
+) -> str | None:
+    """Why a weight of the file has no place among the model's `own`, whatever its shape; None: it has one."""
+    if name == _ROWS:
+        if not isinstance(model.context, PuzzleEmbedding):
+            return "puzzle rows: this model has an encoder"
+        return None if config.pretrained_puzzle_rows == "match" else "puzzle rows, as configured"
+    if name.startswith(("context.", "encoder.")) and config.pretrained_encoder != "load":
+        return "what the file's model computed its context with"
+    if name.startswith("rotary_emb."):
+        return "positions are computed"
+    if name not in own:
+        return f"arch={model.config.name} has no such weight"
+    return None
+
+
 def _open(path: Path) -> Source:
-    """A checkpoint or run folder of ours, or an original's file with `all_config.yaml` and `identifiers.json` beside it."""
+    """Read a checkpoint or run folder of ours, or an original's file.
+
+    Beside an original's file `all_config.yaml` and `identifiers.json` may lie.
+    """
     if _is_checkpoint(path):
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
@@ -230,12 +254,15 @@ def _open(path: Path) -> Source:
 
 
 def pairs_behind(path: Path) -> np.ndarray:
-    """The fingerprints (N,) uint64 of all pairs that weights for `load_decoder` were trained on; an original's file does not say."""
+    """The fingerprints (N,) uint64 of all pairs that weights for `load_decoder` were trained on.
+
+    An original's file does not say; then they are `UNKNOWN_PAIRS`.
+    """
     return checkpoint.load_trained_pairs(checkpoint.resolve(path)) if _is_checkpoint(path) else UNKNOWN_PAIRS
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether `path` is one of this framework, rather than an original's file; `RUN/best` is only a name."""
+    """Whether `path` is one of this framework, rather than an original's file. `RUN/best` is only a name."""
     return path.is_dir() or (path.name == checkpoint.BEST and path.parent.is_dir())
 
 
@@ -286,30 +313,28 @@ def _matched_rows(
     theirs: Tensor, ours: Tensor, source: Source, identifiers: list[str], report: DecoderReport
 ) -> Tensor:
     """This model's table with the rows of those puzzles that the file knows by the same name."""
-    if source.identifiers is None or len(source.identifiers) != len(theirs):
-        found = (
-            "no identifiers.json"
-            if source.identifiers is None
-            else f"identifiers.json with {len(source.identifiers)} names"
-        )
-        place = (
-            "its dataset is not where it was, or has changed"
-            if source.path.is_dir()
-            else "put the one of its dataset beside it"
-        )
+    names = source.identifiers
+    if names is None or len(names) != len(theirs):
+        found = "no identifiers.json" if names is None else f"identifiers.json with {len(names)} names"
+        advice = "put the one of its dataset beside it"
+        if source.path.is_dir():
+            advice = "its dataset is not where it was, or has changed"
         raise UserError(
-            f"{source.path} has {len(theirs)} puzzle rows but {found} to say whose they are: {place}, or start without rows "
-            "(pretrained_puzzle_rows=skip)"
+            f"{source.path} has {len(theirs)} puzzle rows but {found} to say whose they are: {advice}, "
+            "or start without rows (pretrained_puzzle_rows=skip)"
         )
     if theirs.shape[1] != ours.shape[1]:
         raise UserError(
-            f"puzzle rows of {source.path} have width {theirs.shape[1]}, this model's {ours.shape[1]} (arch.puzzle_emb_ndim)"
+            f"puzzle rows of {source.path} have width {theirs.shape[1]}, "
+            f"this model's {ours.shape[1]} (arch.puzzle_emb_ndim)"
         )
-    row_of = {name: row for row, name in enumerate(source.identifiers)}
+    row_of = {name: row for row, name in enumerate(names)}
     known = [row for row, name in enumerate(identifiers) if name in row_of]
-    if all(identifiers[row] == BLANK_IDENTIFIER for row in known):  # every dataset has them
+    # Every dataset has blank identifiers, so that they match without meaning anything.
+    if all(identifiers[row] == BLANK_IDENTIFIER for row in known):
         raise UserError(
-            f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows"
+            f"none of the puzzles of {source.path} is in this dataset; "
+            "pretrained_puzzle_rows=skip starts without rows"
         )
     table = ours.clone()
     table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])].to(table)

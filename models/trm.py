@@ -1,14 +1,14 @@
-"""The architectures: which networks and states each has, and how it updates a state. One class and one row each.
+"""The architectures: which networks and states each has, and how it updates a state. Each is one class.
 
     here            paper   meaning
     z_H             y       answer state, read by lm_head
     z_L             z       latent reasoning state
     L_cycles        n       latent updates before each answer update
-    H_cycles        T       answer updates per ACT step; only the last `grad_cycles` carry a gradient
+    H_cycles        T       answer updates per ACT step, the last `grad_cycles` of them with gradient
     halt_max_steps  N_sup   ACT steps (supervision steps) per sample at most
 
-Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871), whose code also has the ablations, and
-"Hierarchical Reasoning Model" (arXiv 2506.21734); numerically the original code of each.
+Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871), whose code also has the
+ablations, and "Hierarchical Reasoning Model" (arXiv 2506.21734). Each matches the original code numerically.
 """
 
 from typing import Any
@@ -23,7 +23,12 @@ from models.core import Apply, RecursiveModel, States
 
 
 class TRMConfig(ArchConfig):
-    """L_layers: blocks of the one network. grad_cycles: H cycles, from the last, that carry a gradient (the paper's: 1)."""
+    """How large the one network is, and how often it is applied.
+
+    L_layers: blocks of the network.
+    H_cycles, L_cycles: as above.
+    grad_cycles: H cycles, from the last, that carry a gradient (1 in the paper).
+    """
 
     L_layers: PositiveInt
     H_cycles: PositiveInt
@@ -60,7 +65,7 @@ class TRM(RecursiveModel):
 
 
 class ETRM(TRM):
-    """A TRM whose context is computed from the task's own demonstration pairs, so that any task can be asked."""
+    """A TRM whose context is computed from the task's own demonstrations, so that any task can be asked."""
 
     def __init__(self, config: TRMConfig, sizes: DataSizes, encoder: EncoderConfig):
         super().__init__(config, sizes, encoder)
@@ -81,7 +86,7 @@ class SingleStateTRM(TRM):
 
 
 class ManyLatentsConfig(TRMConfig):
-    """num_latents: latent states, updated in turn; every one at least once per cycle."""
+    """num_latents: latent states, updated in turn, every one at least once per cycle."""
 
     num_latents: PositiveInt
 
@@ -89,13 +94,14 @@ class ManyLatentsConfig(TRMConfig):
     def _check_latents(self) -> "ManyLatentsConfig":
         if self.num_latents > self.L_cycles:
             raise ValueError(
-                f"arch.num_latents={self.num_latents} needs arch.L_cycles of at least that, found {self.L_cycles}"
+                f"arch.num_latents={self.num_latents} needs arch.L_cycles of at least that, "
+                f"found {self.L_cycles}"
             )
         return self
 
 
 class ManyLatentsTRM(TRM):
-    """Several latent states: each update reads their sum and replaces one. The paper's ablation with six."""
+    """Several latent states. Each update reads their sum and replaces one. The paper's ablation has six."""
 
     config: ManyLatentsConfig
 
@@ -123,7 +129,10 @@ class HRMConfig(ArchConfig):
 
 
 class HRM(TRM):
-    """Two networks, a slow one for the answer and a fast one for the latent state; one update of each carries a gradient."""
+    """Two networks, a slow one for the answer and a fast one for the latent state.
+
+    One update of each carries a gradient.
+    """
 
     networks = {"H_level": "H_layers", "L_level": "L_layers"}
     config: HRMConfig
@@ -173,19 +182,19 @@ ARCHITECTURES: dict[str, tuple[type[ArchConfig], type[RecursiveModel]]] = {
 
 
 def arch_config(values: dict[str, Any]) -> ArchConfig:
-    """The typed configuration of the architecture that `name` names. Raises `ValueError` for an unknown one."""
+    """The typed configuration of the architecture that `values` names. Raises `ValueError` if unknown."""
     if values.get("name") not in ARCHITECTURES:
         raise ValueError(f"arch.name={values.get('name')!r} is unknown; there are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[values["name"]][0](**values)
 
 
 def build_model(config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig | None) -> RecursiveModel:
-    """The model that `arch.name` names, with its context from `encoder` or, without one, from puzzle rows."""
+    """The model that `config` names. Its context comes from `encoder` or, without one, from puzzle rows."""
     return ARCHITECTURES[config.name][1](config, sizes, encoder)
 
 
 def count_parameters(model: RecursiveModel) -> dict[str, int]:
-    """Parameters of the recursive core, of the context module, and rows times width of the puzzle table."""
+    """How many parameters the recursive core and the context module have, and numbers the puzzle table."""
     context = sum(p.numel() for p in model.context.parameters())
     table = model.context.weights.numel() if isinstance(model.context, PuzzleEmbedding) else 0
     return {

@@ -7,10 +7,58 @@ import torch
 from torch import Tensor
 
 from dataset.canvas import PAD
-from models.act import Answer, act_step, initial_carry, solve
-from models.core import RecursiveModel
+from models.act import Answer, act_step, initial_carry, solve, who_halts
+from models.core import ModelOutput, RecursiveModel
 from tests.support.architectures import CASES, config_of, data_of, model_of
 from tests.support.models import SIDE
+
+
+def halts(
+    step: int,
+    q_halt: float,
+    q_continue: float = 0.0,
+    training: bool = True,
+    least: int | None = None,
+    exactly: int | None = None,
+    **arch,
+) -> bool:
+    """Whether one row stops after its ACT step number `step`, of three at most."""
+    config = config_of(*CASES["trm", "puzzle"], **{"halt_max_steps": 3, **arch}).arch
+    output = ModelOutput((), torch.empty(0), torch.tensor([q_halt]), torch.tensor([q_continue]))
+    minimum = None if least is None else torch.tensor([least])
+    return who_halts(config, output, torch.tensor([step]), training, minimum, exactly).tolist() == [True]
+
+
+Q_LEARNING = {"no_ACT_continue": False}
+
+
+def test_a_training_row_halts_when_it_wants_to_or_must():
+    assert halts(1, 0.1) and not halts(1, 0.0) and not halts(2, -9.0)
+    assert halts(3, -9.0) and halts(1, -9.0, halt_max_steps=1)
+
+
+def test_exploration_keeps_a_training_row_from_halting_early():
+    assert not halts(1, 9.0, least=2) and halts(2, 9.0, least=2) and not halts(2, -9.0, least=2)
+
+
+def test_going_on_counts_only_with_q_learning():
+    assert halts(1, 1.0, q_continue=2.0) and not halts(1, 1.0, q_continue=2.0, **Q_LEARNING)
+    assert halts(1, -2.0, q_continue=-3.0, **Q_LEARNING)
+    evaluated = {"training": False, "halt_threshold": 0.6}
+    assert halts(1, 1.0, q_continue=2.0, **evaluated)
+    assert not halts(1, 1.0, q_continue=2.0, **evaluated, **Q_LEARNING)
+    assert halts(1, 1.0, q_continue=2.0, **evaluated, **Q_LEARNING, act_enabled=False)
+
+
+@pytest.mark.parametrize("rule", [{"exactly": 2}, {"act_enabled": False, "halt_max_steps": 2}])
+def test_a_fixed_number_of_training_steps_ignores_what_the_row_wants(rule):
+    assert not halts(1, 9.0, **rule) and halts(2, -9.0, **rule)
+
+
+def test_in_evaluation_only_a_threshold_stops_a_row_early():
+    assert not halts(2, 9.0, training=False) and halts(3, -9.0, training=False)
+    sure = {"training": False, "halt_threshold": 0.9}
+    assert halts(1, 2.2, **sure) and not halts(1, 2.1, **sure) and halts(1, 2.2, least=3, **sure)
 
 
 def test_act_can_be_switched_off():

@@ -9,17 +9,10 @@ import torch
 import torch.nn.functional as F
 
 from dataset.canvas import IGNORE_LABEL_ID
-from models.act import act_step, exploration, initial_carry
-from models.layers import (
-    Attention,
-    Embedding,
-    rms_norm,
-    rotary_line,
-    rotary_square,
-    swiglu_width,
-    truncated_normal,
-)
-from models.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from models.act import Answer, act_step, exploration, initial_carry
+from models.layers import Attention, Embedding, rms_norm, swiglu_width, truncated_normal
+from models.losses import act_loss, answer_metrics, softmax_cross_entropy, stablemax_cross_entropy
+from models.positions import rotary_line, rotary_square
 from models.pretrained import load_original
 from models.trm import RecursiveModel
 from tests.golden import check as golden
@@ -205,6 +198,20 @@ def test_softmax_matches_torch():
     assert torch.allclose(
         softmax_cross_entropy(logits, labels).mean(), F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     )
+
+
+def test_shares_count_rows_that_halted_and_losses_all_with_labels():
+    labels = torch.tensor([[2, 3], [2, IGNORE_LABEL_ID], [2, 3], [IGNORE_LABEL_ID, IGNORE_LABEL_ID]])
+    answered = torch.tensor([[2, 3], [5, 5], [2, 4], [2, 3]])  # right, wrong, half right, not asked
+    answer = Answer(
+        20 * F.one_hot(answered, 12).float(), torch.tensor([9.0, 9.0, -9.0, 9.0]), torch.arange(1, 5)
+    )
+    halted = torch.tensor([True, False, True, True])
+    found = answer_metrics(answer, labels, halted, OBJECTIVE)
+    expected = {"rows": 3, "count": 2, "accuracy": 1.5, "exact_accuracy": 1, "q_halt_accuracy": 2, "steps": 4}
+    assert {name: found[name].item() for name in expected} == expected
+    assert found["lm_loss"].item() == pytest.approx(20 + 20 / 2, rel=1e-5)
+    assert found["q_halt_loss"].item() == pytest.approx(9, rel=1e-3)
 
 
 def test_rows_without_labels_count_nowhere(fewshot):

@@ -14,7 +14,7 @@ from benchmarks.processes import Contestant
 from benchmarks.useful import useful_flops
 from dataset.batch import Bucket, DataSizes
 from dataset.canvas import PAD
-from models import layers
+from models import fused, layers
 from tests.support.grids import write_store
 from tests.support.models import SIDE, episodes, make_model, one_loss
 from tests.support.runs import load_config, train_here
@@ -93,10 +93,10 @@ def test_compiled_chains_give_the_same_numbers(fewshot):
     model = make_model(fewshot, "encoder=memory")
     plain = one_loss(model, episodes().data)
     try:
-        layers.compile_fused(True)
+        fused.compile_fused(True)
         assert torch.allclose(one_loss(model, episodes().data), plain, atol=1e-5)
     finally:
-        layers.compile_fused(False)
+        fused.compile_fused(False)
         torch.compiler.reset()
 
 

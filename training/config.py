@@ -119,7 +119,7 @@ class TrainingConfig(StepConfig, PretrainedConfig):
             raise ValueError(
                 f"objective.kl_weight={objective.kl_weight} weighs nothing: the context is not variational"
             )
-        if len(self.data.sides) > 1 and (arch.mlp_t or arch.pos_encodings in ("rope", "learned")):
+        if len(self.data.sides) > 1 and arch.fixes_canvas:
             raise ValueError(
                 f"{arch.fixed_by} needs one canvas size; use data.canvas=full, one entry in data.buckets, "
                 "or arch.pos_encodings=rope2d"

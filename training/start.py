@@ -16,7 +16,7 @@ from dataset.canvas import GridTable
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from models.core import RecursiveModel
-from models.layers import compile_fused
+from models.fused import compile_fused
 from models.pretrained import load_decoder, pairs_behind
 from models.trm import build_model, count_parameters
 from training.config import TrainingConfig

@@ -1,6 +1,7 @@
-"""Demonstration encoders by name. To add one: a module with its config and class, a row here, a YAML in config/encoder.
+"""Demonstration encoders by name.
 
-A variant of an existing kind needs the row and the YAML only.
+To add one: a module with its config and class, a row here, and a YAML in config/encoder. A variant of an
+existing kind needs the row and the YAML only.
 """
 
 from typing import Any

@@ -10,16 +10,20 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from models.context import EncoderConfig
-from models.layers import Attention, CrossAttention, Packed, Rotary, SiluMLP, SwiGLU, layer_norm, rms_norm
+from models.layers import Attention, CrossAttention, Packed, SiluMLP, SwiGLU, layer_norm, rms_norm
+from models.positions import Rotary
 
 NORMS = {"rms": rms_norm, "layer": layer_norm}
 MLPS = {"swiglu": SwiGLU, "silu": SiluMLP}
 
 
 class BlockConfig(EncoderConfig):
-    """norm: without learned weights, whichever. norm_style: before each branch, or after each sum.
+    """How the blocks of an encoder are made.
 
-    qk_norm: normalise queries and keys. layer_scale: initial value of a learned factor per channel on every branch, or null.
+    norm: the kind; none has learned weights.
+    norm_style: before each branch (pre), or after each sum (post).
+    qk_norm: normalise queries and keys.
+    layer_scale: the initial value of a learned factor per channel on every branch; null: no factor.
     """
 
     norm: Literal["rms", "layer"]
@@ -29,12 +33,12 @@ class BlockConfig(EncoderConfig):
     layer_scale: PositiveFloat | None
 
     def final_norm(self, x: Tensor) -> Tensor:
-        """What has to follow the last block: pre-norm blocks leave their sum as it is."""
+        """What has to follow the last block, since pre-norm blocks leave their sum as it is."""
         return NORMS[self.norm](x) if self.norm_style == "pre" else x
 
 
 class Residual(nn.Module):
-    """x plus a branch of x, normalised before the branch or after the sum."""
+    """The sum of x and a branch of x, normalised before the branch or after the sum."""
 
     def __init__(self, branch: nn.Module, width: int, config: BlockConfig):
         super().__init__()

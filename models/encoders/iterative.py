@@ -1,12 +1,13 @@
 """The `iterative` encoder: its tokens are a recurrent state that every ACT step refines once more.
 
-The state travels in the carry, detached; the context handed to the core is computed from it with gradient at every step,
-which the seed ETRM's recurrent encoders cut off.
+The state travels in the carry, detached. The context is computed from it with gradient at every step, which
+the recurrent encoders of the ancestor cut off.
 Shapes: B batch, K demonstrations, P output tokens, D hidden.
 """
 
 from typing import Annotated, Literal
 
+from einops import repeat
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
@@ -18,11 +19,15 @@ from models.layers import rms_norm, truncated_normal
 
 
 class IterativeEncoderConfig(PairConfig):
-    """update: what one ACT step does. `read` (the seed's recurrent_standard): the tokens read the demonstrations' vectors in
-    `update_layers` blocks. `recursive` (its trm_style): two levels as in the core, H_cycles updates of the context, each after
-    L_cycles updates of a latent into which the mean demonstration is added; all of them with gradient.
+    """How the tokens are refined.
 
-    smoothing: share of the previous state that is kept (0.9 in the seed). learned_start: whether the initial state is trained.
+    update: what one ACT step does, `read` (the ancestor's recurrent_standard) or `recursive` (its trm_style).
+        read: the tokens read the demonstrations' vectors.
+        recursive: two levels as in the core, all updates with gradient. The context is updated `H_cycles`
+        times, each time after `L_cycles` updates of a latent, into which the mean demonstration is added.
+    update_layers: blocks of an update.
+    smoothing: the share of the previous state that is kept (0.9 in the ancestor).
+    learned_start: whether the initial state is trained.
     """
 
     name: Literal["iterative"]
@@ -114,7 +119,8 @@ class IterativeEncoder(ContextModule):
 
     def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
         batch = len(data["demo_mask"])
-        return {level: start.to(self.dtype).expand(batch, -1, -1) for level, start in self.start.items()}
+        starts = {level: start.to(self.dtype) for level, start in self.start.items()}
+        return {level: repeat(start, "p d -> b p d", b=batch) for level, start in starts.items()}
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         before = state or self.initial_state(data)

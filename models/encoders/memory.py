@@ -1,4 +1,6 @@
-"""The `memory` encoder: every demonstration cell stays a token that the recursion can look up. Nothing is pooled.
+"""The `memory` encoder: every demonstration cell stays a token that the recursion can look up.
+
+Nothing is pooled.
 
 Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 """
@@ -6,6 +8,7 @@ Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from models.arch import ArchConfig
@@ -15,8 +18,10 @@ from models.layers import truncated_normal
 
 
 class MemoryEncoderConfig(PairConfig):
-    """placement: `memory` gives the tokens as extra keys and values, computed once per ACT step; `prefix` makes them part
-    of the recursive state.
+    """Where the tokens of the demonstrations go.
+
+    placement: `memory` gives them as extra keys and values, computed once per ACT step. `prefix` makes them
+        part of the recursive state.
     """
 
     name: Literal["memory"]
@@ -34,7 +39,10 @@ class MemoryEncoderConfig(PairConfig):
 
 
 class MemoryEncoder(ContextModule):
-    """One register token as prefix (position 0 feeds the q_head) and all demonstration cells as memory or as prefix."""
+    """One register token as prefix, and all demonstration cells as memory or as prefix.
+
+    The register stands at position 0, which feeds the q_head.
+    """
 
     def __init__(self, config: MemoryEncoderConfig, arch: ArchConfig):
         super().__init__()
@@ -48,12 +56,10 @@ class MemoryEncoder(ContextModule):
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         read = self.pairs(data)
-        tokens, valid, cells = (
-            read.tokens.flatten(1, 2),
-            read.valid.flatten(1),
-            read.cells.repeat(read.tokens.shape[1]),
-        )
-        register = self.register.to(tokens.dtype).expand(len(tokens), 1, -1)
+        tokens = rearrange(read.tokens, "b k n d -> b (k n) d")
+        valid = rearrange(read.valid, "b k n -> b (k n)")
+        cells = repeat(read.cells, "n -> (k n)", k=read.tokens.shape[1])
+        register = repeat(self.register.to(tokens.dtype), "p d -> b p d", b=len(tokens))
         if self.config.placement == "memory":
             return Context(
                 prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells

@@ -1,6 +1,6 @@
 """Reading demonstration pairs: every cell as a token, and the pooling of a pair's tokens into one vector.
 
-No token attends to padding (unless asked to) or to another pair, so empty slots change nothing.
+No token attends to another pair, nor to padding unless asked to. Empty slots change nothing.
 Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange, repeat
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
@@ -22,25 +23,24 @@ from models.layers import (
     Embedding,
     Linear,
     Packed,
-    Rotary,
     keys_mask,
     rms_norm,
-    rotary_line,
-    rotary_square,
     truncated_normal,
     worth_packing,
 )
+from models.positions import ROTATIONS, Rotary
 
 
 class PairConfig(BlockConfig):
     """How a demonstration pair is read.
 
-    num_layers: blocks over each pair. pair_tokens: `summed` adds the input's and the output's embedding at each cell of
-    their common canvas, so that "what becomes of this cell" is one token; `concatenated` keeps two tokens per cell.
-    positions: `rope2d` and `rope` turn queries and keys, by row and column or along the sequence of tokens; `rope2d_values` turns
-    the values, too (`models.layers.Rotary`); `embedded` adds learned embeddings of row and column. shared_colours: one colour
-    table for inputs and outputs, which then differ by a channel embedding; so they do with `embedded` positions. attend_padding:
-    cells outside the grids count as tokens, too.
+    num_layers: blocks over each pair.
+    pair_tokens: `summed` adds the embeddings of input and output at each cell of their common canvas. "What
+        becomes of this cell" is then one token. `concatenated` keeps two tokens per cell.
+    positions: `embedded` adds learned embeddings of row and column, the others rotate (models/positions.py).
+    shared_colours: one colour table for inputs and outputs. A channel embedding then tells them apart. With
+        `embedded` positions it does so in any case.
+    attend_padding: cells outside the grids count as tokens, too.
     """
 
     num_layers: NonNegativeInt
@@ -49,22 +49,21 @@ class PairConfig(BlockConfig):
     shared_colours: bool
     attend_padding: bool
 
-    # Whether what is read of a pair depends on places only through its layers; a memory's tokens keep their own.
+    # Whether places reach what is read of a pair only through its layers. The tokens of a memory keep theirs.
     needs_layers: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _check_colours(self) -> "PairConfig":
-        if (
-            self.needs_layers
-            and self.num_layers == 0
-            and (self.positions != "embedded" or getattr(self, "pooling_method", "") == "cls")
-        ):
+        blind = self.positions != "embedded" or getattr(self, "pooling_method", "") == "cls"
+        if self.needs_layers and self.num_layers == 0 and blind:
             raise ValueError(
-                "encoder.num_layers=0 would not see where cells are; use at least 1, or encoder.positions=embedded without cls"
+                "encoder.num_layers=0 would not see where cells are; use at least 1, "
+                "or encoder.positions=embedded without cls"
             )
         if self.shared_colours and self.pair_tokens == "summed":
             raise ValueError(
-                "encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; use concatenated"
+                "encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; "
+                "use concatenated"
             )
         return self
 
@@ -74,15 +73,13 @@ class PairConfig(BlockConfig):
 
     def check(self, arch: ArchConfig, data: DataConfig) -> None:
         super().check(arch, data)
-        if self.positions == "rope2d_values" and self.heads(arch) < 2:
+        rotation = ROTATIONS.get(self.positions)
+        if rotation and rotation.values and self.heads(arch) < 2:
             raise ValueError(
-                f"encoder.positions=rope2d_values turns the values of half of the encoder's heads, found {self.heads(arch)}"
+                f"encoder.positions={self.positions} turns the values of half of the encoder's heads, "
+                f"found {self.heads(arch)}"
             )
-        if (
-            self.num_layers == 0
-            and self.positions != "embedded"
-            and not arch.pos_encodings.startswith("rope")
-        ):
+        if self.num_layers == 0 and rotation and arch.pos_encodings not in ROTATIONS:
             raise ValueError(
                 f"encoder.num_layers=0 leaves the places of cells to the core, which arch.pos_encodings="
                 f"{arch.pos_encodings} does not tell it; use at least 1, or encoder.positions=embedded"
@@ -91,7 +88,12 @@ class PairConfig(BlockConfig):
 
 @dataclass
 class PairTokens:
-    """tokens (B, K, N, W) at RMS 1, valid (B, K, N), and cells (N,), each token's place on the canvas, without register tokens."""
+    """The tokens of a batch's pairs, registers first.
+
+    tokens: (B, K, N, W) at RMS 1.
+    valid: (B, K, N).
+    cells: each token's place on the canvas, registers left out.
+    """
 
     tokens: Tensor
     valid: Tensor
@@ -99,7 +101,10 @@ class PairTokens:
 
 
 class PairEncoder(nn.Module):
-    """The tokens of every pair after `num_layers` blocks over the pair; `registers` learned tokens stand before them."""
+    """The tokens of every pair after `num_layers` blocks over the pair.
+
+    registers: how many learned tokens stand before them.
+    """
 
     def __init__(self, config: PairConfig, arch: ArchConfig, width: int, num_heads: int, registers: int = 0):
         super().__init__()
@@ -107,9 +112,8 @@ class PairEncoder(nn.Module):
         tables = 1 if config.shared_colours else 2
         self.colours = nn.ModuleList(Embedding(VOCAB_SIZE, width, arch.dtype) for _ in range(tables))
         embedded = config.positions == "embedded"
-        self.places = nn.ModuleList(
-            Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded)
-        )  # row, column
+        # Row and column.
+        self.places = nn.ModuleList(Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded))
         channels = config.pair_tokens == "concatenated" and (config.shared_colours or embedded)
         self.channels = Embedding(2, width, arch.dtype) if channels else None
         self.layers = nn.ModuleList(
@@ -122,31 +126,29 @@ class PairEncoder(nn.Module):
         batch, demos, cells = inputs.shape
         places = torch.arange(cells, device=inputs.device)
         grids = [self.colours[0](inputs), self.colours[-1](outputs)]  # (B, K, L, W) each
+        # `terms` counts the embeddings that a token is the sum of.
         if self.config.pair_tokens == "summed":
             x, real, terms = grids[0] + grids[1], (inputs != PAD) | (outputs != PAD), 2
         else:
             x, real, terms = torch.cat(grids, dim=2), torch.cat((inputs, outputs), dim=2) != PAD, 1
-            places = places.repeat(2)
+            places = repeat(places, "l -> (grid l)", grid=2)
         side = round(cells**0.5)
         if self.places:
             rows, columns = self.places
             x, terms = x + rows(places // side) + columns(places % side), terms + 2
         if self.channels is not None:
-            x, terms = (
-                x + self.channels(torch.arange(2, device=x.device)).repeat_interleave(cells, dim=0),
-                terms + 1,
-            )
-        x = math.sqrt(x.shape[-1] / terms) * x.flatten(0, 1)  # RMS 1
+            channels = self.channels(torch.arange(2, device=x.device))
+            x, terms = x + repeat(channels, "grid w -> (grid l) w", l=cells), terms + 1
+        x = math.sqrt(x.shape[-1] / terms) * rearrange(x, "b k n w -> (b k) n w")  # RMS 1
         valid = (real | self.config.attend_padding) & mask[:, :, None]
         registers = 0 if self.registers is None else len(self.registers)
         if self.registers is not None:
-            x = torch.cat((self.registers.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
+            x = torch.cat((repeat(self.registers.to(x.dtype), "r w -> n r w", n=len(x)), x), dim=1)
             valid = torch.cat((torch.ones_like(valid[..., :registers]), valid), dim=2)
-        rotary, rows = self._rotary(side, places, registers), valid.flatten(0, 1)
+        rotary, rows = self._rotary(cells, places, registers), rearrange(valid, "b k n -> (b k) n")
         blocks = self._blocks_packed if worth_packing(rows) else self._blocks
-        return PairTokens(
-            self.config.final_norm(blocks(x, rotary, rows)).unflatten(0, (batch, demos)), valid, places
-        )
+        x = self.config.final_norm(blocks(x, rotary, rows))
+        return PairTokens(rearrange(x, "(b k) n w -> b k n w", b=batch, k=demos), valid, places)
 
     def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
         keys = keys_mask(valid)
@@ -155,35 +157,36 @@ class PairEncoder(nn.Module):
         return x
 
     def _blocks_packed(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
-        """The same for valid tokens (zero elsewhere), which lie in one row without what is between them."""
+        """The same for valid tokens, and zero elsewhere. They lie in one row, with nothing between them."""
         index = valid.flatten().nonzero().squeeze(1)
         lengths = Packed([length for length in valid.sum(1).tolist() if length])
         rotary = None if rotary is None else rotary.rows(index % x.shape[1])
-        packed = x.flatten(0, 1)[index][None]
+        laid_out = rearrange(x, "n s w -> (n s) w")
+        packed = laid_out[index][None]
         for layer in self.layers:
             packed = layer(packed, rotary, lengths)
-        return torch.zeros_like(x).flatten(0, 1).index_copy(0, index, packed[0]).view_as(x)
+        return torch.zeros_like(laid_out).index_copy(0, index, packed[0]).view_as(x)
 
-    def _rotary(self, side: int, places: Tensor, registers: int) -> Rotary | None:
-        if self.config.positions == "embedded":
+    def _rotary(self, cells: int, places: Tensor, registers: int) -> Rotary | None:
+        rotation = ROTATIONS.get(self.config.positions)
+        if rotation is None:
             return None
-        if self.config.positions == "rope":
-            return rotary_line(len(places), self.head_dim, places.device).after_registers(registers)
-        values = self.config.positions == "rope2d_values"
-        return (
-            rotary_square(side, self.head_dim, places.device, values).rows(places).after_registers(registers)
-        )
+        if rotation.on_canvas:
+            table = rotation.table(cells, self.head_dim, places.device).rows(places)
+        else:
+            table = rotation.table(len(places), self.head_dim, places.device)
+        return table.after_registers(registers)
 
 
 class MeanPool(nn.Module):
-    """Mean over valid members: (N, L, W), (N, L) -> (N, W)."""
+    """The mean over valid members: (N, L, W), (N, L) -> (N, W)."""
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return (x * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True).clamp_min(1).to(x.dtype)
 
 
 class WeightedPool(nn.Module):
-    """Mean under a learned softmax weight per member."""
+    """The mean under a learned softmax weight per member."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -204,7 +207,8 @@ class AttentionPool(nn.Module):
         self.read = CrossAttention(width, num_heads)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.read(self.query.to(x.dtype).expand(len(x), 1, -1), x, mask).squeeze(1)
+        query = repeat(self.query.to(x.dtype), "q w -> n q w", n=len(x))
+        return rearrange(self.read(query, x, mask), "n 1 w -> n w")
 
 
 class ClsPool(nn.Module):
@@ -218,7 +222,10 @@ POOLING = Literal["mean", "attention", "weighted", "cls"]
 
 
 class PairVectors(nn.Module):
-    """One vector per pair, (B, K, W) at RMS 1: its tokens pooled as `pooling_method` says. Empty slots hold anything finite."""
+    """One vector per pair, (B, K, W) at RMS 1: its tokens, pooled as `pooling_method` says.
+
+    Empty slots hold anything finite.
+    """
 
     def __init__(
         self, config: PairConfig, pooling_method: POOLING, arch: ArchConfig, width: int, num_heads: int
@@ -235,5 +242,5 @@ class PairVectors(nn.Module):
 
     def forward(self, data: dict[str, Tensor]) -> Tensor:
         read = self.pairs(data)
-        pooled = self.pool(read.tokens.flatten(0, 1), read.valid.flatten(0, 1))
-        return rms_norm(pooled).view(*read.tokens.shape[:2], -1)
+        tokens, valid = (rearrange(x, "b k n ... -> (b k) n ...") for x in (read.tokens, read.valid))
+        return rearrange(rms_norm(self.pool(tokens, valid)), "(b k) w -> b k w", b=len(read.valid))

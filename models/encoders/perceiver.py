@@ -1,12 +1,14 @@
 """The `perceiver` encoder: a fixed number of latents read the cells of all demonstrations, then each other.
 
-Between `memory` and the pooled encoders: cells are looked up, and the context's length does not depend on their number.
+It stands between `memory` and the pooled encoders. Cells are looked up, and the context's length does not
+depend on their number.
 Shapes: B batch, K demonstrations, N tokens of a pair, P latents, D hidden.
 Source: "Perceiver: General Perception with Iterative Attention" (arXiv 2103.03206).
 """
 
 from typing import Literal
 
+from einops import rearrange, repeat
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
@@ -18,7 +20,11 @@ from models.layers import rms_norm, truncated_normal
 
 
 class PerceiverEncoderConfig(PairConfig):
-    """output_tokens: P, the latents. latent_layers: rounds of one cross-attention and one self-attention block."""
+    """What the latents are.
+
+    output_tokens: P, their number.
+    latent_layers: rounds of one cross-attention and one self-attention block.
+    """
 
     name: Literal["perceiver"]
     output_tokens: PositiveInt
@@ -46,8 +52,8 @@ class PerceiverEncoder(ContextModule):
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         read = self.pairs(data)
-        members, valid = read.tokens.flatten(1, 2), read.valid.flatten(1)  # (B, K * N, D)
-        x = self.latents.to(members.dtype).expand(len(members), -1, -1)
+        members, valid = (rearrange(x, "b k n ... -> b (k n) ...") for x in (read.tokens, read.valid))
+        x = repeat(self.latents.to(members.dtype), "p d -> b p d", b=len(members))
         for look, mix in zip(self.reads, self.mixes, strict=True):
             x = mix(look(x, members, valid))
         return Context(prefix=self.as_prefix(rms_norm(x)))

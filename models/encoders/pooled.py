@@ -2,15 +2,17 @@
 
     pair encoder (pairs.py)  x  aggregator  x  bottleneck  ->  output tokens
 
-Every combination is a row of YAML values; the seed ETRM's eight encoders of this kind, and the paper's LPN, are in
-config/encoder. Compared with `memory` the bottleneck is the pooling.
-Shapes: B batch, K demonstrations, A aggregated vectors, P output tokens, Z latent, W width, D hidden of the core.
-LPN: "Searching Latent Program Spaces" (arXiv 2411.08706), whose tokens for the grids' shapes our EOS cells stand for.
+Every combination is a file of values in config/encoder. There are the ancestor's eight encoders of this kind,
+and the paper's LPN. What `memory` does without is the pooling of a pair.
+Shapes: B batch, K demonstrations, A aggregated vectors, P output tokens, Z latent, W width, D of the core.
+Source of LPN: "Searching Latent Program Spaces" (arXiv 2411.08706). Its tokens for the shapes of grids are
+our EOS cells.
 """
 
 import math
 from typing import Literal
 
+from einops import rearrange, repeat
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
@@ -24,12 +26,16 @@ MAX_LOG_VARIANCE = 10.0
 
 
 class PooledEncoderConfig(PairConfig):
-    """hidden_size, num_heads: the encoder's own width, or null for the core's.
+    """How a pair becomes a vector, and the vectors become tokens.
 
-    pooling_method: how a pair's tokens become one vector. aggregator: the `mean` over demonstrations, from which a linear
-    map makes all output tokens, or `queries`, one learned token per output token that reads them in `set_layers` blocks.
-    bottleneck: `latent_dim` numbers per demonstration before aggregating, or per aggregated vector after it. variational:
-    the latent is drawn from a normal, whose deviation starts at `initial_sigma`; in evaluation it is the mean.
+    hidden_size, num_heads: the encoder's own width; null: the core's.
+    pooling_method: how a pair's tokens become one vector.
+    aggregator: `mean` over demonstrations, from which a linear map makes all output tokens; or `queries`, one
+        learned token per output token, which read the demonstrations.
+    set_layers: blocks in which the queries read.
+    bottleneck: `latent_dim` numbers per demonstration before aggregating, or per aggregated vector after it.
+    variational: the latent is drawn from a normal; in evaluation it is the mean.
+    initial_sigma: the deviation at which that normal starts.
     """
 
     hidden_size: PositiveInt | None
@@ -51,16 +57,18 @@ class PooledEncoderConfig(PairConfig):
             )
         if self.hidden_size and self.num_heads and self.hidden_size % (4 * self.num_heads):
             raise ValueError(
-                f"encoder.hidden_size={self.hidden_size} must be divisible by 4 * encoder.num_heads={self.num_heads}, so that "
-                "each head can place cells in two dimensions"
+                f"encoder.hidden_size={self.hidden_size} must be divisible by "
+                f"4 * encoder.num_heads={self.num_heads}, so that each head can place cells in two dimensions"
             )
         if (self.aggregator == "queries") != (self.set_layers > 0):
             raise ValueError(
-                f"encoder.set_layers={self.set_layers} does not fit encoder.aggregator={self.aggregator}: only queries has any"
+                f"encoder.set_layers={self.set_layers} does not fit encoder.aggregator={self.aggregator}: "
+                "only queries has any"
             )
         if self.variational and self.bottleneck == "none":
             raise ValueError(
-                "encoder.variational=true needs a latent; set encoder.bottleneck to demonstration or aggregate"
+                "encoder.variational=true needs a latent; "
+                "set encoder.bottleneck to demonstration or aggregate"
             )
         return self
 
@@ -80,7 +88,7 @@ class PooledEncoderConfig(PairConfig):
 
 
 class MeanAggregator(nn.Module):
-    """(B, K, W) -> (B, 1, W), the mean over valid demonstrations."""
+    """The mean over valid demonstrations: (B, K, W) -> (B, 1, W)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +99,7 @@ class MeanAggregator(nn.Module):
 
 
 class QueryAggregator(nn.Module):
-    """(B, K, W) -> (B, P, W): learned query tokens read the set of demonstrations."""
+    """Learned query tokens read the set of demonstrations: (B, K, W) -> (B, P, W)."""
 
     def __init__(self, config: PooledEncoderConfig, width: int, num_heads: int, expansion: float):
         super().__init__()
@@ -102,7 +110,7 @@ class QueryAggregator(nn.Module):
         )
 
     def forward(self, members: Tensor, mask: Tensor) -> Tensor:
-        x = self.queries.to(members.dtype).expand(len(members), -1, -1)
+        x = repeat(self.queries.to(members.dtype), "p w -> b p w", b=len(members))
         for layer in self.layers:
             x = layer(x, members, mask)
         return self.config.final_norm(x)
@@ -114,7 +122,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class Bottleneck(nn.Module):
-    """(..., W) -> latent (..., Z), or decoded to the width again for a reader that needs it.
+    """A vector (..., W) to its latent (..., Z), or through the latent back to the width if `decoded`.
 
     Means and variances are float32 in any forward dtype.
     """
@@ -129,7 +137,7 @@ class Bottleneck(nn.Module):
         self.decode = Linear(config.latent_dim, width) if decoded else nn.Identity()
 
     def forward(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Also the KL (...) of each latent, None if it is not variational. Without `noise` the latent is the mean."""
+        """The latent, and its KL (...) if it is variational. Without `noise` the latent is the mean."""
         latent, kl = self.mean(x.float()), None
         if self.log_variance is not None:
             log_variance = self.log_variance(x.float()).clamp(-MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
@@ -142,9 +150,10 @@ class Bottleneck(nn.Module):
 class PooledEncoder(ContextModule):
     """P prefix tokens, invariant to the order of the demonstrations and to empty slots.
 
-    A variational latent's noise is drawn once per sample and held in the carry, so that a sample sees the same context at
-    all its ACT steps. `Context.losses["kl"]` is the KL of a sample's latent in nats, summed over its dimensions (and over the
-    aggregated vectors), and averaged over the demonstrations where each has its own.
+    The noise of a variational latent is drawn once per sample and held in the carry. A sample sees the same
+    context at all its ACT steps.
+    `Context.losses["kl"]` is the KL of a sample's latent in nats, summed over its dimensions. It is summed
+    over the aggregated vectors, and averaged over the demonstrations where each has its own.
     """
 
     def __init__(self, config: PooledEncoderConfig, arch: ArchConfig):
@@ -159,9 +168,8 @@ class PooledEncoder(ContextModule):
         self.aggregated = config.output_tokens if queries else 1
         self.bottleneck = None
         if config.bottleneck != "none":
-            decoded = (
-                queries and config.bottleneck == "demonstration"
-            )  # only cross-attention asks for the width again
+            # Only cross-attention asks for the width again.
+            decoded = queries and config.bottleneck == "demonstration"
             self.bottleneck = Bottleneck(config, width, decoded)
             width = width if decoded else config.latent_dim
         self.output = Linear(width, config.output_tokens // self.aggregated * arch.hidden_size)
@@ -192,5 +200,7 @@ class PooledEncoder(ContextModule):
             x, kl = self.bottleneck(x, noise)
             if kl is not None:
                 losses["kl"] = kl.sum(1)
-        tokens = self.output(x).view(len(x), self.config.output_tokens, -1)  # (B, P, D)
+        # Every aggregated vector makes as many of the output tokens.
+        each = self.config.output_tokens // self.aggregated
+        tokens = rearrange(self.output(x), "b a (t d) -> b (a t) d", t=each)
         return Context(prefix=self.as_prefix(rms_norm(tokens)), losses=losses)
