@@ -4,7 +4,7 @@ Shapes: B samples, K demonstrations, L = side * side cells.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, TypedDict
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -79,29 +79,14 @@ class Bucket(NamedTuple):
     demos: int
 
 
-class PuzzleData(TypedDict):
-    """What every batch of B samples holds.
-
-    inputs: (B, L) uint8 tokens.
-    labels: (B, L) int64 tokens, IGNORE_LABEL_ID where nothing is supervised.
-    puzzle_identifiers: (B,) int32 number of the learned row, 0 for none.
-    """
-
-    inputs: Tensor
-    labels: Tensor
-    puzzle_identifiers: Tensor
-
-
-class BatchData(PuzzleData, total=False):
-    """The tensors of a batch. Episodes also hold K demonstrations per sample.
-
-    demo_inputs, demo_labels: (B, K, L) uint8 tokens, all PAD in an empty slot.
-    demo_mask: (B, K) bool, False for an empty slot.
-    """
-
-    demo_inputs: Tensor
-    demo_labels: Tensor
-    demo_mask: Tensor
+# The tensors of a batch of B samples by name, a plain dictionary: rows are chosen from all of them alike.
+#   inputs                    (B, L) uint8 tokens
+#   labels                    (B, L) int64 tokens, IGNORE_LABEL_ID where nothing is supervised
+#   puzzle_identifiers        (B,) int32 number of the learned row, 0 for none
+# Episodes also hold K demonstrations per sample:
+#   demo_inputs, demo_labels  (B, K, L) uint8 tokens, all PAD in an empty slot
+#   demo_mask                 (B, K) bool, False for an empty slot
+BatchData = dict[str, Tensor]
 
 
 @dataclass

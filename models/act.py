@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dataset.batch import BatchData
 from models.arch import ArchConfig
 from models.context import Context, Noise
 from models.core import ModelOutput, RecursiveModel, States
@@ -32,7 +33,7 @@ class Carry:
     states: States
     steps: Tensor
     halted: Tensor
-    data: dict[str, Tensor]
+    data: BatchData
     context_state: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: slice | Tensor) -> "Carry":
@@ -86,7 +87,7 @@ class StepOutput:
     target_q_continue: Tensor | None = None
 
 
-def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
+def initial_carry(model: RecursiveModel, data: BatchData) -> Carry:
     """A carry for batches shaped like `data`. All rows have halted; its zero states are never read."""
     batch, cells = data["inputs"].shape
     demos = data["demo_inputs"].shape[1] if "demo_inputs" in data else 0
@@ -100,9 +101,7 @@ def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
     )
 
 
-def refresh(
-    carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise: Noise | None = None
-) -> Carry:
+def refresh(carry: Carry, data: BatchData, model: RecursiveModel, noise: Noise | None = None) -> Carry:
     """Replace halted rows by the new samples in `data`, with initial states and no steps taken."""
     initial = model.context.initial_state(data, noise)
 
@@ -154,7 +153,7 @@ def who_halts(
 def act_step(
     model: RecursiveModel,
     carry: Carry,
-    data: dict[str, Tensor],
+    data: BatchData,
     min_halt_steps: Tensor | None = None,
     context: Context | None = None,
     noise: Noise | None = None,
@@ -224,7 +223,7 @@ class Answer:
 
 @torch.no_grad()
 def act_steps(
-    model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None
+    model: RecursiveModel, data: BatchData, shift: Tensor | None = None
 ) -> Iterator[tuple[Tensor, StepOutput]]:
     """The ACT steps of a batch in evaluation mode, each with the rows (n,) still at work and their output.
 
@@ -257,12 +256,12 @@ def act_steps(
 @torch.no_grad()
 def solve(
     model: RecursiveModel,
-    data: dict[str, Tensor],
+    data: BatchData,
     watch: Callable[[Tensor, StepOutput], None] = lambda rows, output: None,
     shift: Tensor | None = None,
 ) -> Answer:
     """Each row's answer in evaluation mode, which is that of its last ACT step. `watch` sees every step."""
-    answer = None
+    answer: Answer | None = None
     for rows, output in act_steps(model, data, shift):
         watch(rows, output)
         # While no row has left, the step's output is the answer as it is, and nothing has to be copied.
@@ -272,6 +271,7 @@ def solve(
             answer.logits[rows] = output.logits
             answer.q_halt_logits[rows] = output.q_halt_logits
             answer.steps[rows] = output.carry.steps
+    assert answer is not None, "a model takes at least one ACT step"
     return answer
 
 

@@ -15,7 +15,7 @@ from einops import rearrange
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from dataset.batch import DataConfig
+from dataset.batch import BatchData, DataConfig
 from dataset.task import MAX_SIDE
 from models.arch import ArchConfig
 from models.layers import worth_packing
@@ -83,6 +83,7 @@ class Context:
         """
         if self.memory is None or self.memory_mask is None or not worth_packing(self.memory_mask):
             return self
+        assert self.memory_cells is not None, "a memory comes with the places of its tokens"
         most = int(self.memory_mask.sum(1).max())
         # A stable order keeps the tokens of a demonstration together, in their own order.
         first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, :most]
@@ -190,11 +191,11 @@ class ContextModule(nn.Module):
         """P for batches of `demos` demonstrations on canvases of `cells` cells."""
         raise NotImplementedError
 
-    def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
+    def initial_state(self, data: BatchData, noise: Noise | None = None) -> dict[str, Tensor]:
         """The state (B, ...) of samples that start now. `noise` is None in evaluation: nothing is drawn."""
         return {}
 
-    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+    def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         """The context of `data` after the state that the carry holds; None starts afresh, without noise."""
         raise NotImplementedError
 
@@ -232,7 +233,7 @@ class PuzzleEmbedding(ContextModule):
         mean = self.weights[1:].mean(0) if len(self.weights) > 1 else self.weights[0]
         self.weights = mean.repeat(count, 1)  # a copy: rows that einops repeats share their memory
 
-    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+    def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         identifiers = data["puzzle_identifiers"]
         rows = self.weights[identifiers]
         if self.training and torch.is_grad_enabled() and not rows.requires_grad:

@@ -87,8 +87,7 @@ class RecursiveModel(nn.Module):
         self.embed_tokens = Embedding(sizes.vocab_size, hidden, config.dtype)
         self.lm_head = Linear(hidden, sizes.vocab_size)
         self.q_head = Linear(hidden, 2, bias=True)
-        nn.init.zeros_(self.q_head.weight)
-        nn.init.constant_(self.q_head.bias, Q_HEAD_BIAS)
+        self.q_head.start_at(Q_HEAD_BIAS)
         if config.fixes_length:
             if sizes.seq_len is None:
                 raise ValueError(
@@ -185,24 +184,27 @@ class RecursiveModel(nn.Module):
         Each block reads its own projection of the memory, which is made here, once per ACT step.
         """
         prefix = context.prefix.shape[1]
-        on_canvas = 0 if context.prefix_cells is None else len(context.prefix_cells)
+        prefix_cells = context.prefix_cells
+        on_canvas = 0 if prefix_cells is None else len(prefix_cells)
         registers = prefix - on_canvas
         table = self._positions(registers, cells, context.prefix.device)
         rotary = table
         # Prefix tokens on the canvas stand at the positions of their cells.
-        if table is not None and on_canvas:
+        if table is not None and prefix_cells is not None:
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
-            rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
+            rotary = table.rows(torch.cat((first, prefix_cells + registers, rest)))
         places = None
-        if table is not None and context.memory is not None:
+        if table is not None and context.memory_cells is not None:
             places = table.rows(context.memory_cells + registers)
         mask = self._mask(prefix, cells, context)
 
-        def memory(network: ReasoningModule) -> list[KeyValue | None]:
+        def memory(network: nn.Module) -> list[KeyValue | None]:
+            assert isinstance(network, ReasoningModule)
             if context.memory is None:
                 return [None] * len(network.layers)
-            return [layer.self_attn.project_memory(context.memory, places) for layer in network.layers]
+            blocks = (layer for layer in network.layers if isinstance(layer, AttentionBlock))
+            return [block.self_attn.project_memory(context.memory, places) for block in blocks]
 
         memories = {name: memory(self.get_submodule(name)) for name in self.networks}
 

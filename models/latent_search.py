@@ -17,7 +17,7 @@ from einops import rearrange, repeat
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from dataset.batch import leave_one_out
+from dataset.batch import BatchData, leave_one_out
 from models.act import Carry, act_step, initial_carry, solve
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
@@ -37,7 +37,7 @@ class LeaveOneOut:
     def __init__(
         self,
         model: RecursiveModel,
-        data: dict[str, Tensor],
+        data: BatchData,
         objective: ObjectiveConfig,
         state: dict[str, Tensor] | None = None,
     ):
@@ -125,7 +125,7 @@ class LatentSearchConfig(Config):
 @torch.no_grad()
 def search(
     model: RecursiveModel,
-    data: dict[str, Tensor],
+    data: BatchData,
     objective: ObjectiveConfig,
     config: LatentSearchConfig,
     generator: torch.Generator,
@@ -203,7 +203,7 @@ def sgd_step(gradient: Tensor, size: float) -> Tensor:
 
 def inner_step(
     model: RecursiveModel,
-    data: dict[str, Tensor],
+    data: BatchData,
     state: dict[str, Tensor],
     objective: ObjectiveConfig,
     lr: float,

@@ -41,6 +41,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.cast: Tensor | None = None
 
+    def start_at(self, value: float) -> None:
+        """Let the map begin as the constant `value`, which takes a bias."""
+        assert self.bias is not None, "a map without a bias is no constant"
+        nn.init.zeros_(self.weight)
+        nn.init.constant_(self.bias, value)
+
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype) if self.cast is None else self.cast
         return F.linear(x, weight, None if self.bias is None else self.bias.to(x.dtype))
@@ -124,7 +130,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | No
     """
     if isinstance(mask, Packed):
         sequences = zip(*(x.split(mask.lengths, dim=2) for x in (query, key, value)), strict=True)
-        return torch.cat([attend(*sequence, None) for sequence in sequences], dim=2)
+        return torch.cat([attend(q, k, v, None) for q, k, v in sequences], dim=2)
     dtype = query.dtype
     if query.device.type == "cpu" and query.requires_grad and key.shape[2] < SLOW_BACKWARD_KEYS:
         query, key, value = query.float(), key.float(), value.float()

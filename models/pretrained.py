@@ -24,7 +24,7 @@ from yaml import YAMLError
 from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
 from dataset.store import BLANK_IDENTIFIER, Store
-from models.context import PuzzleEmbedding
+from models.context import EncoderConfig, PuzzleEmbedding
 from models.core import RecursiveModel
 from models.encoders import encoder_config
 from models.trm import arch_config, build_model
@@ -175,6 +175,7 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
 
     identifiers: the names of this model's puzzle rows.
     """
+    assert config.load_pretrained_decoder is not None, "there is nothing to load"
     source = _open(Path(config.load_pretrained_decoder))
     with_encoder = config.pretrained_encoder == "load"
     compared = "its configuration was compared"
@@ -239,15 +240,16 @@ def _open(path: Path) -> Source:
         weights, config = checkpoint.load_weights(folder, which), info["config"]
         return Source(folder, weights, which, config["arch"], _trained_names(info), config["encoder"])
     settings_file = path.with_name("all_config.yaml")
-    settings = None
+    settings: dict[str, Any] | None = None
     if settings_file.is_file():
         try:
-            settings = OmegaConf.to_container(OmegaConf.load(settings_file))["arch"]
+            read: Any = OmegaConf.to_container(OmegaConf.load(settings_file))
+            settings = dict(read["arch"])
+            settings["name"] = settings["name"].split("@")[0].rsplit(".", 1)[-1]
         except (OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{settings_file} is no configuration of a TRM: {str(error).splitlines()[0]}"
             ) from None
-        settings = {**settings, "name": settings["name"].split("@")[0].rsplit(".", 1)[-1]}
     return Source(
         path, load_original(path), "the file's", settings, _names(path.with_name("identifiers.json"))
     )
@@ -296,7 +298,8 @@ def _differences(model: RecursiveModel, source: Source) -> list[str]:
 
 def _encoder_differences(model: RecursiveModel, source: Source) -> list[str]:
     """Settings in which the model's encoder differs from that of the weights."""
-    ours = None if isinstance(model.context, PuzzleEmbedding) else model.context.config.model_dump()
+    settings = getattr(model.context, "config", None)
+    ours = settings.model_dump() if isinstance(settings, EncoderConfig) else None
     if ours is None or source.encoder is None:
         return [
             "pretrained_encoder=load: " + ("this model has no encoder" if ours is None else "there is none")

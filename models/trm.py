@@ -135,7 +135,7 @@ class HRM(TRM):
     """
 
     networks = {"H_level": "H_layers", "L_level": "L_layers"}
-    config: HRMConfig
+    config: HRMConfig  # type: ignore[assignment]  # shares the recursion, not the settings
 
     @property
     def updates(self) -> tuple[int, int, int]:

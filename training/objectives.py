@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import canvas
+from dataset.batch import BatchData
 from models.act import StepOutput, act_step, initial_carry
 from models.context import Noise
 from models.core import RecursiveModel
@@ -52,7 +53,7 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
 
 
 def contrastive_loss(
-    model: RecursiveModel, data: dict[str, Tensor], temperature: float, noise: Noise, world: World
+    model: RecursiveModel, data: BatchData, temperature: float, noise: Noise, world: World
 ) -> Tensor:
     """InfoNCE (B,) between the contexts of two halves of each sample's demonstrations, by cosine similarity.
 

@@ -16,7 +16,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator, model_validator
 from torch import Tensor
 
-from dataset.batch import Batch
+from dataset.batch import Batch, BatchData
 from dataset.canvas import IGNORE_LABEL_ID
 from dataset.samplers import Stream, local_samples, step_rng
 from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
@@ -256,7 +256,7 @@ def _latent_step(state: TrainState, config: StepConfig) -> dict[str, Callable[[C
 
 
 def _cached_act_step(
-    model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise
+    model: RecursiveModel, carry: Carry, data: BatchData, min_halt_steps: Tensor, noise: Noise
 ) -> StepOutput:
     """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded
     now, whose gradient is that of the rows that start."""

@@ -3,6 +3,7 @@
 Shapes: N sequences, S tokens, Q query tokens, M set members, W width.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from models.context import EncoderConfig
 from models.layers import Attention, CrossAttention, Packed, SiluMLP, SwiGLU, layer_norm, rms_norm
 from models.positions import Rotary
 
-NORMS = {"rms": rms_norm, "layer": layer_norm}
+NORMS: dict[str, Callable[[Tensor], Tensor]] = {"rms": rms_norm, "layer": layer_norm}
 MLPS = {"swiglu": SwiGLU, "silu": SiluMLP}
 
 

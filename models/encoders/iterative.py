@@ -11,6 +11,7 @@ from einops import repeat
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from dataset.batch import BatchData
 from models.arch import ArchConfig
 from models.context import Context, ContextModule, Noise
 from models.encoders.blocks import ReadBlock, SelfBlock
@@ -82,8 +83,8 @@ class RecursiveUpdate(nn.Module):
     def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
         shown = self.pool(members, mask)[:, None]
         context, latent = state["context"], state["latent"]
-        for _ in range(self.config.H_cycles):
-            for _ in range(self.config.L_cycles):
+        for _ in range(self.config.H_cycles or 0):
+            for _ in range(self.config.L_cycles or 0):
                 latent = self._level(latent + context + shown)
             context = self._level(context + latent)
         return {"context": context, "latent": latent}
@@ -103,26 +104,28 @@ class IterativeEncoder(ContextModule):
         super().__init__()
         self.config, self.dtype = config, arch.dtype
         self.vectors = PairVectors(config, config.pooling_method, arch, arch.hidden_size, arch.num_heads)
-        self.update = {"read": ReadUpdate, "recursive": RecursiveUpdate}[config.update](config, arch)
+        updates: dict[str, type[ReadUpdate] | type[RecursiveUpdate]]
+        updates = {"read": ReadUpdate, "recursive": RecursiveUpdate}
+        self.update = update = updates[config.update](config, arch)
         self.start = nn.ParameterDict(
             {
                 level: nn.Parameter(
                     truncated_normal(config.output_tokens, arch.hidden_size, std=1.0),
                     requires_grad=config.learned_start,
                 )
-                for level in self.update.levels
+                for level in update.levels
             }
         )
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.config.output_tokens
 
-    def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
+    def initial_state(self, data: BatchData, noise: Noise | None = None) -> dict[str, Tensor]:
         batch = len(data["demo_mask"])
         starts = {level: start.to(self.dtype) for level, start in self.start.items()}
         return {level: repeat(start, "p d -> b p d", b=batch) for level, start in starts.items()}
 
-    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+    def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         before = state or self.initial_state(data)
         after = self.update(before, self.vectors(data), data["demo_mask"])
         keep = self.config.smoothing

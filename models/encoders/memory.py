@@ -11,6 +11,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from dataset.batch import BatchData
 from models.arch import ArchConfig
 from models.context import Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
@@ -54,7 +55,7 @@ class MemoryEncoder(ContextModule):
         tokens = demos * cells * (1 if self.config.pair_tokens == "summed" else 2)
         return 1 + (tokens if self.config.placement == "prefix" else 0)
 
-    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+    def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         read = self.pairs(data)
         tokens = rearrange(read.tokens, "b k n d -> b (k n) d")
         valid = rearrange(read.valid, "b k n -> b (k n)")

@@ -5,6 +5,7 @@ Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,7 +14,7 @@ from einops import rearrange, repeat
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
-from dataset.batch import DataConfig
+from dataset.batch import BatchData, DataConfig
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.task import MAX_SIDE
 from models.arch import ArchConfig
@@ -121,7 +122,7 @@ class PairEncoder(nn.Module):
         )
         self.registers = nn.Parameter(truncated_normal(registers, width, std=1.0)) if registers else None
 
-    def forward(self, data: dict[str, Tensor]) -> PairTokens:
+    def forward(self, data: BatchData) -> PairTokens:
         inputs, outputs, mask = data["demo_inputs"], data["demo_labels"], data["demo_mask"]
         batch, demos, cells = inputs.shape
         places = torch.arange(cells, device=inputs.device)
@@ -145,9 +146,9 @@ class PairEncoder(nn.Module):
         if self.registers is not None:
             x = torch.cat((repeat(self.registers.to(x.dtype), "r w -> n r w", n=len(x)), x), dim=1)
             valid = torch.cat((torch.ones_like(valid[..., :registers]), valid), dim=2)
-        rotary, rows = self._rotary(cells, places, registers), rearrange(valid, "b k n -> (b k) n")
-        blocks = self._blocks_packed if worth_packing(rows) else self._blocks
-        x = self.config.final_norm(blocks(x, rotary, rows))
+        rotary, seen = self._rotary(cells, places, registers), rearrange(valid, "b k n -> (b k) n")
+        blocks = self._blocks_packed if worth_packing(seen) else self._blocks
+        x = self.config.final_norm(blocks(x, rotary, seen))
         return PairTokens(rearrange(x, "(b k) n w -> b k n w", b=batch, k=demos), valid, places)
 
     def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
@@ -232,7 +233,7 @@ class PairVectors(nn.Module):
     ):
         super().__init__()
         self.pairs = PairEncoder(config, arch, width, num_heads, registers=int(pooling_method == "cls"))
-        pools = {
+        pools: dict[str, Callable[[], nn.Module]] = {
             "mean": MeanPool,
             "cls": ClsPool,
             "weighted": lambda: WeightedPool(width),
@@ -240,7 +241,7 @@ class PairVectors(nn.Module):
         }
         self.pool = pools[pooling_method]()
 
-    def forward(self, data: dict[str, Tensor]) -> Tensor:
+    def forward(self, data: BatchData) -> Tensor:
         read = self.pairs(data)
         tokens, valid = (rearrange(x, "b k n ... -> (b k) n ...") for x in (read.tokens, read.valid))
         return rearrange(rms_norm(self.pool(tokens, valid)), "(b k) w -> b k w", b=len(read.valid))

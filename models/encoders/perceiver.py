@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from dataset.batch import BatchData
 from models.arch import ArchConfig
 from models.context import Context, ContextModule
 from models.encoders.blocks import ReadBlock, SelfBlock
@@ -50,7 +51,7 @@ class PerceiverEncoder(ContextModule):
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.config.output_tokens
 
-    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+    def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         read = self.pairs(data)
         members, valid = (rearrange(x, "b k n ... -> b (k n) ...") for x in (read.tokens, read.valid))
         x = repeat(self.latents.to(members.dtype), "p d -> b p d", b=len(members))

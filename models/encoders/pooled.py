@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from dataset.batch import BatchData
 from models.arch import ArchConfig
 from models.context import Context, ContextModule, Noise
 from models.encoders.blocks import ReadBlock
@@ -79,6 +80,12 @@ class PooledEncoderConfig(PairConfig):
             "initial_sigma": ("encoder.variational", self.variational),
         }
 
+    @property
+    def latent_size(self) -> int:
+        """Numbers of a latent. There is one only with a bottleneck."""
+        assert self.latent_dim is not None, "the configuration asks for it with encoder.bottleneck"
+        return self.latent_dim
+
     def heads(self, arch: ArchConfig) -> int:
         return self.num_heads or arch.num_heads
 
@@ -129,12 +136,13 @@ class Bottleneck(nn.Module):
 
     def __init__(self, config: PooledEncoderConfig, width: int, decoded: bool):
         super().__init__()
-        self.mean = Linear(width, config.latent_dim)
-        self.log_variance = Linear(width, config.latent_dim, bias=True) if config.variational else None
+        latent = config.latent_size
+        self.mean = Linear(width, latent)
+        self.log_variance = Linear(width, latent, bias=True) if config.variational else None
         if self.log_variance is not None:
-            nn.init.zeros_(self.log_variance.weight)
-            nn.init.constant_(self.log_variance.bias, 2 * math.log(config.initial_sigma))
-        self.decode = Linear(config.latent_dim, width) if decoded else nn.Identity()
+            assert config.initial_sigma is not None, "the configuration asks for it with encoder.variational"
+            self.log_variance.start_at(2 * math.log(config.initial_sigma))
+        self.decode = Linear(latent, width) if decoded else nn.Identity()
 
     def forward(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The latent, and its KL (...) if it is variational. Without `noise` the latent is the mean."""
@@ -166,24 +174,24 @@ class PooledEncoder(ContextModule):
             QueryAggregator(config, width, heads, arch.expansion) if queries else MeanAggregator()
         )
         self.aggregated = config.output_tokens if queries else 1
-        self.bottleneck = None
+        self.bottleneck: Bottleneck | None = None
         if config.bottleneck != "none":
             # Only cross-attention asks for the width again.
             decoded = queries and config.bottleneck == "demonstration"
             self.bottleneck = Bottleneck(config, width, decoded)
-            width = width if decoded else config.latent_dim
+            width = width if decoded else config.latent_size
         self.output = Linear(width, config.output_tokens // self.aggregated * arch.hidden_size)
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.config.output_tokens
 
-    def initial_state(self, data: dict[str, Tensor], noise: Noise | None = None) -> dict[str, Tensor]:
+    def initial_state(self, data: BatchData, noise: Noise | None = None) -> dict[str, Tensor]:
         if noise is None or not self.config.variational:
             return {}
         latents = data["demo_mask"].shape[1] if self.config.bottleneck == "demonstration" else self.aggregated
-        return {"noise": noise(latents, self.config.latent_dim)}
+        return {"noise": noise(latents, self.config.latent_size)}
 
-    def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
+    def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         mask, losses, noise = data["demo_mask"], {}, None
         if self.training and self.config.variational:
             assert state and "noise" in state, (
@@ -191,12 +199,12 @@ class PooledEncoder(ContextModule):
             )
             noise = state["noise"]
         x = self.vectors(data)  # (B, K, W)
-        if self.config.bottleneck == "demonstration":
+        if self.bottleneck is not None and self.config.bottleneck == "demonstration":
             x, kl = self.bottleneck(x, noise)
             if kl is not None:
                 losses["kl"] = (kl * mask).sum(1) / mask.sum(1).clamp_min(1)
         x = self.aggregate(x, mask)  # (B, A, W)
-        if self.config.bottleneck == "aggregate":
+        if self.bottleneck is not None and self.config.bottleneck == "aggregate":
             x, kl = self.bottleneck(x, noise)
             if kl is not None:
                 losses["kl"] = kl.sum(1)
