@@ -83,8 +83,12 @@ class RecursiveUpdate(nn.Module):
     def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
         shown = self.pool(members, mask)[:, None]
         context, latent = state["context"], state["latent"]
-        for _ in range(self.config.H_cycles or 0):
-            for _ in range(self.config.L_cycles or 0):
+        cycles, updates = self.config.H_cycles, self.config.L_cycles
+        assert cycles is not None and updates is not None, (
+            "the configuration asks for them with update=recursive"
+        )
+        for _ in range(cycles):
+            for _ in range(updates):
                 latent = self._level(latent + context + shown)
             context = self._level(context + latent)
         return {"context": context, "latent": latent}
