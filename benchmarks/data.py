@@ -110,6 +110,7 @@ def record(file: Path, cells: list[str], section: str) -> None:
     before, heading, rest = file.read_text(encoding="utf-8").partition(f"## {section}\n")
     assert heading, f"{file} has no section '{section}'"
     table, following, after = rest.partition("\n## ")
+    # The section may be followed by others; the row goes to the end of its table.
     text = f"{before}{heading}{table.rstrip()}\n| {' | '.join(cells)} |\n{following}{after}"
     write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
@@ -171,6 +172,7 @@ def measure(options: argparse.Namespace, work: Path) -> bool:
     device = choose_device(options.device, World())
     torch.set_num_threads(options.threads)
     trm, prefix, subsets = options.against, options.input_file_prefix, options.subsets
+    # Before, since the original's build takes long and all the memory that it can get.
     require_room(count_pairs(prefix, subsets) * (options.num_aug + 1), work)
     print(f"{machine(device)}; {git_commit()}")
     print(f"\nbuild, {options.num_aug} augmentations of {' '.join(subsets)}")

@@ -21,9 +21,11 @@ def check(trm: Path, prefix: str, subsets: list[str], work: Path) -> dict[str, b
 
     Leaves the original's dataset in the folder `original` of `work`, and the same as ours in `imported`.
     """
+    # There and back again: their files through our import and export.
     run(their_build(prefix, subsets, AUGMENTATIONS, work / "original"), trm)
     npy.import_(work / "original", work / "imported")
     npy.export(Store.load(work / "imported", "puzzle"), work / "again")
+    # And ours through their loader.
     run(our_build(prefix, subsets, AUGMENTATIONS, work / "own"))
     npy.export(Store.load(work / "own", "puzzle"), work / "exported")
     results = {}
@@ -46,7 +48,7 @@ def examples(folder: Path, split: str) -> Counter:
     arrays = _arrays(folder, split)
     counted: Counter = Counter()
     for question, answer, identifier in zip(*arrays.values(), strict=True):
-        corner = int((question != PAD).argmax())
+        corner = int((question != PAD).argmax())  # the first cell of the grid
         tokens = [np.roll(row, -corner) for row in (question, answer)]
         # A translated grid at the canvas' border loses its end-of-grid tokens, so no training example keeps
         # any.

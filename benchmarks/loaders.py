@@ -134,6 +134,7 @@ def batches(
     trm: Path, etrm: Path | None, work: Path, rounds: int, seconds: float, device: torch.device
 ) -> dict[str, Rates]:
     """Print and return the rates of all loaders. `work` holds what `check` left there."""
+    # Both sides show the same tasks: puzzles of the original's dataset, episodes of ours.
     imported, small = work / "imported", small_dataset(work)
     ours = {
         PUZZLES: OurRate(imported, data_config("arc1_puzzle", imported), device),

@@ -33,6 +33,7 @@ class Cost:
 
 def require_checkout(folder: Path, files: tuple[str, ...], name: str) -> None:
     """Raise `UserError` unless `folder` is a checkout of the repository `name`, which has `files`."""
+    # A folder of another name, or of another version, would fail later and less clearly.
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(

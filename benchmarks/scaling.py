@@ -86,6 +86,7 @@ def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
+    # Counted on the CPU, off the clock.
     data = {name: value.cpu() for name, value in batch.data.items()}
     return best / sizes["batch"], useful_flops(config, data) / sizes["batch"]
 

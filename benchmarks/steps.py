@@ -76,6 +76,7 @@ def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
     ask = partial(
         evaluate, model, run.store, config.data, config.evaluation, config.objective, run.device, run.world
     )
+    # `model.config` is what the evaluation reads the number of ACT steps from.
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 

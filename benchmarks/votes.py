@@ -57,6 +57,7 @@ def main() -> None:
         for query in stored.labelled:
             votes.ranked(query)
         done = time.perf_counter()
+    # Linux counts kilobytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = f"load {loaded - started:.2f} s, vote and rank {done - loaded:.2f} s"
     print(f"{options.queries} queries x {options.views} views: {seconds}")

@@ -32,13 +32,13 @@ def main() -> None:
             s for s in results["scores"] if s["metric"] == options.metric and s["control"] == options.control
         ]
         who, protocol = results["model"]["encoder"] or results["model"]["arch"], results["protocol"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError):  # another program's file, or an older one
         raise UserError(f"{options.folder}/results.json was not written by an evaluation") from None
     if not found:
         raise UserError(
             f"{options.folder}/results.json has no {options.metric} for control {options.control}"
         )
-    (score,) = found
+    (score,) = found  # an evaluation has one score per metric and control
     good = options.min <= score["value"] <= options.max
     interval = f"[{score['ci_low']:.3f}, {score['ci_high']:.3f}], n {score['n']}, {protocol}"
     promise = f"expected {options.min:g} to {options.max:g}"

@@ -296,6 +296,7 @@ def _is_done(evaluation: Path, command: tuple[str, ...], run_folder: Path) -> bo
     if not (evaluation / "results.json").is_file():
         return False
     found = read_json(evaluation / "results.json")
+    # Another command asked something else; another checkpoint is from before the run continued.
     return (
         found["command"] == shlex.join(command)
         and Path(found["checkpoint"]["path"]).name == checkpoint.latest(run_folder / "checkpoints").name
@@ -317,6 +318,7 @@ def append(results: list[Result], path: Path = RESULTS) -> None:
 
 def keeps_promise(result: Result, recipe: Recipe) -> bool:
     """Whether a score is what the recipe expects. Prints the score either way."""
+    # A recipe promises pass@1 of the model itself, under its first protocol.
     promised = (
         result.control == "none"
         and result.metric == METRICS[0]

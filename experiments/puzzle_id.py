@@ -95,6 +95,7 @@ def ablate(session: Session) -> dict[str, Any]:
         )
     modes, shares = {}, {}
     for mode in MODES:
+        # The seed of the evaluation, so that one number repeats all of it.
         told = identifiers_told(session.store, mode, session.config.seed).to(session.device)
         with told_instead(session.model, told):
             evaluation = session.evaluate()

@@ -45,6 +45,7 @@ def per_step(stored: StoredPredictions, ranking: Ranking, seed: int) -> list[dic
         first, within_two = (stored.task_means(solved_within(ranks, k)) for k in (1, 2))
         alone = stored.ranks(stored.predictions.vote(ranking, step, views={0}))
         low, high = statistics.bootstrap(first, seed)
+        # One row per view: its answer at this step, or at the earlier one at which it halted.
         rows = stored.predictions.rows(step)
         lines.append(
             {

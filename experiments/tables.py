@@ -61,6 +61,7 @@ def _cell(results: list[Result]) -> str:
         return ""
     means = [f"{sum(r.value for r in of) / len(of):.3f}" if of else "-" for of in by_control.values()]
     own = by_control["none"]
+    # The widest of the seeds' intervals: a seed's own one says nothing of other seeds.
     low, high = min(r.ci_low for r in own), max(r.ci_high for r in own)
     return f"{means[0]} [{low:.3f}, {high:.3f}], n {own[0].n}; {', '.join(means[1:])}"
 
@@ -78,6 +79,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"default: experiments/{RESULTS.name}")
     options = parser.parse_args()
     ladder, results = read_ladder(), read_results(options.results)
+    # Read once: a table is stale if filling the text changes it.
     texts = {path: path.read_text() for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
     filled = {path: fill(text, ladder, results) for path, text in texts.items() if PLACE.search(text)}
     if not filled:

@@ -34,12 +34,13 @@ from utils.files import write_json
 
 # Mode -> its name in the table, and the views that vote, None for all.
 MODES = {"paper": ("paper_mode", None), "single_aug": ("single_aug", {0})}
-PASS_KS = (1, 2, 5, 10, 100, 1000)
+PASS_KS = (1, 2, 5, 10, 100, 1000)  # the ancestor's
 
 
 def table_of(stored: StoredPredictions, votes: dict[str, VoteTable], seed: int) -> dict[str, Any]:
     """The content of exp1_table.json."""
     right = {mode: stored.task_means(solved_within(stored.ranks(votes[mode]), 1)) for mode in MODES}
+    # Side by side, so that the modes and their difference are resampled over the same tasks.
     columns = np.stack([right["paper"], right["single_aug"], right["paper"] - right["single_aug"]], axis=1)
     low, high = statistics.bootstrap(columns, seed)
     table: dict[str, Any] = {}
@@ -71,6 +72,7 @@ def mode_of(stored: StoredPredictions, mode: str, votes: VoteTable) -> dict[str,
     asked = sum(views is None or view in views for view in stored.predictions.rows()["view"].tolist())
     queries = len(stored.truths)
     seconds = about["prediction_seconds"] if views is None else None
+    # `seconds and ...` below keeps None.
     return {
         "label": mode,
         "data_paths": [about["dataset"]["path"]],

@@ -145,6 +145,7 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
                 f"give --k up to {known}"
             )
     tasks, notes = common_tasks(evaluations, allow_different)
+    # Averaged per task, since the queries of a task are not independent.
     shares = {k: [evaluated.task_shares(tasks, k) for evaluated in evaluations] for k in ks}
     parts = [_part_of(evaluated, {k: shares[k][i] for k in ks}) for i, evaluated in enumerate(evaluations)]
     pairs = [
@@ -219,6 +220,7 @@ def main() -> None:
     add("--allow-different", action="store_true", help="compare common tasks, and across protocols")
     add("--seed", type=natural, default=0, help="of the resampling (default: %(default)s)")
     options = parser.parse_args()
+    # An evaluation against itself would look like a perfect match.
     if len(set(options.folders)) < max(2, len(options.folders)):
         raise UserError("give two different evaluations or more")
     result = compare(

@@ -34,6 +34,7 @@ def _card(source: Store, samples: Samples) -> dict[str, Any]:
     """A batch of one sample, and its task as it is stored."""
     batch = materialise(samples, source, source.grid_table)
     tokens = {name: tensor.tolist() for name, tensor in batch.data.items()}
+    # A sample knows its pairs; the task is the one whose range of pairs holds them.
     task = int(np.searchsorted(source.task_pairs, samples.query[0], side="right")) - 1
     first_pair = int(source.task_pairs[task])
     grids = source.task(task)

@@ -40,6 +40,7 @@ def _facts_text(info: dict[str, Any]) -> list[str]:
         ("content", info["content_hash"]),
         *((f"  {name}", f"{digest}  verified") for name, digest in info["sha256"].items()),
     ]
+    # The files' hashes were compared when the dataset was loaded.
     width = max(len(name) for name, _ in lines)
     return [f"{name:{width}}  {value}" for name, value in lines]
 
@@ -108,6 +109,7 @@ def _canvas_text(info: dict[str, Any]) -> list[str]:
     by_side = [(line["side"] or "too large", line) for line in canvas["by_side"]]
     for name, line in [*by_side, ("all", canvas["total"])]:
         train, test = line["train"], line["test"]
+        # Most datasets fit; an empty row would only raise the question.
         if name == "too large" and not train["tasks"] + test["tasks"]:
             continue
         train_cells, test_cells = (

@@ -79,6 +79,7 @@ def fetch(published: Published, folder: Path) -> list[Path]:
         check(weights, published, weights.stat().st_size, sha256_of(weights), "delete it to fetch it again")
     else:
         download(url_of(published, weights.name), weights, published)
+    # The configuration has no checksum to verify what is there.
     if not config.is_file():
         download(url_of(published, config.name), config)
     return [weights, config]

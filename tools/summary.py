@@ -148,6 +148,7 @@ def activation_bytes(model: RecursiveModel, config: PretrainConfig, bucket: Buck
 
     with _AsFused(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         act_loss(_train_step(model, data), config.objective)
+    # Parameters are kept too, but they are in memory anyway.
     for owned in model.state_dict().values():
         kept.pop(owned.untyped_storage()._cdata, None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
@@ -160,6 +161,7 @@ def training_buckets(config: PretrainConfig) -> tuple[DataSizes, dict[Bucket, fl
     Without the dataset, all samples are in one bucket: the largest canvas with as many demonstrations as
     allowed.
     """
+    # A model can be planned before its dataset is built.
     if (Path(config.data.path) / "dataset.json").is_file():
         store = Store.load(config.data.path, *config.layouts)
         sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
