@@ -1,0 +1,1 @@
+"""What steps, data and evaluation cost, here and in the ancestors; RESULTS.md holds what was measured."""

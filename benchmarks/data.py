@@ -1,11 +1,14 @@
-"""Measure the data layer against the ancestors' own code: python -m benchmarks.data --against TRM --against-etrm ETRM
+"""Measure the data layer against the ancestors' own code.
 
-TRM and ETRM are checkouts of SamsungSAILMontreal/TinyRecursiveModels and bdsaglam/etrm, which run unchanged, in processes
-of their own. Three parts, in one run:
+    python -m benchmarks.data --against TinyRecursiveModels --against-etrm etrm
 
-build     the ARC dataset, theirs and then ours: seconds, peak memory, size on disk
-check     theirs read and written again holds the same examples, and their loader reads ours as it was written
-batches   training examples per second, theirs and ours in turn, on the same tasks
+The folders are checkouts of SamsungSAILMontreal/TinyRecursiveModels and bdsaglam/etrm. Their code runs
+unchanged, in processes of its own. One run has three parts:
+
+- build: the ARC dataset, theirs and then ours, in seconds, peak memory and size on disk.
+- check: our import and export of theirs holds the same examples, and their loader reads ours as it was
+  written.
+- batches: training examples per second, theirs and ours in turn, on the same tasks.
 """
 
 import argparse
@@ -18,6 +21,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.equality import check
 from benchmarks.loaders import (
@@ -53,36 +59,32 @@ TRM, ETRM = "SamsungSAILMontreal/TinyRecursiveModels", "bdsaglam/etrm"
 TRM_FILES = ("dataset/build_arc_dataset.py", "puzzle_dataset.py")
 ETRM_FILES = ("dataset/build_arc_dataset_encoder.py", "dataset/fewshot_puzzle_dataset.py")
 MB = 1e6
-# What the project claims of itself; of the build, at this many augmentations.
+# What the project claims of itself. The claims on the build are for this many augmentations.
 CLAIMED_AUGMENTATIONS = 1000
-MIN_SPEEDUP, MAX_MEMORY, MAX_DISK, MIN_RATE = 40, 2e9, 100e6, 20_000
+MIN_SPEEDUP = 40  # times
+MAX_MEMORY, MAX_DISK = 2e9, 100e6  # bytes
+MIN_RATE = 20_000  # examples per second
 
 
 def build(trm: Path, prefix: str, subsets: list[str], num_aug: int, work: Path) -> tuple[Cost, Cost]:
-    """Costs of the original's build and of ours. The original's dataset is deleted again."""
+    """The costs of the original's build and of ours."""
     theirs = measured(their_build(prefix, subsets, num_aug, work / "theirs"), work / "theirs", trm)
-    shutil.rmtree(work / "theirs")
+    shutil.rmtree(work / "theirs")  # gigabytes, which nothing reads
     return theirs, measured(our_build(prefix, subsets, num_aug, work / "ours"), work / "ours")
 
 
 def table(theirs: Cost, ours: Cost) -> list[tuple[str, str, str, str]]:
-    """Rows (quantity, theirs, ours, theirs / ours)."""
-    quantities = [("seconds", 1.0), ("memory", MB), ("disk", MB)]
+    """The rows (quantity, theirs, ours, theirs / ours), as text."""
     rows = []
-    for name, unit in quantities:
-        values = [getattr(cost, name) / unit for cost in (theirs, ours)]
-        rows.append(
-            (
-                name if unit == 1 else f"{name}, MB",
-                *(f"{value:,.1f}" for value in values),
-                f"{values[0] / values[1]:,.1f}",
-            )
-        )
+    for name, unit in (("seconds", 1.0), ("memory", MB), ("disk", MB)):
+        their_value, our_value = (getattr(cost, name) / unit for cost in (theirs, ours))
+        title = name if unit == 1 else f"{name}, MB"
+        rows.append((title, f"{their_value:,.1f}", f"{our_value:,.1f}", f"{their_value / our_value:,.1f}"))
     return rows
 
 
 def claims(theirs: Cost, ours: Cost, rates: dict[str, Rates], num_aug: int) -> dict[str, bool]:
-    """What the project says of itself, and whether this run bears it out."""
+    """The project's claims, and whether this run bears them out."""
     stated = {f"{SMALL_EPISODES}: at least {MIN_RATE:,} examples/s": rates[SMALL_EPISODES].median >= MIN_RATE}
     if num_aug >= CLAIMED_AUGMENTATIONS:
         stated |= {
@@ -94,7 +96,7 @@ def claims(theirs: Cost, ours: Cost, rates: dict[str, Rates], num_aug: int) -> d
 
 
 def machine(device: torch.device) -> str:
-    """The processor's model, its cores, and the GPU if it is used."""
+    """The processor's model, its cores, and the GPU if it is `device`."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
@@ -104,44 +106,39 @@ def machine(device: torch.device) -> str:
 
 
 def record(file: Path, cells: list[str], section: str) -> None:
-    """Append a row to the markdown table that ends `section` of `file`."""
+    """Append a row to the table that ends a section of a Markdown file."""
     before, heading, rest = file.read_text(encoding="utf-8").partition(f"## {section}\n")
     assert heading, f"{file} has no section '{section}'"
     table, following, after = rest.partition("\n## ")
+    # The section may be followed by others; the row goes to the end of its table.
     text = f"{before}{heading}{table.rstrip()}\n| {' | '.join(cells)} |\n{following}{after}"
     write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def origin(module: str, device: torch.device) -> list[str]:
+    """The first cells of a row that is recorded: date, commit, machine, and the command of this process."""
+    # Of absolute paths the last part: where something lies on this machine is nobody's business.
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = f"`python -m {module} {shlex.join(words)}`"
+    return [date.today().isoformat(), git_commit() or "-", machine(device), command]
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line, its paths absolute."""
+    """The checked command line, its paths absolute. Raises `UserError`."""
     parser = parser_of("benchmarks.data", __doc__)
     add = parser.add_argument
+    etrm = f"a checkout of {ETRM}; without it our episodes are measured alone"
+    num_aug = "of the build (default: %(default)s, which takes some 17 GB of memory)"
+    subsets = ["training", "evaluation", "concept"]
+    prefix = "Kaggle's files (default: the original's own, kaggle/combined/arc-agi in its checkout)"
     add("--against", type=Path, required=True, metavar="TRM", help=f"a checkout of {TRM}")
-    add(
-        "--against-etrm",
-        type=Path,
-        metavar="ETRM",
-        help=f"a checkout of {ETRM}; without it our episodes are measured alone",
-    )
-    add(
-        "--num-aug",
-        type=int,
-        default=CLAIMED_AUGMENTATIONS,
-        help="of the build (default: %(default)s, which takes some 17 GB of memory)",
-    )
-    add(
-        "--subsets",
-        nargs="+",
-        default=["training", "evaluation", "concept"],
-        help=f"must hold {TEST_SUBSET}, which is held out",
-    )
-    add(
-        "--input-file-prefix",
-        help="Kaggle's files (default: the original's own, kaggle/combined/arc-agi in its checkout)",
-    )
-    add("--rounds", type=int, default=7, help="of the batches' measurement")
-    add("--seconds", type=float, default=3.0, help="per loader and round")
-    add("--threads", type=int, default=2, help="of PyTorch, for our batches")
+    add("--against-etrm", type=Path, metavar="ETRM", help=etrm)
+    add("--num-aug", type=int, default=CLAIMED_AUGMENTATIONS, help=num_aug)
+    add("--subsets", nargs="+", default=subsets, help=f"must hold {TEST_SUBSET}, which is held out")
+    add("--input-file-prefix", help=prefix)
+    add("--rounds", type=int, default=7, help="of the batches' measurement (default: %(default)s)")
+    add("--seconds", type=float, default=3.0, help="per loader and round (default: %(default)s)")
+    add("--threads", type=int, default=2, help="of PyTorch, for our batches (default: %(default)s)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where batches are drawn")
     add("--record", action="store_true", help=f"append the results to {RESULTS.relative_to(ROOT)}")
     options = parser.parse_args(arguments)
@@ -152,14 +149,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.against_etrm:
         options.against_etrm = options.against_etrm.resolve()
         require_checkout(options.against_etrm, ETRM_FILES, ETRM)
-    options.input_file_prefix = str(
-        Path(options.input_file_prefix or options.against / "kaggle/combined/arc-agi").resolve()
-    )
+    files = Path(options.input_file_prefix or options.against / "kaggle/combined/arc-agi")
+    options.input_file_prefix = str(files.resolve())
     return options
 
 
 def count_pairs(prefix: str, subsets: list[str]) -> int:
-    """The pairs of all tasks. Raises `UserError` for a subset that is not there."""
+    """The number of pairs of all tasks. Raises `UserError` for a subset that does not exist."""
     available = sources.kaggle_source(prefix)
     for name in subsets:
         if name not in available:
@@ -172,19 +168,14 @@ def count_pairs(prefix: str, subsets: list[str]) -> int:
 
 
 def measure(options: argparse.Namespace, work: Path) -> bool:
-    """All three parts, printed; whether all comparisons came out equal."""
+    """Measure, print and record all three parts. Returns whether all comparisons came out equal."""
     device = choose_device(options.device, World())
     torch.set_num_threads(options.threads)
-    trm, etrm, prefix, subsets = (
-        options.against,
-        options.against_etrm,
-        options.input_file_prefix,
-        options.subsets,
-    )
+    trm, prefix, subsets = options.against, options.input_file_prefix, options.subsets
+    # Before, since the original's build takes long and all the memory that it can get.
     require_room(count_pairs(prefix, subsets) * (options.num_aug + 1), work)
-    print(
-        f"{machine(device)}; {git_commit()}\n\nbuild, {options.num_aug} augmentations of {' '.join(subsets)}"
-    )
+    print(f"{machine(device)}; {git_commit()}")
+    print(f"\nbuild, {options.num_aug} augmentations of {' '.join(subsets)}")
     theirs, ours = build(trm, prefix, subsets, options.num_aug, work)
     costs = table(theirs, ours)
     for row in [("", "original", "ours", "ratio"), *costs]:
@@ -193,40 +184,21 @@ def measure(options: argparse.Namespace, work: Path) -> bool:
     equal = check(trm, prefix, subsets, work)
     for what, same in equal.items():
         print(f"{'same' if same else 'DIFFERENT':<10}{what}")
-    print(
-        f"\nbatches of {BATCH}, {options.threads} threads, examples/s: median [lowest, highest] of {options.rounds} rounds"
-    )
-    rates = batches(trm, etrm, work, options.rounds, options.seconds, device)
-    print(
-        "\nclaims"
-        if options.num_aug >= CLAIMED_AUGMENTATIONS
-        else f"\nclaims; those on the build need --num-aug {CLAIMED_AUGMENTATIONS}"
-    )
+    print(f"\nbatches of {BATCH}, {options.threads} threads, examples/s: ", end="")
+    print(f"median [lowest, highest] of {options.rounds} rounds")
+    rates = batches(trm, options.against_etrm, work, options.rounds, options.seconds, device)
+    few = options.num_aug < CLAIMED_AUGMENTATIONS
+    print("\nclaims" + (f"; those on the build need --num-aug {CLAIMED_AUGMENTATIONS}" if few else ""))
     for claim, holds in claims(theirs, ours, rates, options.num_aug).items():
         print(f"{'holds' if holds else 'FAILS':<10}{claim}")
+    same = all(equal.values())
     if options.record:
-        words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
-        command = f"python -m benchmarks.data {shlex.join(words)}"
-        builds = [f"{row[1]} / {row[2]} ({row[3]})" for row in costs]
-        loaders = [
-            str(rates.get(name, "-"))
-            for name in (PUZZLES_THEIRS, PUZZLES, EPISODES_THEIRS, EPISODES, SMALL_EPISODES)
-        ]
-        same = "yes" if all(equal.values()) else "NO"
-        record(
-            RESULTS,
-            [
-                date.today().isoformat(),
-                git_commit() or "-",
-                machine(device),
-                f"`{command}`",
-                *builds,
-                same,
-                *loaders,
-            ],
-            SECTION,
-        )
-    return all(equal.values())
+        loaders = (PUZZLES_THEIRS, PUZZLES, EPISODES_THEIRS, EPISODES, SMALL_EPISODES)
+        row = origin("benchmarks.data", device)
+        row += [f"{theirs} / {ours} ({ratio})" for _, theirs, ours, ratio in costs]
+        row += ["yes" if same else "NO", *(str(rates.get(name, "-")) for name in loaders)]
+        record(RESULTS, row, SECTION)
+    return same
 
 
 @reports_user_errors

@@ -17,42 +17,41 @@ READ_BATCH = 16
 
 
 def check(trm: Path, prefix: str, subsets: list[str], work: Path) -> dict[str, bool]:
-    """What was compared, and whether it was the same. Leaves the original's dataset in `work`/original, and as ours in
-    `work`/imported."""
+    """What was compared, and whether it was the same.
+
+    Leaves the original's dataset in the folder `original` of `work`, and the same as ours in `imported`.
+    """
+    # There and back again: their files through our import and export.
     run(their_build(prefix, subsets, AUGMENTATIONS, work / "original"), trm)
     npy.import_(work / "original", work / "imported")
     npy.export(Store.load(work / "imported", "puzzle"), work / "again")
+    # And ours through their loader.
     run(our_build(prefix, subsets, AUGMENTATIONS, work / "own"))
     npy.export(Store.load(work / "own", "puzzle"), work / "exported")
     results = {}
     for split in ("train", "test"):
         original, again = (examples(work / name, split) for name in ("original", "again"))
-        results[f"{original.total():,} {split} examples of the original, imported and exported again"] = (
-            original == again
-        )
-        shown, written = (
-            read_by_original(trm, work / "exported", split),
-            _rows(_arrays(work / "exported", split)),
-        )
+        round_trip = f"{original.total():,} {split} examples of the original, imported and exported again"
+        results[round_trip] = original == again
+        shown = read_by_original(trm, work / "exported", split)
+        written = _rows(_arrays(work / "exported", split))
+        # In training the loader draws some of the examples, in any order.
         same = shown == written if split == "test" else set(shown) <= set(written)
-        results[f"{len(shown):,} {split} examples of ours, exported, as the original's loader reads them"] = (
-            bool(shown) and same
-        )
+        read = f"{len(shown):,} {split} examples of ours, exported, as the original's loader reads them"
+        results[read] = bool(shown) and same
     return results
 
 
 def examples(folder: Path, split: str) -> Counter:
-    """The multiset of (input, label, puzzle name) of a split in the ancestors' layout, translations removed.
-
-    Where a translated grid touches the canvas' border, its end-of-grid tokens fall off; so they are removed from training
-    examples too.
-    """
+    """The multiset of (input, label, puzzle name) of a split in the ancestors' layout, not translated."""
     names = read_json(folder / "identifiers.json")
     arrays = _arrays(folder, split)
     counted: Counter = Counter()
     for question, answer, identifier in zip(*arrays.values(), strict=True):
-        corner = int((question != PAD).argmax())
+        corner = int((question != PAD).argmax())  # the first cell of the grid
         tokens = [np.roll(row, -corner) for row in (question, answer)]
+        # A translated grid at the canvas' border loses its end-of-grid tokens, so no training example keeps
+        # any.
         if split == "train":
             tokens = [np.where(row == EOS, PAD, row) for row in tokens]
         counted[tokens[0].tobytes(), tokens[1].tobytes(), names[identifier]] += 1
@@ -60,7 +59,7 @@ def examples(folder: Path, split: str) -> Counter:
 
 
 def _arrays(folder: Path, split: str) -> dict[str, np.ndarray]:
-    """inputs (N, L) and labels (N, L) tokens and puzzle_identifiers (N,) of a split in the ancestors' layout."""
+    """inputs (N, L), labels (N, L) and puzzle_identifiers (N,) of a split in the ancestors' layout."""
     names = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices")
     inputs, labels, identifiers, first = (
         np.load(folder / split / f"{npy.SET_NAME}__{name}.npy") for name in names
@@ -69,6 +68,7 @@ def _arrays(folder: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def _rows(arrays: dict[str, np.ndarray]) -> list[tuple[bytes, bytes, int]]:
+    """The arrays' examples: input, label, identifier."""
     columns = (arrays[name] for name in ("inputs", "labels", "puzzle_identifiers"))
     return [
         (question.tobytes(), answer.tobytes(), int(identifier))
@@ -77,7 +77,7 @@ def _rows(arrays: dict[str, np.ndarray]) -> list[tuple[bytes, bytes, int]]:
 
 
 def read_by_original(trm: Path, folder: Path, split: str) -> list[tuple[bytes, bytes, int]]:
-    """One epoch of a dataset in the ancestors' layout as the original's loader shows it: input, label, identifier."""
+    """One epoch of a dataset in the ancestors' layout as the original's loader shows it, as `_rows`."""
     output = folder.with_name(f"read-{split}.npz")
     options = {
         "loader": "puzzle_dataset:PuzzleDataset",

@@ -1,8 +1,13 @@
-"""The ETRM ancestor's mathematics in our layers: what it takes to give the same context, for a comparison like for like.
+"""The ETRM ancestor's mathematics in our layers, so that speeds are compared like for like.
 
-Its encoder attends to padding, turns queries and keys along one line of 2 x 900 cells, projects a pair's mean instead of
-normalising it, and hands its tokens to the recursion sqrt(D) larger than ours. It encodes empty slots too, and then masks
-what comes of them, which changes nothing and is not repeated here.
+The ancestor's encoder differs from ours in four ways:
+
+- it attends to padding;
+- it rotates queries and keys along one line of 2 x 900 cells;
+- it projects the mean of a pair instead of normalising it;
+- it hands its tokens to the recursion sqrt(D) larger than ours.
+
+It also encodes empty slots and masks the result. That changes nothing and is not repeated here.
 """
 
 import torch
@@ -16,24 +21,21 @@ from models.encoders.pooled import PooledEncoder
 from models.layers import Linear, Packed
 from models.positions import Rotary
 
-ENCODER = [
-    "encoder=standard",
-    "encoder.positions=rope",
-    "encoder.attend_padding=true",
-]  # what our configuration can say of it
+# The differences that our configuration can express.
+ENCODER = ["encoder=standard", "encoder.positions=rope", "encoder.attend_padding=true"]
 ATTENTION = ("qkv_proj", "o_proj")
 MLP = ("gate_up_proj", "down_proj")
 
 
 class UnmaskedBlock(SelfBlock):
-    """A block whose tokens attend to all others; without a mask the attention is faster."""
+    """A block whose tokens attend to all others. Attention without a mask is faster."""
 
     def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | Packed | None = None) -> Tensor:
         return super().forward(x, rotary)
 
 
 class ProjectedVectors(PairVectors):
-    """The mean of a pair's cells, without padding after all, projected."""
+    """The projected mean of a pair's cells. Padding, though attended to, is not part of the mean."""
 
     def forward(self, data: dict[str, Tensor]) -> Tensor:
         read = self.pairs(data)
@@ -43,7 +45,7 @@ class ProjectedVectors(PairVectors):
 
 
 class UnscaledEncoder(PooledEncoder):
-    """The tokens at RMS 1."""
+    """The tokens at RMS 1, as they are."""
 
     @staticmethod
     def as_prefix(tokens: Tensor) -> Tensor:
@@ -53,6 +55,7 @@ class UnscaledEncoder(PooledEncoder):
 def as_the_ancestor(model: RecursiveModel) -> RecursiveModel:
     """Turn an ETRM with the encoder of `ENCODER` into one that computes what the ancestor's does."""
     encoder = model.context
+    # In place, by exchanging classes: the weights and the rest of the model stay as they were built.
     encoder.__class__, encoder.vectors.__class__ = UnscaledEncoder, ProjectedVectors
     for layer in encoder.vectors.pairs.layers:
         layer.__class__ = UnmaskedBlock
@@ -62,7 +65,7 @@ def as_the_ancestor(model: RecursiveModel) -> RecursiveModel:
 
 
 def load_ancestor(model: RecursiveModel, weights: dict[str, Tensor]) -> None:
-    """Give the encoder of an `as_the_ancestor` model the ancestor's weights, every one of them."""
+    """Give the encoder of an `as_the_ancestor` model all of the ancestor's encoder weights."""
     theirs = {
         name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")
     }
@@ -83,10 +86,12 @@ def load_ancestor(model: RecursiveModel, weights: dict[str, Tensor]) -> None:
     for number in range(len(model.context.aggregate.layers)):
         read, set_layer = f"aggregate.layers.{number}", f"set_encoder.layers.{number}"
         keys, values = (theirs.pop(f"{set_layer}.{name}.weight") for name in ("k_proj", "v_proj"))
+        # Ours projects keys and values at once.
         ours[f"{read}.read.branch.kv_proj.weight"] = torch.cat((keys, values))
         for name in ("q_proj", "o_proj"):
             ours[f"{read}.read.branch.{name}.weight"] = theirs.pop(f"{set_layer}.{name}.weight")
         for name in MLP:
             ours[f"{read}.mlp.branch.{name}.weight"] = theirs.pop(f"{set_layer}.mlp.{name}.weight")
     model.context.load_state_dict(ours)
+    # What is left over would make the contexts differ.
     assert not theirs, f"no place for {', '.join(theirs)}"

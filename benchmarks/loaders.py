@@ -21,11 +21,9 @@ BATCH = 256
 AUGMENTATIONS = 8  # few, so that the ancestor's files stay in the page cache
 # The loaders: whose, what they show, and the canvas.
 PUZZLES_THEIRS, PUZZLES = "original, puzzles, 30x30", "ours, puzzles, 30x30"
-EPISODES_THEIRS, EPISODES, SMALL_EPISODES = (
-    "ETRM ancestor, episodes, 30x30",
-    "ours, episodes, 30x30",
-    "ours, episodes, 10x10",
-)
+EPISODES_THEIRS, EPISODES = "ETRM ancestor, episodes, 30x30", "ours, episodes, 30x30"
+SMALL_EPISODES = "ours, episodes, 10x10"
+RULES = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6"
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,7 @@ class Rates:
 
     @property
     def median(self) -> float:
+        """The rate of a usual round, which a round that something disturbed does not change."""
         return float(np.median(self.rounds))
 
     def __str__(self) -> str:
@@ -43,7 +42,7 @@ class Rates:
 
 
 class OurRate:
-    """Measures training examples per second of a dataset: sampled, and drawn as tokens on the device."""
+    """Measures our training examples per second: sampled, and drawn as tokens on the device."""
 
     def __init__(self, dataset: Path, config: DataConfig, device: torch.device):
         self.store, self.device, self.step = Store.load(dataset), device, 0
@@ -52,8 +51,8 @@ class OurRate:
         self.sampling = self.drawing = 0.0
 
     def __call__(self, seconds: float) -> float:
-        """One round; the first batch is not counted."""
-        self._batch()
+        """The rate of one round of at least so many seconds."""
+        self._batch()  # not counted, since caches are cold after the others' turns
         self.sampling, self.drawing, count = 0.0, 0.0, 0
         while self.sampling + self.drawing < seconds:
             count += self._batch()
@@ -61,14 +60,16 @@ class OurRate:
 
     @property
     def sampling_share(self) -> float:
-        """The share of the last round's time that the sampler took; the rest drew the tokens."""
+        """The share of the last round's time that the sampler took. The rest drew the tokens."""
         return self.sampling / (self.sampling + self.drawing)
 
     def _batch(self) -> int:
+        """Make one batch, and return its size."""
         start = time.perf_counter()
         samples = self.sampler.sample(self.step)
         sampled = time.perf_counter()
         size = materialise(samples, self.store, self.table).size
+        # A GPU works on after the call has returned.
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.sampling += sampled - start
@@ -78,17 +79,20 @@ class OurRate:
 
 
 def their_rate(checkout: Path, loader: str, data: Path, device: torch.device) -> Callable[[float], float]:
-    """Measures training examples per second of an ancestor's loader."""
+    """A function from seconds to training examples per second, which measures an ancestor's loader."""
     options = {"loader": loader, "data": str(data), "batch_size": BATCH, "device": device.type}
-    return lambda seconds: float(
-        run([str(DRIVE), "rate", json.dumps({**options, "seconds": seconds})], checkout)
-    )
+
+    def measure(seconds: float) -> float:
+        return float(run([str(DRIVE), "rate", json.dumps({**options, "seconds": seconds})], checkout))
+
+    return measure
 
 
 def alternate(
     contestants: dict[str, Callable[[float], float]], rounds: int, seconds: float
 ) -> dict[str, Rates]:
-    """Every contestant in every round, so that what else the machine does meets all of them."""
+    """Measure every contestant in every round."""
+    # In turn, so that other work of the machine slows all of them alike.
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
@@ -97,36 +101,40 @@ def alternate(
 
 
 def data_config(name: str, path: Path, *overrides: str) -> DataConfig:
-    """A data configuration of config/data, for the dataset at `path`."""
+    """The data configuration `name` of config/data, for the dataset at `path`."""
     arch = "trm" if name == "arc1_puzzle" else "etrm"
-    return compose.load(
-        PretrainConfig, "pretrain", [f"arch={arch}", f"data={name}", f"data.path='{path}'", *overrides]
-    ).data
+    choices = [f"arch={arch}", f"data={name}", f"data.path='{path}'"]
+    return compose.load(PretrainConfig, "pretrain", [*choices, *overrides]).data
 
 
 def small_dataset(work: Path) -> Path:
-    """Our dataset of the recipe arc1-small."""
+    """The folder of our dataset of the recipe arc1-small, built in `work`."""
     run(["-m", "dataset.build_arc_dataset", "--recipe", "arc1-small", "--output-dir", str(work / "small")])
     return work / "small"
 
 
+def rules_dataset(folder: Path) -> Path:
+    """The folder of a dataset for the recipe rules_smoke, with as few tasks as measurements need."""
+    sizes = "--train-tasks 2000 --test-tasks 10"
+    run(["-m", "dataset.build_rules_dataset", *f"{RULES} {sizes}".split(), "--output-dir", str(folder)])
+    return folder
+
+
 def etrm_dataset(etrm: Path, dataset: Path, work: Path) -> Path:
-    """The ETRM ancestor's dataset of the training tasks of ours."""
+    """The folder of the ETRM ancestor's dataset of the training tasks of ours."""
     ours, prefix = Store.load(dataset, "fewshot"), work / "tasks"
     tasks = [ours.task(index) for index in ours.tasks_of("train")]
     write_json(Path(f"{prefix}_training_challenges.json"), {task.id: task.to_json() for task in tasks})
-    output = work / "small-original"
-    run(
-        their_build(str(prefix), ["training"], AUGMENTATIONS, output, "dataset.build_arc_dataset_encoder"),
-        etrm,
-    )
+    output, builder = work / "small-original", "dataset.build_arc_dataset_encoder"
+    run(their_build(str(prefix), ["training"], AUGMENTATIONS, output, builder), etrm)
     return output
 
 
 def batches(
     trm: Path, etrm: Path | None, work: Path, rounds: int, seconds: float, device: torch.device
 ) -> dict[str, Rates]:
-    """The rates of all loaders; `work` holds what `check` left there."""
+    """Print and return the rates of all loaders. `work` holds what `check` left there."""
+    # Both sides show the same tasks: puzzles of the original's dataset, episodes of ours.
     imported, small = work / "imported", small_dataset(work)
     ours = {
         PUZZLES: OurRate(imported, data_config("arc1_puzzle", imported), device),

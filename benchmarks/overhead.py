@@ -1,10 +1,12 @@
-"""What a training run costs beside forward, backward and update: python -m benchmarks.overhead [--rounds N]
+"""Measure what a training run costs beside forward, backward and update.
 
-The same steps of the same configured run, over and over, by loops that do more and more, in turn, so that what else the
-machine does meets all of them. What the last one loses against the first is the price of everything that is logged and guarded.
+    python -m benchmarks.overhead --rounds 7
+
+Three loops take the same steps of the same configured run, in turn. Each does everything that the one before
+it does, and more. What the last one loses against the first is the price of all that is logged and guarded.
 """
 
-import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -14,17 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.loaders import Rates, alternate, small_dataset
-from benchmarks.processes import run
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.loaders import Rates, alternate, rules_dataset, small_dataset
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import materialise
+from dataset.batch import Batch, Samples, materialise
 from models.act import act_step, initial_carry
 from models.losses import act_loss
 from training.diagnostics import context_diagnostics
 from training.meter import Meter, log_step
 from training.start import prepare
 from training.step import train_step
+from utils.arguments import parser_of, positive
 from utils.device import choose_device, describe
 from utils.distributed import World
 from utils.environment import git_commit, peak_memory_gb
@@ -33,20 +38,19 @@ from utils.logging import RunLogger
 
 ALONE = World()
 # The loops, each with everything of the one before it.
-BARE, UPDATE, LOGGED = (
-    "forward, backward, update",
-    "+ norms, finiteness, clipping, EMA",
-    "+ metrics, log lines, diagnostics",
-)
-TARGET = 0.95
+BARE = "forward, backward, update"
+UPDATE = "+ norms, finiteness, clipping, EMA"
+LOGGED = "+ metrics, log lines, diagnostics"
+TARGET = 0.95  # share of the bare loop's speed
 WARM_UP = 3  # steps
 
 
 class Loop:
-    """Measures the samples per second of one kind of loop; each has a model of its own, from the same seed."""
+    """Measures the samples per second of one kind of loop. Each has its own model, from the same seed."""
 
     def __init__(self, kind: str, config: PretrainConfig, folder: Path, device: torch.device):
         self.kind, self.config, self.device = kind, config, device
+        # Compiling would make the loops differ in more than what they do.
         changes = {"ema": config.ema and kind != BARE, "device": device.type, "compile": False}
         run = prepare(config.model_copy(update=changes), ALONE)
         self.store, self.table, self.sampler, self.state = run.store, run.table, run.sampler, run.state
@@ -57,7 +61,8 @@ class Loop:
         self.meter = Meter()
 
     def __call__(self, steps: float) -> float:
-        """One round. On a CPU the clock is the process's own, which stands still while others have the processor."""
+        """The rate of one round of so many steps."""
+        # On a CPU the process's own clock, which stands still while others have the processor.
         clock = time.perf_counter if self.device.type == "cuda" else time.process_time
         started = clock()
         for _ in range(int(steps)):
@@ -75,12 +80,12 @@ class Loop:
             torch.cuda.synchronize(self.device)
         return int(steps) * self.config.global_batch_size / (clock() - started)
 
-    def _bare_step(self, batch) -> None:
+    def _bare_step(self, batch: Batch) -> None:
+        """The plainest step that trains the same model: nothing is counted, clipped or averaged."""
         state = self.state
         state.model.train()
-        output = act_step(
-            state.model, state.carries.get(batch.bucket) or initial_carry(state.model, batch.data), batch.data
-        )
+        carry = state.carries.get(batch.bucket) or initial_carry(state.model, batch.data)
+        output = act_step(state.model, carry, batch.data)
         loss, _ = act_loss(output, self.config.objective)
         (loss / self.config.global_batch_size).backward()
         for optimizer in state.optimizers:
@@ -89,7 +94,8 @@ class Loop:
         state.carries[batch.bucket] = output.carry
         state.step += 1
 
-    def _log(self, samples) -> None:
+    def _log(self, samples: Samples) -> None:
+        """What the training loop does at a log interval."""
         values = self.meter.read()
         with self.meter.paused():
             values["timing/peak_memory_gb"] = peak_memory_gb(self.device)
@@ -107,6 +113,7 @@ class Overhead:
 
     def share(self, kind: str) -> tuple[float, float, float]:
         """Median, lowest and highest share over the rounds."""
+        # By round, since both were measured under the same load of the machine there.
         shares = np.array(self.rates[kind].rounds) / np.array(self.rates[BARE].rounds)
         return float(np.median(shares)), float(shares.min()), float(shares.max())
 
@@ -120,7 +127,7 @@ class Overhead:
 
 
 def compare(config: PretrainConfig, rounds: int, work: Path, device: torch.device) -> Overhead:
-    """All loops in every round, which is as long as it takes to write one log line; a few steps before that are not counted."""
+    """Measure all loops in rounds of as many steps as there are between two log lines, after a warm-up."""
     loops: dict[str, Callable[[float], float]] = {
         kind: Loop(kind, config, work / f"run{number}", device)
         for number, kind in enumerate((BARE, UPDATE, LOGGED))
@@ -130,23 +137,12 @@ def compare(config: PretrainConfig, rounds: int, work: Path, device: torch.devic
 
 
 def configurations(work: Path) -> dict[str, PretrainConfig]:
-    """The sizes that are measured, with datasets made for it."""
-    rules = work / "rules"
-    options = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6 --train-tasks 2000"
-    run(
-        [
-            "-m",
-            "dataset.build_rules_dataset",
-            *options.split(),
-            "--test-tasks",
-            "10",
-            "--output-dir",
-            str(rules),
-        ]
-    )
+    """The recipes that are measured, by name, with small datasets built for them."""
+    # The dataset of the recipe demo has two kinds of tasks, the small one here a single kind.
+    of_one_kind = ("data.query_sampling=any", "data.subset_shares=null")
     recipes = {
-        "rules_smoke": (rules,),
-        "demo": (small_dataset(work), "data.query_sampling=any", "data.subset_shares=null"),
+        "rules_smoke": (rules_dataset(work / "rules"), ()),
+        "demo": (small_dataset(work), of_one_kind),
     }
     return {
         name: compose.load(
@@ -154,14 +150,14 @@ def configurations(work: Path) -> dict[str, PretrainConfig]:
             "pretrain",
             [f"experiment={name}", f"data.path='{path}'", "logging.progress=false", *more],
         )
-        for name, (path, *more) in recipes.items()
+        for name, (path, more) in recipes.items()
     }
 
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default 7)")
+    parser = parser_of("benchmarks.overhead", __doc__)
+    parser.add_argument("--rounds", type=positive, default=7, help="that count (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     options = parser.parse_args()
     device = choose_device(options.device, ALONE)
@@ -173,10 +169,8 @@ def main() -> None:
             overhead = compare(config, options.rounds, Path(work) / name, device)
             print(f"\nexperiment={name}", *overhead.lines(), sep="\n", flush=True)
             share = overhead.share(LOGGED)[0]
-            print(
-                f"{'holds' if share >= TARGET else 'FAILS'}  at least {TARGET:.0%} of the bare loop's speed: {share:.1%}",
-                flush=True,
-            )
+            verdict = "holds" if share >= TARGET else "FAILS"
+            print(f"{verdict}  at least {TARGET:.0%} of the bare loop's speed: {share:.1%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands in processes of their own: the ancestors' code, and ours as a user runs it; what they cost."""
+"""Commands in processes of their own, the ancestors' and ours, and what they cost."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ ROOT = Path(__file__).resolve().parents[1]
 DRIVE = ROOT / "benchmarks" / "ancestors" / "drive.py"
 MEASURE = ROOT / "benchmarks" / "measure.py"
 TEST_SUBSET = "evaluation"
-# What the original's builder takes: measured at 10 and 60 augmentations of ARC-AGI-1 and ConceptARC.
+# Bytes that the original's builder takes, measured at 10 and 60 augmentations of ARC-AGI-1 and ConceptARC.
 MEMORY_PER_EXAMPLE = 4_000
 DISK_PER_EXAMPLE = 2 * MAX_SIDE**2
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one build took: wall-clock seconds, peak resident bytes, bytes on disk."""
+    """What a build took: wall-clock seconds, peak resident bytes, bytes on disk."""
 
     seconds: float
     memory: int
@@ -33,15 +33,17 @@ class Cost:
 
 def require_checkout(folder: Path, files: tuple[str, ...], name: str) -> None:
     """Raise `UserError` unless `folder` is a checkout of the repository `name`, which has `files`."""
+    # A folder of another name, or of another version, would fail later and less clearly.
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(
-            f"{folder} is no checkout of {name}: it has no {missing[0]}; get one with git clone https://github.com/{name}"
+            f"{folder} is no checkout of {name}: it has no {missing[0]}; "
+            f"get one with git clone https://github.com/{name}"
         )
 
 
 def require_room(examples: int, work: Path) -> None:
-    """Raise `UserError` where the original's builder would run out of memory or disk on this many examples."""
+    """Raise `UserError` where the original's builder would run out of memory or disk on so many examples."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
         raise UserError(
@@ -53,39 +55,42 @@ def require_room(examples: int, work: Path) -> None:
     advice = "measure fewer augmentations with --num-aug"
     if available < wanted:
         raise UserError(
-            f"the original's build needs about {wanted / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free; {advice}"
+            f"the original's build needs about {wanted / 1e9:.1f} GB of memory, "
+            f"{available / 1e9:.1f} GB are free; {advice}"
         )
     free, needed = shutil.disk_usage(work).free, examples * DISK_PER_EXAMPLE
     if free < needed:
         raise UserError(
-            f"the original's build needs about {needed / 1e9:.1f} GB of disk, {work} has {free / 1e9:.1f} GB; "
+            f"the original's build needs about {needed / 1e9:.1f} GB of disk, "
+            f"{work} has {free / 1e9:.1f} GB; "
             f"{advice}, or name another place with the environment variable TMPDIR"
         )
 
 
 def environment(pythonpath: Path) -> dict[str, str]:
     """The environment of a Python command that sees the packages of `pythonpath`."""
-    return {
-        **os.environ,
-        "PYTHONPATH": str(pythonpath),
-        "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    # The original's builder makes other data with another hash seed. No file is left in a checkout.
+    reproducible = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, "PYTHONPATH": str(pythonpath), **reproducible}
 
 
 def run(command: list[str], pythonpath: Path = ROOT) -> str:
-    """Standard output of a Python command that sees the packages of `pythonpath`. Raises `UserError` when it fails."""
+    """The output of a Python command that sees the packages of `pythonpath`. Raises `UserError`."""
     done = subprocess.run(
         [sys.executable, *command], env=environment(pythonpath), cwd=ROOT, capture_output=True, text=True
     )
     if done.returncode:
+        # The last line of a traceback says what went wrong.
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{shlex.join(command)} failed with exit status {done.returncode}: {last}")
     return done.stdout
 
 
 class Contestant:
-    """A Python command that measures when it is asked to (benchmarks/ancestors/turns.py), and rests while others measure."""
+    """A Python command that measures when it is asked to, and rests while others measure.
+
+    benchmarks/ancestors/turns.py is its side of the conversation.
+    """
 
     def __init__(self, command: list[str], pythonpath: Path, log: Path):
         self.command, self.log = command, log
@@ -101,17 +106,17 @@ class Contestant:
             )
 
     def __call__(self, steps: int) -> dict[str, float]:
-        """What `steps` steps took. Raises `UserError` when the process has failed."""
+        """What `steps` steps took: `samples`, `seconds` and more. Raises `UserError` if the process fails."""
         assert self.process.stdin and self.process.stdout
-        with contextlib.suppress(BrokenPipeError):  # its log says why
+        # A process that has ended reads nothing; its log says why.
+        with contextlib.suppress(BrokenPipeError):
             print(steps, file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
-            self.process.wait()
+            status = self.process.wait()
             last = (self.log.read_text().strip().splitlines() or ["no message"])[-1]
-            raise UserError(
-                f"{shlex.join(self.command[:2])} ... failed with exit status {self.process.returncode}: {last}"
-            )
+            command = shlex.join(self.command[:2])
+            raise UserError(f"{command} ... failed with exit status {status}: {last}")
         return json.loads(answer)
 
     def close(self) -> None:
@@ -122,7 +127,7 @@ class Contestant:
 
 
 def measured(command: list[str], output: Path, pythonpath: Path = ROOT) -> Cost:
-    """What a Python command costs that writes the folder `output`."""
+    """The cost of a Python command that writes the folder `output`."""
     cost = json.loads(run([str(MEASURE), sys.executable, *command], pythonpath))
     return Cost(**cost, disk=sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
 
@@ -143,6 +148,7 @@ def their_build(
 
 
 def our_build(prefix: str, subsets: list[str], num_aug: int, output: Path) -> list[str]:
-    """The command of our builder."""
-    command = f"-m dataset.build_arc_dataset --layout puzzle --drop-leaks --num-aug {num_aug} --test-set-name {TEST_SUBSET}".split()
+    """The command of our builder, for the same dataset."""
+    command = ["-m", "dataset.build_arc_dataset", "--layout", "puzzle", "--drop-leaks"]
+    command += ["--num-aug", str(num_aug), "--test-set-name", TEST_SUBSET]
     return [*command, "--input-file-prefix", prefix, "--subsets", *subsets, "--output-dir", str(output)]

@@ -1,16 +1,22 @@
-"""What a training step costs as canvas, demonstrations, batch and width grow: python -m benchmarks.scaling [--output docs]
+"""Measure what a training step costs as canvas, demonstrations, batch and width grow.
 
-Every axis changes one size of the same ETRM; cells are full, so that all work is useful. Prints a table and draws
-`scaling.png` with a panel per axis, measured seconds per sample beside what the FLOPs of the smallest size would make of it.
+    python -m benchmarks.scaling --output docs
+
+Each axis changes one size of the same ETRM. All cells are full, so all work is useful. The command prints a
+table and draws `scaling.png` with a panel per axis: the measured seconds per sample, and how they would grow
+with the FLOPs.
 """
 
-import argparse
+import sys
 import time
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.useful import useful_flops
 from config import compose
@@ -23,6 +29,7 @@ from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import train_step
+from utils.arguments import parser_of
 from utils.device import choose_device, describe, should_compile
 from utils.distributed import World
 from utils.errors import reports_user_errors
@@ -40,22 +47,20 @@ STEPS = 3  # the fastest counts
 
 
 def configuration(sizes: dict[str, int], overrides: list[str]) -> PretrainConfig:
-    """The ETRM of these sizes, with 3 answer updates of 4 latent updates each, as in the comparison with the ancestors."""
+    """The ETRM of these sizes, with the cycles of the comparison with the ancestors."""
     width = [f"arch.hidden_size={sizes['width']}", f"arch.num_heads={max(1, sizes['width'] // HEAD)}"]
     batch = f"global_batch_size={sizes['batch']}"
-    return compose.load(
-        PretrainConfig,
-        "pretrain",
-        ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch, *overrides],
-    )
+    own = ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch]
+    return compose.load(PretrainConfig, "pretrain", [*own, *overrides])
 
 
 def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
-    """Random colours in every cell of every grid."""
+    """A batch with random colours in every cell of every grid."""
     torch.manual_seed(0)
     batch, demos, cells = sizes["batch"], sizes["demonstrations"], sizes["canvas"] ** 2
 
     def grids(*shape: int) -> torch.Tensor:
+        """(*shape, L) tokens; 0 and 1 are no colours."""
         return torch.randint(2, VOCAB_SIZE, (*shape, cells), device=device)
 
     data = {
@@ -69,24 +74,25 @@ def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
 
 
 def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -> tuple[float, float]:
-    """Seconds and FLOPs of one sample's training step."""
+    """Seconds and useful FLOPs of a training step, per sample."""
     config = configuration(sizes, overrides)
     torch.manual_seed(0)
     model = build_model(config.arch, DataSizes(VOCAB_SIZE, 1, None), config.encoder).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
     batch, best = full_batch(sizes, device), float("inf")
-    for _ in range(STEPS + 1):
+    for _ in range(STEPS + 1):  # the first step is never the fastest
         started = time.perf_counter()
         train_step(state, batch, config, World())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
+    # Counted on the CPU, off the clock.
     data = {name: value.cpu() for name, value in batch.data.items()}
     return best / sizes["batch"], useful_flops(config, data) / sizes["batch"]
 
 
 def draw(measured: dict[str, list[tuple[float, float]]]) -> Figure:
-    """A panel per axis from the seconds and FLOPs of its values."""
+    """The figure, a panel per axis, from the seconds and FLOPs of the axis' values."""
     figure = Figure(figsize=(4 * len(AXES), 3), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(1, len(AXES)), AXES.items(), strict=True):
         seconds, flops = zip(*measured[name], strict=True)
@@ -105,10 +111,11 @@ def draw(measured: dict[str, list[tuple[float, float]]]) -> Figure:
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("docs"), help="folder of scaling.png")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("overrides", nargs="*", help="key=value, as for pretrain_etrm.py")
+    parser = parser_of("benchmarks.scaling", __doc__)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("docs"), help="folder of scaling.png (default: %(default)s)")
+    add("--device", default="auto", help="auto, cpu or cuda")
+    add("overrides", nargs="*", metavar="key=value", help="as for pretrain_etrm.py")
     options = parser.parse_intermixed_args()
     device = choose_device(options.device, World())
     base = configuration(BASE, options.overrides)
@@ -117,14 +124,12 @@ def main() -> None:
     measured = {}
     for name, values in AXES.items():
         measured[name] = [measure({**BASE, name: value}, options.overrides, device) for value in values]
-        for value, (second, flop) in zip(values, measured[name], strict=True):
-            print(
-                f"{name:<16}{value:>5}{1000 * second:>12.1f} ms/sample{flop / 1e9:>10.1f} GFLOP{flop / second / 1e9:>8.0f} GFLOP/s",
-                flush=True,
-            )
+        for value, (seconds, flops) in zip(values, measured[name], strict=True):
+            cost = f"{1000 * seconds:>12.1f} ms/sample{flops / 1e9:>10.1f} GFLOP"
+            print(f"{name:<16}{value:>5}{cost}{flops / seconds / 1e9:>8.0f} GFLOP/s", flush=True)
+    figure = draw(measured)
     write_atomically(
-        options.output / "scaling.png",
-        lambda temporary: draw(measured).savefig(temporary, format="png", dpi=90),
+        options.output / "scaling.png", lambda temporary: figure.savefig(temporary, format="png", dpi=90)
     )
 
 

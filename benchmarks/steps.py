@@ -1,16 +1,23 @@
-"""Our training step or evaluation as a contestant: python -m benchmarks.steps {train,eval} OPTIONS (JSON), see `serve`.
+"""Our training step or evaluation as a contestant of `benchmarks.speed`, which starts it.
 
-Under torchrun the first process answers for all.
+    python -m benchmarks.steps train '{"overrides": ["arch=etrm"], "threads": 2, "identical": false}'
+
+Each line of its input is a number of steps to take; `serve` answers with what they cost. Under torchrun the
+first process answers for all.
 """
 
 import json
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.ancestors.turns import answer_channel, serve
 from benchmarks.identical import as_the_ancestor
@@ -24,31 +31,32 @@ from evaluation.run import evaluate
 from training.start import Run
 from training.step import train_step
 from utils import distributed
+from utils.arguments import parser_of
 from utils.distributed import World
 
 GOLDEN_RATIO = 0.5 * (5**0.5 - 1)
-ALONE = World()
 
 
-def build_sampler(config: PretrainConfig, store: Store, world: World = ALONE) -> Sampler:
-    """The samples of a run that this process draws."""
-    return SAMPLERS[store.metadata.layout](
-        store, config.data, config.seed, config.global_batch_size, world.rank, world.size
-    )
+def build_sampler(config: PretrainConfig, store: Store) -> Sampler:
+    """The sampler of a run of one process."""
+    return SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
 
 
 def buckets(sampler: Sampler) -> Iterator[Bucket]:
-    """The sampler's buckets in their shares, evenly spread, so that few steps already meet them as often as many would."""
+    """The sampler's buckets in their shares, evenly spread: a few steps meet them as often as many would."""
     number = 0
     while True:
         number += 1
-        yield sampler.buckets[
-            int(np.searchsorted(sampler.bucket_cumulative, number * GOLDEN_RATIO % 1, side="right"))
-        ]
+        # Multiples of the golden ratio spread evenly over [0, 1), however many there are.
+        share = number * GOLDEN_RATIO % 1
+        yield sampler.buckets[int(np.searchsorted(sampler.bucket_cumulative, share, side="right"))]
 
 
 def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:
-    """A step as the training loop makes it, sampling included. Its counts are those of all processes."""
+    """A step as the training loop makes it, sampling included. Its counts are those of all processes.
+
+    identical: with the ETRM ancestor's mathematics.
+    """
     if identical:
         run.model = as_the_ancestor(run.model).to(run.device)
     order = buckets(run.sampler)
@@ -63,11 +71,12 @@ def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:
 
 
 def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
-    """An evaluation of `tasks` tasks of the test split, from checkpoint to pass@k."""
+    """An evaluation of the first `tasks` tasks of the test split, from weights to pass@k."""
     config, model = run.config, run.model
     ask = partial(
         evaluate, model, run.store, config.data, config.evaluation, config.objective, run.device, run.world
     )
+    # `model.config` is what the evaluation reads the number of ACT steps from.
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 
@@ -82,19 +91,32 @@ def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
 
 def questions(world: World) -> Iterator[int]:
     """The numbers of steps that the first process reads, in every process."""
+    # The others have no input; 0 ends all of them.
     lines = iter(sys.stdin) if world.is_main else None
     while steps := int(distributed.sum_tensor(torch.tensor(0 if lines is None else int(next(lines, 0))))):
         yield steps
 
 
-def main(what: str, overrides: list[str], threads: int, **options: Any) -> None:
+CONTESTANTS = {"train": training, "eval": evaluation}
+
+
+def measure(what: str, overrides: list[str], threads: int, **options: Any) -> None:
+    """Answer until the input ends."""
     answers, world = answer_channel(), World.from_environment()
     torch.set_num_threads(threads)
     run = Run(compose.load(PretrainConfig, "pretrain", overrides), world)
-    step = {"train": training, "eval": evaluation}[what](run, **options)
+    step = CONTESTANTS[what](run, **options)
     serve(step, run.device, answers if world.is_main else sys.stderr, questions(world))
     distributed.close()
 
 
+def main() -> None:
+    parser = parser_of("benchmarks.steps", __doc__)
+    parser.add_argument("what", choices=CONTESTANTS)
+    parser.add_argument("options", type=json.loads, help="JSON: overrides, threads, and identical or tasks")
+    arguments = parser.parse_args()
+    measure(arguments.what, **arguments.options)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], **json.loads(sys.argv[2]))
+    main()

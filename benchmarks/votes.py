@@ -1,27 +1,33 @@
-"""How long stored predictions take to load, vote and rank: python -m benchmarks.votes [--queries N] [--views V]
+"""Measure how long stored predictions take to load, vote and rank.
 
-Made-up answers, 40 different ones per query of 5 to 30 cells a side, drawn from seed 0.
+    python -m benchmarks.votes --queries 419 --views 100
+
+The predictions are made up from seed 0: every query has 40 different answers, of 5 to 30 cells a side.
 """
 
-import argparse
 import resource
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from evaluation import predictions
 from evaluation.predictions import Predictions
 from evaluation.voting import key_of
-from utils.arguments import positive
+from utils.arguments import parser_of, positive
+from utils.errors import reports_user_errors
 from utils.files import write_json
 
-ANSWERS, SIDES = 40, (5, 31)
+ANSWERS, SIDES = 40, (5, 31)  # per query; least side, and one more than the most
 
 
 def write(folder: Path, queries: int, views: int) -> None:
-    """An evaluation's stored predictions, every answer equally likely."""
+    """Write an evaluation's stored predictions, in which every answer is equally likely."""
     rng = np.random.default_rng(0)
     made, truths = Predictions(), []
     for query in range(queries):
@@ -29,16 +35,17 @@ def write(folder: Path, queries: int, views: int) -> None:
         truths.append(key_of(answers[0]))
         for view in range(views):
             made.add(query, view, 16, answers[rng.integers(ANSWERS)], float(rng.normal()))
-    predictions.save(
-        folder / predictions.FILE, made, [f"task{query}" for query in range(queries)], [0] * queries, truths
-    )
+    tasks = [f"task{query}" for query in range(queries)]
+    predictions.save(folder / predictions.FILE, made, tasks, [0] * queries, truths)
     write_json(folder / "results.json", {})
 
 
+@reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.votes", description=__doc__)
-    parser.add_argument("--queries", type=positive, default=419, help="default: ARC-AGI-1 evaluation's")
-    parser.add_argument("--views", type=positive, default=100)
+    parser = parser_of("benchmarks.votes", __doc__)
+    queries = "default: %(default)s, those of ARC-AGI-1's evaluation tasks"
+    parser.add_argument("--queries", type=positive, default=419, help=queries)
+    parser.add_argument("--views", type=positive, default=100, help="of each (default: %(default)s)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), options.queries, options.views)
@@ -50,10 +57,10 @@ def main() -> None:
         for query in stored.labelled:
             votes.ranked(query)
         done = time.perf_counter()
+    # Linux counts kilobytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{options.queries} queries x {options.views} views: load {loaded - started:.2f} s, vote and rank {done - loaded:.2f} s"
-    )
+    seconds = f"load {loaded - started:.2f} s, vote and rank {done - loaded:.2f} s"
+    print(f"{options.queries} queries x {options.views} views: {seconds}")
     print(f"peak memory {peak:.0f} MB, the making of the predictions included")
 
 

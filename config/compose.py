@@ -39,10 +39,14 @@ _QUIET = [
 ]
 
 
-def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
-    """Run `job` with the configuration that sys.argv asks for. Hydra's own flags work as usual: --cfg job,
-    --help, -m."""
+def launch(config_name: str, schema: type[T], job: Callable[[T], None], about: str | None = None) -> None:
+    """Run `job` with the configuration that sys.argv asks for.
+
+    Hydra's own flags work as usual: --cfg job, --help, -m. --help prints `about` first.
+    """
     arguments = sys.argv[1:]
+    if about and {"-h", "--help"} & set(arguments):
+        print(about)
     if not any(argument.startswith("-") for argument in arguments):
         job(load(schema, config_name, arguments))
         return

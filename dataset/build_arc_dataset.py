@@ -15,9 +15,13 @@ In training, `data.subset_shares` says how often the tasks of each subset are dr
 """
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import sources, writer
 from dataset.layouts import LAYOUTS

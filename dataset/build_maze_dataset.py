@@ -12,9 +12,14 @@ maze is in training, not even rotated or reflected.
 """
 
 import argparse
+import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import writer
 from dataset.generate import game_builder, maze

@@ -30,11 +30,15 @@ its split.
 """
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import writer
 from dataset.augment import fingerprints

@@ -17,6 +17,7 @@ Every augmentation is written out, task by task into memory maps; 1000 per ARC t
 original, each training example of a puzzle is translated by its own offset. One of them stays in the corner.
 """
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import augment, canvas, writer
 from dataset.canvas import TRANSPOSES

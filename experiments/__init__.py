@@ -1,0 +1,1 @@
+"""Commands that produce the numbers, tables and figures of the documents; `--help` shows an example."""

@@ -1,19 +1,28 @@
-"""Accuracy against the number of augmented views that vote, from one run: python -m experiments.acc_vs_aug FOLDER
+"""Measure accuracy against the number of augmented views that vote, from one evaluation.
 
-The views of stored predictions (evaluate.py ... save_predictions=true) are subsampled: the unaugmented view always votes, the
-others in random order, anew in each of --draws draws. Writes acc_vs_aug.csv with a row per number of augmentations:
-  augmentations, views (one more), mean_top1, ci95_lo, ci95_hi, num_tasks, num_examples (queries), draws, dataset_path,
-  dataset_dir_sha256 (the dataset's content hash), checkpoint_sha256
-mean_top1 is the mean over tasks of the share of a task's queries whose first answer is right, averaged over the draws; the
-interval is a bootstrap over tasks. Where a query has fewer views, all of them vote. Time and memory of a smaller number
-of views are not measured here (experiments/efficiency.py).
+    python -m experiments.acc_vs_aug runs/NAME/evaluations/NAME --draws 20
+
+The folder is that of an evaluation with save_predictions=true. Its views are subsampled in each of --draws
+draws: the unaugmented view always votes, the others vote in a random order. Where a query has fewer views,
+all of them vote. The command writes acc_vs_aug.csv with a row per number of augmentations:
+
+    augmentations, views (one more), mean_top1, ci95_lo, ci95_hi, num_tasks, num_examples (queries), draws,
+    dataset_path, dataset_dir_sha256 (the dataset's content hash), checkpoint_sha256
+
+A task's value is the share of its queries whose first answer is right. mean_top1 is the mean over tasks,
+averaged over the draws. The interval is a bootstrap over tasks. Time and memory of fewer views are not
+measured here, but by experiments/efficiency.py.
 """
 
 import csv
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evaluation import predictions, statistics
 from evaluation.metrics import solved_within
@@ -25,15 +34,19 @@ from utils.files import write_atomically
 
 
 def levels_of(num_views: int) -> list[int]:
-    """Numbers of views: powers of two, and all of them."""
+    """The numbers of views to measure: powers of two, and all of them."""
     return sorted({*(2**i for i in range(num_views.bit_length())), num_views})
 
 
 def first_right(
     stored: StoredPredictions, levels: list[int], draws: int, ranking: Ranking, seed: int
 ) -> np.ndarray:
-    """(Q, levels) the share of draws in which the first answer to each labelled query is right, views in random order."""
+    """(Q, levels) the share of draws in which the first answer to each labelled query is right.
+
+    levels: ascending numbers of views.
+    """
     rows, answers = stored.predictions.rows(), list(stored.predictions.answers)
+    # The rows of query i are borders[i] to borders[i + 1], its unaugmented view first.
     borders = np.searchsorted(rows["query"], np.arange(len(stored.truths) + 1)).tolist()
     views, numbers, logits, agreements = (
         rows[name].tolist() for name in ("view", "answer", "q_halt_logit", "agreement")
@@ -43,8 +56,10 @@ def first_right(
         order = {}
         for query in stored.labelled:
             first, end = borders[query], borders[query + 1]
+            # Seeded by query, so that one query's order does not depend on which others are labelled.
             others = np.random.default_rng([seed, draw, query]).permutation(np.arange(first + 1, end))
             order[query] = [*range(first, min(first + 1, end)), *others.tolist()]
+        # One table for all levels: each adds the votes that the one before it lacks.
         votes = VoteTable(ranking)
         for column, (start, stop) in enumerate(zip([0, *levels], levels, strict=False)):
             for query, positions in order.items():
@@ -57,7 +72,7 @@ def first_right(
 def rows_of(
     stored: StoredPredictions, levels: list[int], draws: int, ranking: Ranking, seed: int
 ) -> list[dict]:
-    """The lines of acc_vs_aug.csv."""
+    """The rows of acc_vs_aug.csv."""
     means = stored.task_means(first_right(stored, levels, draws, ranking, seed))
     low, high = statistics.bootstrap(means, seed)
     about = origin(stored, ranking)
@@ -71,7 +86,8 @@ def rows_of(
             "num_tasks": about["num_tasks"],
             "num_examples": about["num_queries"],
             "draws": draws,
-            "elapsed_seconds": None,  # as the next two: all levels come from one prediction run
+            # The ancestor's columns, empty: all levels come from one prediction run.
+            "elapsed_seconds": None,
             "avg_time_per_original_example": None,
             "peak_gpu_memory_bytes": None,
             "dataset_path": about["data_paths"][0],
@@ -83,7 +99,7 @@ def rows_of(
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:
-    """`rows`, all with the same keys, as CSV."""
+    """Write `rows`, which all have the same keys, as CSV."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -94,16 +110,16 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 @reports_user_errors
 def main() -> None:
     parser = for_predictions("experiments.acc_vs_aug", __doc__)
-    parser.add_argument("--draws", type=int, default=20, help="random orders of the views")
-    parser.add_argument(
-        "--views", type=int, nargs="+", help="numbers of views (default: powers of two, and all)"
-    )
+    add = parser.add_argument
+    add("--draws", type=int, default=20, help="random orders of the views (default: %(default)s)")
+    add("--views", type=int, nargs="+", help="numbers of views (default: powers of two, and all)")
     options = parser.parse_args()
     stored = predictions.load(options.folder)
     levels = sorted(set(options.views)) if options.views else levels_of(stored.num_views)
     if options.draws < 1 or not 1 <= levels[0] <= levels[-1] <= stored.num_views:
         raise UserError(
-            f"--views must lie within 1..{stored.num_views}, the views of {options.folder}, and --draws be 1 or more"
+            f"--views must lie within 1..{stored.num_views}, the views of {options.folder}, "
+            "and --draws be 1 or more"
         )
     rows = rows_of(stored, levels, options.draws, options.ranking, options.seed)
     path = (options.output_dir or options.folder) / "acc_vs_aug.csv"

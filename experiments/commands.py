@@ -1,6 +1,6 @@
-"""What the experiments share: their command lines, where their files go, the run they describe, how numbers are printed."""
+"""What the experiments share: command lines, folders, the origin of their numbers, and how these print."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,32 +15,30 @@ from utils.errors import UserError
 
 
 def for_predictions(module: str, description: str) -> ArgumentParser:
-    """The options of an experiment on stored predictions; its own may be added."""
+    """The parser of an experiment on stored predictions. The experiment adds its own options to it."""
     parser = parser_of(module, description)
-    parser.add_argument("folder", type=Path, help="an evaluation's folder, made with save_predictions=true")
-    parser.add_argument(
-        "--output-dir", type=Path, help="where the files go (default: the evaluation's folder)"
-    )
-    parser.add_argument(
-        "--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers"
-    )
-    parser.add_argument("--seed", type=natural, default=0, help="of everything that is drawn")
+    add = parser.add_argument
+    add("folder", type=Path, help="an evaluation's folder, made with save_predictions=true")
+    add("--output-dir", type=Path, help="where the files go (default: the evaluation's folder)")
+    add("--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers")
+    add("--seed", type=natural, default=0, help="of everything that is drawn (default: %(default)s)")
     return parser
 
 
-def for_model(module: str, description: str, **numbers: int) -> Namespace:
-    """The options of an experiment that runs a model: `overrides`, evaluate.py's keys, and a whole number for each of `numbers`."""
+def for_model(module: str, description: str) -> ArgumentParser:
+    """The parser of an experiment that runs a model. The experiment adds its own options to it.
+
+    `overrides` are the keys of evaluate.py, for the model and what it is asked; options are for the
+    experiment.
+    """
     parser = parser_of(module, description)
-    parser.add_argument(
-        "overrides", nargs="+", metavar="key=value", help="checkpoint=... and other keys of evaluate.py"
-    )
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    return parser.parse_args()
+    keys = "checkpoint=... and other keys of evaluate.py"
+    parser.add_argument("overrides", nargs="+", metavar="key=value", help=keys)
+    return parser
 
 
 def opened(overrides: list[str]) -> Session:
-    """The session of an experiment on the model as it is. Raises `UserError` for a protocol that adapts it."""
+    """A session that asks the model as it is. Raises `UserError` for a protocol that adapts it."""
     config = compose.load(EvaluateConfig, "evaluate", overrides)
     if adapts(config.protocol):
         raise UserError(f"protocol={config.protocol.name}: this experiment asks the model as it is")
@@ -48,14 +46,14 @@ def opened(overrides: list[str]) -> Session:
 
 
 def folder_of(session: Session) -> Path:
-    """Where such an experiment writes: output_dir, or a folder beside the run's evaluations, which evaluate.py replaces whole."""
-    return Path(
-        session.config.output_dir or session.path.parent.parent / "experiments" / session.folder().name
-    )
+    """Where an experiment that runs a model writes: output_dir, or a folder in the run's `experiments`."""
+    # Not in the evaluation's own folder: evaluate.py replaces that as a whole.
+    beside = session.path.parent.parent / "experiments" / session.folder().name
+    return Path(session.config.output_dir or beside)
 
 
 def origin(stored: StoredPredictions, ranking: str) -> dict[str, Any]:
-    """Where the predictions come from."""
+    """Where the predictions come from, as JSON values for an experiment's file."""
     about = stored.about
     return {
         "checkpoint": about["checkpoint"]["path"],
@@ -74,5 +72,5 @@ def origin(stored: StoredPredictions, ranking: str) -> dict[str, Any]:
 
 
 def percent(value: float, low: float, high: float) -> str:
-    """A share with its interval."""
+    """A share with its interval, in percent."""
     return f"{100 * value:6.2f} % [{100 * low:.2f}, {100 * high:.2f}]"

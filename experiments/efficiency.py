@@ -1,24 +1,34 @@
-"""Latency, throughput and memory of inference: python -m experiments.efficiency checkpoint=runs/NAME batch_size=32
+"""Measure latency, throughput and memory of inference.
 
---warmup 10 batches first, then --steps 50 are timed: batches of the evaluation set, over and over as often as needed. Any key
-of evaluate.py but a protocol that adapts applies. Prints and writes exp6_results.json into output_dir (default: experiments/
-in the run's folder):
-  batch_size, steps_measured, throughput_samples_per_sec, avg_latency_batch_ms, avg_latency_sample_ms, peak_memory_gb, and
-  warmup_steps, warmup_seconds, loading_ms_per_batch, throughput_with_loading_samples_per_sec, act_steps_per_sample,
-  latency_batch_ms_p50, latency_batch_ms_p95, peak_memory_of
-A sample is one view of one query. Latency is the model's time from a batch on the device to all its answers on the device
-(all ACT steps), a sample's its share of a batch, counting real rows only. Loading is drawing the grids; decoding and voting
-are not part of it. The warm-up is in none of the other numbers. Memory is the peak of the process: the GPU's if it ran
-there, the resident memory otherwise, libraries included.
+    python -m experiments.efficiency checkpoint=runs/NAME batch_size=32 --warmup 10 --steps 50
+
+Any key of evaluate.py applies, except a protocol that adapts the model. The batches are those of the
+evaluation, over and over as often as needed: first --warmup of them, then --steps that are timed. The command
+prints the numbers and writes exp6_results.json into output_dir (default: a folder of `experiments` in the
+run's folder):
+
+    batch_size, steps_measured, throughput_samples_per_sec, avg_latency_batch_ms, avg_latency_sample_ms,
+    peak_memory_gb, peak_memory_of, warmup_steps, warmup_seconds, loading_ms_per_batch,
+    throughput_with_loading_samples_per_sec, act_steps_per_sample, latency_batch_ms_p50, latency_batch_ms_p95
+
+A sample is one view of one query. A batch's latency is the model's time for all ACT steps: from the batch on
+the device to its answers on the device. A sample's latency is its share of the batch, of which only real rows
+count. Loading is the drawing of the grids. Decoding and voting are not measured, and the warm-up is in none
+of the other numbers. Memory is the peak of the process: on a GPU what was allocated there, else the resident
+memory, libraries included.
 """
 
 import resource
 import sys
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset.batch import materialise
 from evaluation.session import Session
@@ -30,12 +40,13 @@ from utils.files import write_json
 
 
 def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
-    """exp6_results.json."""
+    """The content of exp6_results.json, a name of the ancestor's. Raises `UserError` without a query."""
     on_gpu = session.device.type == "cuda"
     batches = list(session.questions().batches(session.config.batch_size))
     if not batches or steps < 1 or warmup < 0:
         raise UserError(
-            "nothing to measure: it takes a query that fits the canvas, --steps of 1 or more and --warmup of 0 or more"
+            "nothing to measure: it takes a query that fits the canvas, "
+            "--steps of 1 or more and --warmup of 0 or more"
         )
     table = session.store.grid_table.to(session.device)
     model = session.model.eval()
@@ -44,7 +55,7 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
     for i, batch in enumerate(islice(cycle(batches), warmup + steps)):
         if i == warmup:
             first_timed = clock(session.device)
-            if on_gpu:
+            if on_gpu:  # a process's own peak on a CPU cannot be reset
                 torch.cuda.reset_peak_memory_stats(session.device)
         begin = clock(session.device)
         data = materialise(batch.samples, session.store, table, with_labels=False).data
@@ -76,19 +87,23 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Bytes: the most that was allocated on a GPU, or the largest resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # macOS counts bytes, Linux kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @reports_user_errors
 def main() -> None:
-    arguments = for_model("experiments.efficiency", __doc__, warmup=10, steps=50)
-    session = opened(arguments.overrides)
+    parser = for_model("experiments.efficiency", __doc__)
+    parser.add_argument("--warmup", type=int, default=10, help="batches before (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=50, help="timed batches (default: %(default)s)")
+    options = parser.parse_intermixed_args()
+    session = opened(options.overrides)
     if session.world.size > 1:
         raise UserError("one process is measured, without torchrun")
-    result = measure(session, arguments.warmup, arguments.steps)
+    result = measure(session, options.warmup, options.steps)
     path = folder_of(session) / "exp6_results.json"
     write_json(path, result, indent=1)
     for name, value in result.items():

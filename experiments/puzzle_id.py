@@ -1,19 +1,36 @@
-"""Puzzle-id ablation of a TRM: python -m experiments.puzzle_id checkpoint=runs/NAME [key=value of evaluate.py ...]
+"""Measure how much a TRM's answers depend on the puzzle identifier.
 
-The same evaluation under three modes of what the model is told, and of nothing else: `normal`, its puzzle's identifier;
-`blank`, the blank identifier; `random`, an identifier of another task, drawn once per task (the view's own number among the
-other task's augmentations). Votes, queries and views stay those of the true puzzle. Writes puzzle_id.json into
-output_dir (default: experiments/ in the run's folder) and prints a line per mode:
-  checkpoint, data_paths, protocol, ranking, aggregated_voting, num_tasks; modes: {mode: {puzzle_id_mode, ARC {metric: value},
-  against_normal (paired over tasks, by pass@1: difference, ci95, p_permutation, ...; absent for normal)}}
+    python -m experiments.puzzle_id checkpoint=runs/NAME num_views=8
+
+Give any keys of evaluate.py. The same evaluation runs in three modes, which change what the model is told and
+nothing else. Votes, queries and views stay those of the true puzzle.
+
+- `normal`: the puzzle's own identifier.
+- `blank`: the blank identifier.
+- `random`: an identifier of another task, drawn once per task. A view gets the one with its own number among
+  the other task's augmentations.
+
+The command prints a line per mode, and writes puzzle_id.json into output_dir (default: a folder of
+`experiments` in the run's folder):
+
+    checkpoint, data_paths, protocol, ranking, aggregated_voting, num_tasks,
+    modes: {mode: {puzzle_id_mode, ARC: {metric: value}, against_normal}}
+
+against_normal compares pass@1 with the mode `normal`, paired over tasks: difference, ci95, p_permutation and
+more.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset.store import LEFT_OUT, Store
 from dataset.views import BLANK_ID
@@ -31,25 +48,29 @@ MODES = ("normal", "blank", "random")
 
 
 def identifiers_told(store: Store, mode: str, seed: int) -> torch.Tensor:
-    """(identifiers,) what the model is told for each true identifier."""
+    """(identifiers,) the identifier that the model is told in place of each true one."""
     told = np.arange(store.metadata.num_puzzle_identifiers)
     if mode == "blank":
         told[:] = BLANK_ID
     elif mode == "random":
-        known = np.flatnonzero(store.task_split != LEFT_OUT)  # the others' rows have learned nothing
+        # The rows of tasks that were left out have learned nothing, so none may stand for another.
+        known = np.flatnonzero(store.task_split != LEFT_OUT)
         order = np.random.default_rng(seed).permutation(known)
+        # The next task in a random circle is never the task itself.
         for task, other in zip(order, np.roll(order, 1), strict=True):
-            mine, theirs = (
-                store.identifiers_of(np.arange(store.task_rows[t], store.task_rows[t + 1]))
-                for t in (task, other)
-            )
-            told[mine] = theirs[np.arange(len(mine)) % len(theirs)]
+            own, others = _identifiers_of(store, task), _identifiers_of(store, other)
+            told[own] = others[np.arange(len(own)) % len(others)]
     return torch.from_numpy(told)
+
+
+def _identifiers_of(store: Store, task: int) -> np.ndarray:
+    """(n,) the identifiers of a task and its augmentations."""
+    return store.identifiers_of(np.arange(store.task_rows[task], store.task_rows[task + 1]))
 
 
 @contextmanager
 def told_instead(model: RecursiveModel, told: torch.Tensor) -> Iterator[None]:
-    """Let the model look up `told[identifier]`; whoever else reads the batch still sees the identifier."""
+    """Within it the model looks up `told[identifier]`. Others who read the batch see the identifier."""
 
     def replace(module: torch.nn.Module, arguments: tuple) -> tuple:
         data, *rest = arguments
@@ -63,7 +84,10 @@ def told_instead(model: RecursiveModel, told: torch.Tensor) -> Iterator[None]:
 
 
 def ablate(session: Session) -> dict[str, Any]:
-    """puzzle_id.json; only the first process compares the modes."""
+    """The content of puzzle_id.json. Only the first process compares the modes.
+
+    Raises `UserError` for a model without puzzle identifiers, and for queries without known answers.
+    """
     identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.layout.learns_rows
     if not identified or len(session.store.task_ids) < 2:
         raise UserError(
@@ -71,13 +95,15 @@ def ablate(session: Session) -> dict[str, Any]:
         )
     modes, shares = {}, {}
     for mode in MODES:
+        # The seed of the evaluation, so that one number repeats all of it.
         told = identifiers_told(session.store, mode, session.config.seed).to(session.device)
         with told_instead(session.model, told):
             evaluation = session.evaluate()
         labelled = [record for record in evaluation.records if record["label_hash"] is not None]
         if not labelled:
             raise UserError(
-                f"{session.data.path}: no query that is asked has a known answer, so that nothing can be compared"
+                f"{session.data.path}: no query that is asked has a known answer, "
+                "so that nothing can be compared"
             )
         right = solved_within([record["rank_of_truth"] for record in labelled], 1)
         shares[mode] = task_means([record["task"] for record in labelled], right)
@@ -98,8 +124,9 @@ def ablate(session: Session) -> dict[str, Any]:
 
 @reports_user_errors
 def main() -> None:
-    arguments = for_model("experiments.puzzle_id", __doc__)
-    session = opened([*arguments.overrides, "controls=[]"])
+    options = for_model("experiments.puzzle_id", __doc__).parse_args()
+    # Controls would ask every query again in each mode, and are not compared.
+    session = opened([*options.overrides, "controls=[]"])
     result = ablate(session)
     if session.world.is_main:
         path = folder_of(session) / "puzzle_id.json"
@@ -107,11 +134,10 @@ def main() -> None:
         for mode, found in result["modes"].items():
             names = [name for name in ("ARC/pass@1", "ARC/single_view") if name in found["ARC"]]
             scores = "  ".join(f"{name} {100 * found['ARC'][name]:.2f} %" for name in names)
-            low, high = found.get("against_normal", {}).get("ci95", (0, 0))
-            print(
-                f"{mode:<8}{scores}"
-                + (f"  difference [{100 * low:.2f}, {100 * high:.2f}]" if mode != "normal" else "")
-            )
+            if mode != "normal":
+                low, high = found["against_normal"]["ci95"]
+                scores += f"  difference [{100 * low:.2f}, {100 * high:.2f}]"
+            print(f"{mode:<8}{scores}")
         print(f"{result['num_tasks']} tasks, {result['protocol']}; {path}")
     distributed.close()
 

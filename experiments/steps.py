@@ -1,18 +1,31 @@
-"""Accuracy against ACT steps, from one pass: python -m experiments.steps FOLDER
+"""Measure accuracy against ACT steps, from one evaluation.
 
-The predictions hold the answer after every ACT step (evaluate.py ... save_predictions=true record_steps=true, and
-halt_max_steps=N for more steps than in training). After t steps a view votes with its answer at step t, or at the step at
-which it halted. Writes steps.json and prints a line of JSON per step:
-  checkpoint, data_paths, steps, pass_at_1_per_step; per_step: [{step, ARC/pass@1, ci95, ARC/pass@2, tasks_solved@2,
-  ARC/single_view, changed, at_work, mean_q}]
-ci95 is a bootstrap over tasks, changed the share of views whose answer differs from the one a step before (null at step 1),
-at_work the share that had not halted before the step, mean_q the mean halting probability.
+    python -m experiments.steps runs/NAME/evaluations/NAME
+
+The folder is that of an evaluation with save_predictions=true record_steps=true, which stores the answer
+after every ACT step; halt_max_steps=N takes more steps than in training. After t steps a view votes with its
+answer at step t, or at the step at which it halted. The command prints a line of JSON per step, and writes
+steps.json:
+
+    checkpoint, data_paths, steps, pass_at_1_per_step,
+    per_step: [{step, ARC/pass@1, ci95, ARC/pass@2, tasks_solved@2, ARC/single_view, changed, at_work,
+                mean_q}]
+
+- ci95: a bootstrap over tasks.
+- changed: the share of views whose answer differs from the one a step before; null at step 1.
+- at_work: the share of views that had not halted before the step.
+- mean_q: the mean halting probability.
 """
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evaluation import predictions, statistics
 from evaluation.metrics import solved_within
@@ -24,14 +37,15 @@ from utils.files import write_json
 
 
 def per_step(stored: StoredPredictions, ranking: Ranking, seed: int) -> list[dict[str, Any]]:
-    """What was right after each step."""
+    """The scores after each step, as steps.json has them."""
     lines: list[dict[str, Any]] = []
-    before = None
+    before = None  # the answers a step earlier
     for step in range(1, int(stored.predictions.columns["step"].max()) + 1):
         ranks = stored.ranks(stored.predictions.vote(ranking, step))
         first, within_two = (stored.task_means(solved_within(ranks, k)) for k in (1, 2))
         alone = stored.ranks(stored.predictions.vote(ranking, step, views={0}))
         low, high = statistics.bootstrap(first, seed)
+        # One row per view: its answer at this step, or at the earlier one at which it halted.
         rows = stored.predictions.rows(step)
         lines.append(
             {
@@ -56,7 +70,8 @@ def main() -> None:
     stored = predictions.load(options.folder)
     if not stored.about["record_steps"]:
         raise UserError(
-            f"{options.folder} holds the last answers only; run evaluate.py with save_predictions=true record_steps=true"
+            f"{options.folder} holds the last answers only; "
+            "run evaluate.py with save_predictions=true record_steps=true"
         )
     lines = per_step(stored, options.ranking, options.seed)
     for line in lines:

@@ -1,17 +1,28 @@
-"""Voting over all views against the unaugmented view alone: python -m experiments.votes_against_one_view FOLDER
+"""Compare voting over all views with the unaugmented view alone.
 
-Both modes come from the same predictions (evaluate.py ... save_predictions=true controls=[]). Writes
-  exp1_table.json   paper_mode, single_aug: {mean, ci95, n, votes_histogram {bins, counts}}; delta_paper_minus_single, delta_ci95
-  exp1_report.json  the same run in full: modes.{paper, single_aug}.{label, metrics, ...}, seed, commands, environment
-The mean is over tasks of the share of a task's queries whose first answer is right, n the number of tasks. Intervals are
-95 % bootstrap intervals over tasks; the difference is resampled in pairs.
+    python -m experiments.votes_against_one_view runs/NAME/evaluations/NAME
+
+The folder is that of an evaluation with save_predictions=true controls=[]; both modes come from the same
+predictions. The command writes two files, which have the names and keys of the ancestor's experiment 1:
+
+    exp1_table.json   paper_mode, single_aug: {mean, ci95, n, votes_histogram: {bins, counts}},
+                      delta_paper_minus_single, delta_ci95
+    exp1_report.json  modes: {paper, single_aug: {label, metrics, ...}}, seed, commands, environment
+
+A task's value is the share of its queries whose first answer is right. The mean is over tasks, and n is their
+number. Intervals are 95 % bootstrap intervals over tasks; the difference is resampled in pairs.
 """
 
 import platform
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evaluation import predictions, statistics
 from evaluation.metrics import solved_within
@@ -21,16 +32,15 @@ from experiments.commands import for_predictions, origin, percent
 from utils.errors import reports_user_errors
 from utils.files import write_json
 
-MODES = {
-    "paper": ("paper_mode", None),
-    "single_aug": ("single_aug", {0}),
-}  # mode: name in the table, views that vote
-PASS_KS = (1, 2, 5, 10, 100, 1000)
+# Mode -> its name in the table, and the views that vote, None for all.
+MODES = {"paper": ("paper_mode", None), "single_aug": ("single_aug", {0})}
+PASS_KS = (1, 2, 5, 10, 100, 1000)  # the ancestor's
 
 
 def table_of(stored: StoredPredictions, votes: dict[str, VoteTable], seed: int) -> dict[str, Any]:
-    """exp1_table.json."""
+    """The content of exp1_table.json."""
     right = {mode: stored.task_means(solved_within(stored.ranks(votes[mode]), 1)) for mode in MODES}
+    # Side by side, so that the modes and their difference are resampled over the same tasks.
     columns = np.stack([right["paper"], right["single_aug"], right["paper"] - right["single_aug"]], axis=1)
     low, high = statistics.bootstrap(columns, seed)
     table: dict[str, Any] = {}
@@ -52,12 +62,17 @@ def table_of(stored: StoredPredictions, votes: dict[str, VoteTable], seed: int) 
 
 
 def mode_of(stored: StoredPredictions, mode: str, votes: VoteTable) -> dict[str, Any]:
-    """One mode of exp1_report.json. Times are those of the one prediction run, which asked every view: null for a single view."""
+    """One mode of exp1_report.json.
+
+    Times and memory are those of the one prediction run. It asked every view, so they are null for a single
+    view.
+    """
     about, ranks = stored.about, stored.ranks(votes)
     views = MODES[mode][1]
     asked = sum(views is None or view in views for view in stored.predictions.rows()["view"].tolist())
     queries = len(stored.truths)
     seconds = about["prediction_seconds"] if views is None else None
+    # `seconds and ...` below keeps None.
     return {
         "label": mode,
         "data_paths": [about["dataset"]["path"]],
@@ -105,9 +120,8 @@ def main() -> None:
     for name in ("paper_mode", "single_aug"):
         print(f"{name:<26}{percent(table[name]['mean'], *table[name]['ci95'])}")
     print(f"{'difference':<26}{percent(table['delta_paper_minus_single'], *table['delta_ci95'])}")
-    print(
-        f"{table['paper_mode']['n']} tasks, {stored.about['protocol']}; {folder}: exp1_table.json, exp1_report.json"
-    )
+    tasks = table["paper_mode"]["n"]
+    print(f"{tasks} tasks, {stored.about['protocol']}; {folder}: exp1_table.json, exp1_report.json")
 
 
 if __name__ == "__main__":

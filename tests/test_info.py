@@ -18,7 +18,7 @@ from dataset.views import EvaluationSet
 from dataset.writer import write_dataset, write_pairs
 from tests.support.grids import write_store
 from tests.support.runs import load_config
-from tools import info
+from tools import info, info_page, info_text
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
@@ -166,7 +166,7 @@ def test_the_page_holds_the_tokens_of_the_batch(layout, tmp_path, fewshot, puzzl
         augmentation="random" if layout == "fewshot" else "table",
         buckets=[4] if layout == "pairs" else [6],
     )
-    info.write_page(tmp_path / "page.html", store, config, 4, seed=3)
+    info_page.write_page(tmp_path / "page.html", store, config, 4, seed=3)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     told = json.loads(DATA.search(page).group(1))
     sampler = SAMPLERS[layout](store, config, 3, 1)
@@ -199,11 +199,13 @@ def test_an_id_cannot_break_out_of_the_page(tmp_path):
     task = Task(hostile, (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(2, 2)),))
     write_dataset(tmp_path / "d", {"a": [task], "b": []}, ["b"], layout="fewshot", source="hand", seed=0)
     store = Store.load(tmp_path / "d")
-    info.write_page(tmp_path / "page.html", store, small_config(store, augmentation="none"), 1, 0)
+    info_page.write_page(tmp_path / "page.html", store, small_config(store, augmentation="none"), 1, 0)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("</script") == info.TEMPLATE.read_text(encoding="utf-8").count("</script")
+    assert page.count("</script") == info_page.TEMPLATE.read_text(encoding="utf-8").count("</script")
     assert json.loads(DATA.search(page).group(1))["samples"][0]["task"] == hostile
-    assert "no grids" in info.as_text(info.describe(store, small_config(store)))  # no evaluation task at all
+    assert "no grids" in info_text.as_text(
+        info.describe(store, small_config(store))
+    )  # no evaluation task at all
 
 
 def test_the_browser_draws_every_sample(tmp_path):
@@ -211,7 +213,7 @@ def test_the_browser_draws_every_sample(tmp_path):
     if chromium is None:
         pytest.skip("no chromium on this machine")
     store = sudoku_store(tmp_path / "d")
-    info.write_page(tmp_path / "page.html", store, small_config(store, buckets=[4]), 3, 0)
+    info_page.write_page(tmp_path / "page.html", store, small_config(store, buckets=[4]), 3, 0)
     flags = [
         "--headless",
         "--no-sandbox",
@@ -283,6 +285,6 @@ def test_leaks_and_left_out_tasks_are_reported(tmp_path):
     store = Store.load(tmp_path / "d")
     told = info.describe(store, small_config(store))
     assert told["leaks"] == [{"train_task": "a0", "test_task": "b0"}] and told["left_out"] == left_out
-    text = info.as_text(told)
+    text = info_text.as_text(told)
     assert "a0 = b0" in text and "transductive: " in text
     assert "12 for oversized: x0, x1" in text and "x9, ... 2 more" in text and "x10" not in text

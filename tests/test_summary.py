@@ -52,7 +52,7 @@ def test_activations_are_what_a_real_training_step_keeps(context, monkeypatch):
     assert abs(estimate - real) < 0.02 * real
 
 
-def test_the_summary_splits_parameters_and_weighs_the_cells_of_a_dataset(fewshot):
+def test_the_summary_splits_parameters_and_weighs_the_buckets_of_a_dataset(fewshot):
     config = load_config(fewshot, "data.min_demos=2", "data.max_demos=3")
     text = summary.summarise(config)
     model = build_model(config.arch, DataSizes(12, 1, None), config.encoder)

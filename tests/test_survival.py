@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pretrain_etrm
-from experiments.faults import Launched
+from experiments.workplace import Launched
 from tests.support.runs import ALONE, CPU, Trainer, metrics_of, run, steps_of, train_briefly
 from training.step import train_step
 from utils import checkpoint

@@ -108,7 +108,8 @@ def test_lines_added_while_the_list_is_worked_through_are_run_too(tmp_path):
 
 def test_a_signal_reaches_the_command_and_the_list_goes_on_where_it_was(tmp_path, monkeypatch):
     listed, out = tmp_path / "list.txt", tmp_path / "out"
-    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(60)"
+    code = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); "
+    code += "print(1, flush=True); time.sleep(60)"
     listed.write_text(f"{sys.executable} -c '{code}' > {out}\necho never\n")
     real = jobs.subprocess.Popen.wait
 

@@ -1,0 +1,1 @@
+"""The commands of a user's day, one module each; `--help` shows an example."""

@@ -1,15 +1,15 @@
-"""Look into checkpoints, or average several: python -m tools.checkpoint inspect PATH | average PATH PATH ...
---output FOLDER
+"""Look into a checkpoint, or average several.
 
-inspect   What a checkpoint holds: step, configuration, statistics of every tensor, numbers that are not
-          finite, damage. PATH is a checkpoint or run folder, or a file of the original TRM or HRM.
-average   The mean of the weights of several checkpoints of one model, as a checkpoint to evaluate and to ask.
+    python -m tools.checkpoint inspect runs/first
+    python -m tools.checkpoint average runs/first/checkpoints/step_900 runs/second --output runs/mean
 
-    python -m tools.checkpoint inspect runs/first python -m tools.checkpoint average
-    runs/first/checkpoints/step_900 runs/first/checkpoints/step_1000 --output runs/mean
+- inspect: what a checkpoint holds. These are its step, its configuration, statistics of every tensor, numbers
+  that are not finite, and damage. The path is that of a checkpoint, of a run, or of an original TRM's or
+  HRM's file.
+- average: the mean of the weights of several checkpoints of one model, as a checkpoint to evaluate and to
+  ask.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from models.pretrained import load_original
 from utils import checkpoint
@@ -30,8 +33,8 @@ SHOWN = 12  # tensors of a terminal's table; --json has them all
 
 
 def statistics(value: Tensor) -> dict[str, Any]:
-    """Shape, type, mean, deviation and range over the finite numbers of a tensor, and how many are not
-    finite."""
+    """A tensor's shape and type, mean, deviation and range of its finite numbers, and how many are not."""
+    # In double precision, where no sum of half-precision weights overflows.
     finite = value.double()[value.isfinite()] if value.is_floating_point() else value.double()
     known = finite.numel() > 0
     return {
@@ -47,6 +50,7 @@ def statistics(value: Tensor) -> dict[str, Any]:
 
 def inspect(path: Path) -> dict[str, Any]:
     """What is in a checkpoint or in an original's file, as JSON values. Raises `UserError`."""
+    weights: dict[str, dict[str, Tensor]]
     if path.is_file():
         weights = {"the file's": load_original(path)}
         about: dict[str, Any] = {"path": str(path), "kind": "a state dict of the original TRM or HRM"}
@@ -61,9 +65,10 @@ def inspect(path: Path) -> dict[str, Any]:
         about |= {key: value for key, value in info.items() if key != "sha256"}
         about["files"] = {file.name: file.stat().st_size for file in sorted(path.iterdir())}
         present = [which for which, name in checkpoint.WEIGHTS.items() if (path / name).is_file()]
-        weights = (
-            {} if about["damage"] else {which: checkpoint.load_weights(path, which) for which in present}
-        )
+        # A damaged checkpoint is refused by whatever loads it.
+        weights = {}
+        if not about["damage"]:
+            weights = {which: checkpoint.load_weights(path, which) for which in present}
     about["weights"] = {
         which: {name: statistics(value) for name, value in sorted(tensors.items())}
         for which, tensors in weights.items()
@@ -74,45 +79,48 @@ def inspect(path: Path) -> dict[str, Any]:
 def lines_of(about: dict[str, Any]) -> list[str]:
     """What `inspect` found, for a terminal."""
     lines = [f"{about['path']}: {about['kind']}"]
-    if "step" in about:
-        config = about["config"]
+    if "step" in about:  # a checkpoint of this framework
+        config, data = about["config"], about["data"]
         encoder = (config["encoder"] or {}).get("name", "none")
-        lines.append(
-            f"step {about['step']}, arch {config['arch']['name']}, encoder {encoder}, {about['optimizer']}"
-        )
-        lines.append(f"data {about['data']['path']} ({about['data']['layout']}, {about['data']['protocol']})")
-        lines.append(f"code {about['git_commit']}, torch {about['torch']}, {about['device']}")
-        lines.append("files: " + ", ".join(f"{name} {size:,} bytes" for name, size in about["files"].items()))
-        lines.append(f"damage: {about['damage'] or 'none'}")
-    for which, tensors in about["weights"].items():
-        count = sum(int(np.prod(found["shape"])) for found in tensors.values())
-        broken = {name: found["not_finite"] for name, found in tensors.items() if found["not_finite"]}
+        model = f"arch {config['arch']['name']}, encoder {encoder}"
+        files = ", ".join(f"{name} {size:,} bytes" for name, size in about["files"].items())
         lines += [
-            "",
-            f"{which} weights: {len(tensors)} tensors, {count:,} numbers, {sum(broken.values())} not finite",
+            f"step {about['step']}, {model}, {about['optimizer']}",
+            f"data {data['path']} ({data['layout']}, {data['protocol']})",
+            f"code {about['git_commit']}, torch {about['torch']}, {about['device']}",
+            f"files: {files}",
+            f"damage: {about['damage'] or 'none'}",
         ]
-        lines += [f"  {name}: {number} not finite" for name, number in broken.items()]
-        lines.append(f"  {'tensor':<44}{'shape':<16}{'mean':>11}{'std':>11}{'min':>11}{'max':>11}")
-        largest = sorted(tensors, key=lambda name: -np.prod(tensors[name]["shape"]))[:SHOWN]
-        for name in largest:
-            found = tensors[name]
-            numbers = "".join(
-                "          -" if found[key] is None else f"{found[key]:>11.4g}"
-                for key in ("mean", "std", "min", "max")
-            )
-            lines.append(f"  {name:<44}{'x'.join(map(str, found['shape'])) or 'one':<16}{numbers}")
-        if len(tensors) > SHOWN:
-            lines.append(f"  and {len(tensors) - SHOWN} smaller ones; --json shows them")
+    for which, tensors in about["weights"].items():
+        lines += ["", *_table(which, tensors)]
+    return lines
+
+
+def _table(which: str, tensors: dict[str, dict[str, Any]]) -> list[str]:
+    """The lines of one kind of weights: totals, tensors that are not finite, the largest tensors."""
+    count = sum(int(np.prod(found["shape"])) for found in tensors.values())
+    broken = {name: found["not_finite"] for name, found in tensors.items() if found["not_finite"]}
+    lines = [f"{which} weights: {len(tensors)} tensors, {count:,} numbers, {sum(broken.values())} not finite"]
+    lines += [f"  {name}: {number} not finite" for name, number in broken.items()]
+    lines.append(f"  {'tensor':<44}{'shape':<16}{'mean':>11}{'std':>11}{'min':>11}{'max':>11}")
+    largest = sorted(tensors, key=lambda name: -np.prod(tensors[name]["shape"]))[:SHOWN]
+    for name in largest:
+        found = tensors[name]
+        shape = "x".join(map(str, found["shape"])) or "one"
+        values = [found[key] for key in ("mean", "std", "min", "max")]
+        numbers = "".join(f"{'-':>11}" if value is None else f"{value:>11.4g}" for value in values)
+        lines.append(f"  {name:<44}{shape:<16}{numbers}")
+    if len(tensors) > SHOWN:
+        lines.append(f"  and {len(tensors) - SHOWN} smaller ones; --json shows them")
     return lines
 
 
 def average(paths: list[Path], output: Path) -> Path:
-    """Write the mean of the evaluated weights of several checkpoints of one model as a checkpoint in
-    `output`.
+    """Write the mean of several checkpoints of one model as a checkpoint in `output`, and return its path.
 
-    The weights are the averaged ones where a checkpoint has them. What has no meaning of a mean, optimisers
-    and carries, is left out: the result can be evaluated, asked and started from, but not resumed. Raises
-    `UserError`.
+    The mean is taken of the averaged weights where a checkpoint has them. Optimizers and carries have no
+    mean and are left out: the result can be evaluated, asked and started from, but not resumed. Raises
+    `UserError` for checkpoints of different models.
     """
     found = [checkpoint.resolve(path) for path in paths]
     infos = [checkpoint.load_info(path) for path in found]
@@ -124,13 +132,12 @@ def average(paths: list[Path], output: Path) -> Path:
             raise UserError(f"{path} was trained on data of other sizes than {found[0]}")
     weights = [checkpoint.load_weights(path, _best_kind(path)) for path in found]
     mean = {name: _mean([tensors[name] for tensors in weights]) for name in weights[0]}
+    # What any of them has seen, the mean has seen.
     pairs = np.unique(np.concatenate([checkpoint.load_trained_pairs(path) for path in found]))
     last = max(infos, key=lambda info: info["step"])
-    info = {
-        key: value
-        for key, value in last.items()
-        if key not in ("format", "step", "world_size", "sha256", "scores")
-    }
+    # `save` writes the first four anew, and the scores are of other weights.
+    own = ("format", "step", "world_size", "sha256", "scores")
+    info = {key: value for key, value in last.items() if key not in own}
     info |= {"average_of": [str(path) for path in found], "scores": {}}
     shared = {"trained_pairs": torch.from_numpy(pairs.view(np.int64))}
     content = checkpoint.Content({"raw": {}, "ema": mean}, shared, {}, info)
@@ -138,13 +145,14 @@ def average(paths: list[Path], output: Path) -> Path:
 
 
 def _best_kind(path: Path) -> str:
+    """The kind of weights that an evaluation would use."""
     return "ema" if (path / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
 
 
 def _mean(values: list[Tensor]) -> Tensor:
-    """In double precision, so that the order of the checkpoints does not matter; what is no number has to be
-    the same."""
+    """The mean of one tensor over the checkpoints. Raises `UserError` for whole numbers that differ."""
     if values[0].is_floating_point():
+        # In double precision, so that the order of the checkpoints does not matter.
         return torch.stack([value.double() for value in values]).mean(0).to(values[0].dtype)
     if not all(torch.equal(value, values[0]) for value in values):
         raise UserError("a tensor of whole numbers differs between the checkpoints and has no mean")
@@ -155,21 +163,18 @@ def _mean(values: list[Tensor]) -> Tensor:
 def main() -> None:
     parser = parser_of("tools.checkpoint", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    looking = commands.add_parser(
-        "inspect", help="what a checkpoint holds", formatter_class=argparse.HelpFormatter
-    )
-    looking.add_argument("path", type=Path)
+    looking = commands.add_parser("inspect", help="what a checkpoint holds")
+    looking.add_argument("path", type=Path, help="a checkpoint, a run, or an original's file")
     looking.add_argument("--json", action="store_true", help="everything, as JSON")
     averaging = commands.add_parser("average", help="the mean of several checkpoints")
-    averaging.add_argument("paths", type=Path, nargs="+", metavar="path")
+    averaging.add_argument("paths", type=Path, nargs="+", metavar="path", help="checkpoints or runs")
     averaging.add_argument("--output", type=Path, required=True, help="a run folder to be made")
     options = parser.parse_args()
     if options.command == "inspect":
         about = inspect(options.path)
         print(json.dumps(as_json(about), indent=1) if options.json else "\n".join(lines_of(about)))
-        broken = any(
-            found["not_finite"] for tensors in about["weights"].values() for found in tensors.values()
-        )
+        found = [statistic for tensors in about["weights"].values() for statistic in tensors.values()]
+        broken = any(statistic["not_finite"] for statistic in found)
         if broken or about.get("damage"):
             sys.exit(2)
         return

@@ -1,19 +1,30 @@
-"""Evaluations side by side, with paired tests: python -m tools.compare A B [C ...] [--k 1 2] [--json FILE]
+"""Set evaluations side by side, with paired tests.
 
-A, B, ... are folders of evaluate.py. For every k: each one's ARC/pass@k and tasks_solved@k with 95 % Wilson intervals, and
-for every two of them the difference of ARC/pass@k (second minus first) with a 95 % paired bootstrap interval and a paired
-permutation test, and an exact McNemar test of the tasks solved. The tasks are the units. p-values are not corrected for the
-number of comparisons, which is printed. Evaluations of different tasks, or under different protocols, are refused;
---allow-different compares them on the tasks that they share.
+    python -m tools.compare runs/a/evaluations/NAME runs/b/evaluations/NAME --k 1 2
+
+The folders are those of evaluate.py. For every k it prints each evaluation's ARC/pass@k and tasks_solved@k
+with 95 % Wilson intervals. For every two evaluations it prints:
+
+- the difference of ARC/pass@k, second minus first, with a 95 % paired bootstrap interval and a paired
+  permutation test;
+- an exact McNemar test of the tasks solved.
+
+The tasks are the units. p-values are not corrected for the number of comparisons, which is printed.
+Evaluations of different tasks or under different protocols are refused; --allow-different compares them on
+the tasks that they share.
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evaluation import statistics
 from evaluation.metrics import solved_within, task_means, wilson
@@ -22,12 +33,16 @@ from utils.arguments import natural, parser_of, positive
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json, write_json
 
-Query = tuple[int, str, str]  # number, hashes of input and answer
+Query = tuple[int, str, str]  # a query's number in its task, the hashes of its input and its answer
 
 
 @dataclass
 class Evaluated:
-    """One evaluation: what results.json says, and of every labelled query of each task its rank of the truth."""
+    """One evaluation.
+
+    - about: what results.json says.
+    - ranks: task -> labelled query -> the rank of the true answer, None if nobody voted for it.
+    """
 
     folder: Path
     about: dict[str, Any]
@@ -35,8 +50,18 @@ class Evaluated:
 
     @property
     def protocol(self) -> str:
-        """What was done with the demonstrations, and whether training had seen tasks."""
+        """The label of the scores, and how the model was adapted."""
         return described(self.about["protocol"], (self.about.get("adaptation") or {}).get("name"))
+
+    @property
+    def most_answers(self) -> int | None:
+        """How many first answers are certain: None for all, fewer where the votes stopped early."""
+        if not self.about.get("vote_stop"):
+            return None
+        metrics = [score["metric"] for score in self.about["scores"]]
+        # A game has no pass@k: its puzzle is asked once, and there are no votes to stop.
+        ks = [int(name.split("@")[1]) for name in metrics if name.startswith("ARC/pass@")]
+        return max(ks, default=None)
 
     def task_shares(self, tasks: list[str], k: int) -> np.ndarray:
         """(T,) the share of each task's queries solved within k answers."""
@@ -45,11 +70,12 @@ class Evaluated:
 
 
 def read(folder: Path) -> Evaluated:
-    """An evaluation's folder. Raises `UserError` if it is none."""
+    """The evaluation in a folder. Raises `UserError` if there is none."""
     about = read_json(folder / "results.json")
     try:
         lines = (folder / "per_example.jsonl").read_text(encoding="utf-8").splitlines()
         evaluated = Evaluated(folder, about, ranks_of([json.loads(line) for line in lines]))
+        # What is read later, read here: a foreign file should fail with its name.
         _ = evaluated.protocol, about["scores"], about["checkpoint"]
         return evaluated
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -57,9 +83,10 @@ def read(folder: Path) -> Evaluated:
 
 
 def ranks_of(records: list[dict[str, Any]]) -> dict[str, dict[Query, int | None]]:
-    """Task -> query -> rank of the truth, from the records of an evaluation; unlabelled queries have none."""
+    """Task -> labelled query -> rank of the true answer, from the records of an evaluation."""
     ranks: dict[str, dict[Query, int | None]] = {}
     for record in records:
+        # Without a known answer nothing can be right or wrong.
         if record["label_hash"] is not None:
             key = (record["query"], record["input_hash"], record["label_hash"])
             ranks.setdefault(record["task"], {})[key] = record["rank_of_truth"]
@@ -67,20 +94,22 @@ def ranks_of(records: list[dict[str, Any]]) -> dict[str, dict[Query, int | None]
 
 
 def common_tasks(evaluations: list[Evaluated], allow_different: bool) -> tuple[list[str], list[str]]:
-    """The tasks that all have with the same queries, and notes. Raises `UserError` for what must not be compared."""
+    """The tasks that all evaluations asked with the same queries, and notes on how the evaluations differ.
+
+    Raises `UserError` for evaluations that differ, unless `allow_different`, or that share no task.
+    """
     first, notes = evaluations[0], []
     shared = [
         task
-        for task, asked in first.ranks.items()
-        if all(asked.keys() == e.ranks.get(task, {}).keys() for e in evaluations)
+        for task, queries in first.ranks.items()
+        if all(queries.keys() == other.ranks.get(task, {}).keys() for other in evaluations)
     ]
     for other in evaluations:
         if other.protocol != first.protocol:
             notes.append(f"{other.folder} is {other.protocol}, {first.folder} is {first.protocol}")
         if len(other.ranks) != len(shared):
-            notes.append(
-                f"{other.folder} has {len(other.ranks)} tasks, {len(shared)} of them in common with all others"
-            )
+            own = len(other.ranks)
+            notes.append(f"{other.folder} has {own} tasks, {len(shared)} of them in common with all others")
     if notes and not allow_different:
         raise UserError("; ".join(notes) + "; --allow-different compares the common tasks nevertheless")
     if not shared:
@@ -89,8 +118,9 @@ def common_tasks(evaluations: list[Evaluated], allow_different: bool) -> tuple[l
 
 
 def paired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """The comparison of two evaluations by their task shares (T,): second minus first, and who solved what."""
+    """Two evaluations compared by their task shares (T,): second minus first, and who solved what."""
     low, high = statistics.bootstrap(second - first, seed)
+    # A task is solved if all of its queries are, so that the share is exactly 1.
     only_first, only_second, p = statistics.mcnemar(first == 1, second == 1)
     return {
         "difference": float((second - first).mean()),
@@ -103,39 +133,21 @@ def paired(first: np.ndarray, second: np.ndarray, seed: int = 0) -> dict[str, An
 
 
 def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, seed: int) -> dict[str, Any]:
-    """Everything that is printed and written."""
+    """The comparison as JSON values: number of tasks, notes, a part per evaluation, one per pair and k.
+
+    Raises `UserError` for evaluations that cannot be compared.
+    """
     for evaluated in evaluations:
-        if evaluated.about.get("vote_stop"):
-            asked = [
-                int(s["metric"].split("@")[1])
-                for s in evaluated.about["scores"]
-                if s["metric"].startswith("ARC/pass@")
-            ]
-            known = max(asked, default=max(ks))  # a game's puzzle is asked once, without votes to stop
-            if max(ks) > known:
-                raise UserError(
-                    f"{evaluated.folder} stopped its votes when the first {known} answers were certain; give --k up to {known}"
-                )
+        known = evaluated.most_answers
+        if known is not None and max(ks) > known:
+            raise UserError(
+                f"{evaluated.folder} stopped its votes when the first {known} answers were certain; "
+                f"give --k up to {known}"
+            )
     tasks, notes = common_tasks(evaluations, allow_different)
+    # Averaged per task, since the queries of a task are not independent.
     shares = {k: [evaluated.task_shares(tasks, k) for evaluated in evaluations] for k in ks}
-
-    def scored(values: np.ndarray) -> dict[str, float]:
-        low, high = wilson(float(values.mean()), len(tasks))
-        return {"value": float(values.mean()), "ci_low": low, "ci_high": high}
-
-    described = []
-    for i, evaluated in enumerate(evaluations):
-        about = evaluated.about
-        scores = {f"ARC/pass@{k}": scored(shares[k][i]) for k in ks} | {
-            f"tasks_solved@{k}": scored(shares[k][i] == 1) for k in ks
-        }
-        settings = {name: about.get(name) for name in ("adaptation", "split", "num_views", "ranking", "seed")}
-        who = {
-            "folder": str(evaluated.folder),
-            "checkpoint": about["checkpoint"],
-            "protocol": evaluated.protocol,
-        }
-        described.append({**who, **settings, "scores": scores})
+    parts = [_part_of(evaluated, {k: shares[k][i] for k in ks}) for i, evaluated in enumerate(evaluations)]
     pairs = [
         {
             "k": k,
@@ -146,58 +158,69 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
         for k in ks
         for i, j in combinations(range(len(evaluations)), 2)
     ]
-    return {"tasks": len(tasks), "notes": notes, "evaluations": described, "pairs": pairs}
+    return {"tasks": len(tasks), "notes": notes, "evaluations": parts, "pairs": pairs}
+
+
+def _part_of(evaluated: Evaluated, shares: dict[int, np.ndarray]) -> dict[str, Any]:
+    """One evaluation's part of the comparison; `shares` are its task shares (T,) by k."""
+    about = evaluated.about
+    scores = {f"ARC/pass@{k}": _with_interval(values) for k, values in shares.items()}
+    scores |= {f"tasks_solved@{k}": _with_interval(values == 1) for k, values in shares.items()}
+    return {
+        "folder": str(evaluated.folder),
+        "checkpoint": about["checkpoint"],
+        "protocol": evaluated.protocol,
+        **{name: about.get(name) for name in ("adaptation", "split", "num_views", "ranking", "seed")},
+        "scores": scores,
+    }
+
+
+def _with_interval(values: np.ndarray) -> dict[str, float]:
+    """The mean of values per task (T,), with its Wilson interval."""
+    mean = float(values.mean())
+    low, high = wilson(mean, len(values))
+    return {"value": mean, "ci_low": low, "ci_high": high}
 
 
 def table(result: dict[str, Any]) -> str:
     """`compare`'s result as text."""
     evaluations, pairs = result["evaluations"], result["pairs"]
-    metrics = list(evaluations[0]["scores"])
-    names = {e["folder"]: str(i) for i, e in enumerate(evaluations, 1)}
-    lines = [
-        f"{result['tasks']} tasks, 95 % intervals",
-        "",
-        f"{'':<4}" + "".join(f"{metric:<26}" for metric in metrics) + "evaluation",
-    ]
+    metrics = "".join(f"{metric:<26}" for metric in evaluations[0]["scores"])
+    # The second table says 1:2 for the first evaluation and the second.
+    numbers = {e["folder"]: str(i) for i, e in enumerate(evaluations, 1)}
+    lines = [f"{result['tasks']} tasks, 95 % intervals", "", f"{'':<4}{metrics}evaluation"]
     for e in evaluations:
-        cells = (
+        scores = (
             f"{100 * s['value']:5.1f} % [{100 * s['ci_low']:.1f}, {100 * s['ci_high']:.1f}]"
             for s in e["scores"].values()
         )
-        settings = (
-            f"{e['protocol']}, {e['num_views']} view{'s' * (e['num_views'] > 1)}, ranking {e['ranking']}"
-        )
-        lines.append(
-            f"{names[e['folder']]:<4}"
-            + "".join(f"{cell:<26}" for cell in cells)
-            + f"{e['folder']} ({settings})"
-        )
-    lines += [
-        "",
-        f"{'':<10}{'pass@k difference':<30}{'permutation':<14}{'solved by one only':<22}McNemar    ({len(pairs)} comparisons)",
-    ]
+        views = f"{e['num_views']} view{'s' * (e['num_views'] > 1)}"
+        cells = "".join(f"{score:<26}" for score in scores)
+        settings = f"{e['protocol']}, {views}, ranking {e['ranking']}"
+        lines.append(f"{numbers[e['folder']]:<4}{cells}{e['folder']} ({settings})")
+    columns = f"{'pass@k difference':<30}{'permutation':<14}{'solved by one only':<22}"
+    lines += ["", f"{'':<10}{columns}McNemar    ({len(pairs)} comparisons)"]
     for pair in pairs:
         low, high = pair["ci95"]
         difference = f"{100 * pair['difference']:+6.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
         alone = f"{pair['solved_by_first_only']} : {pair['solved_by_second_only']}"
-        who = f"{names[pair['first']]}:{names[pair['second']]} @{pair['k']}"
-        lines.append(
-            f"{who:<10}{difference:<30}p {pair['p_permutation']:<12.4g}{alone:<22}p {pair['p_mcnemar']:.4g}"
-        )
+        who = f"{numbers[pair['first']]}:{numbers[pair['second']]} @{pair['k']}"
+        tests = f"p {pair['p_permutation']:<12.4g}{alone:<22}p {pair['p_mcnemar']:.4g}"
+        lines.append(f"{who:<10}{difference:<30}{tests}")
     return "\n".join([*lines, *(["", *result["notes"]] if result["notes"] else [])])
 
 
 @reports_user_errors
 def main() -> None:
     parser = parser_of("tools.compare", __doc__)
-    parser.add_argument("folders", type=Path, nargs="+", help="two evaluations or more")
-    parser.add_argument("--k", type=positive, nargs="+", default=[1, 2], help="answers per query")
-    parser.add_argument("--json", type=Path, help="write everything to this file")
-    parser.add_argument(
-        "--allow-different", action="store_true", help="compare common tasks, and across protocols"
-    )
-    parser.add_argument("--seed", type=natural, default=0, help="of the resampling")
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", help="two evaluations or more")
+    add("--k", type=positive, nargs="+", default=[1, 2], help="answers per query")
+    add("--json", type=Path, help="write everything to this file")
+    add("--allow-different", action="store_true", help="compare common tasks, and across protocols")
+    add("--seed", type=natural, default=0, help="of the resampling (default: %(default)s)")
     options = parser.parse_args()
+    # An evaluation against itself would look like a perfect match.
     if len(set(options.folders)) < max(2, len(options.folders)):
         raise UserError("give two different evaluations or more")
     result = compare(

@@ -1,8 +1,11 @@
-"""The largest batch that fits: python -m tools.find_batch_size [key=value ... as for pretrain_etrm.py]
+"""Find the largest batch that one process can train on.
 
-Doubles the batch until it no longer fits, then bisects, to within 1/32. Each trial is a process of its own that trains in
-every canvas and number of demonstrations the dataset has, the largest first and last, so that optimiser states and all
-carries are in memory, in the last stage of the training. On the CPU "fits" means within --memory-limit-gb.
+    python -m tools.find_batch_size data=arc1 arch=etrm
+
+Give the keys of the run, as for pretrain_etrm.py. The search doubles the batch until it no longer fits, then
+bisects to within 1/32. Each trial is a process of its own and trains as the last stage of the run does. It
+takes a step on every canvas and number of demonstrations of the dataset, so that all carries are in memory;
+the largest comes first and last. On a CPU a batch fits if the process stays within --memory-limit-gb.
 """
 
 import argparse
@@ -13,6 +16,9 @@ from pathlib import Path
 
 import torch
 
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import Bucket
@@ -22,24 +28,25 @@ from utils.device import choose_device, describe, is_out_of_memory
 from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
 
-FITS, DOES_NOT_FIT = 0, 3
+FITS, DOES_NOT_FIT = 0, 3  # exit statuses of a trial
+KILLED = -9  # the status of a process that the kernel ended for taking too much memory
 GB = 10**9
 
 
 def trial(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
-    """Whether training steps with `batch` samples per process fit (within `memory_limit` bytes of host memory, where given)."""
-    config = compose.load(
-        PretrainConfig, "pretrain", [*overrides, f"global_batch_size={batch}", "resume=never"]
-    )
+    """Whether steps with `batch` samples fit into memory; `memory_limit` bounds the host's, in bytes."""
+    own = [f"global_batch_size={batch}", "resume=never"]
+    config = compose.load(PretrainConfig, "pretrain", [*overrides, *own])
     run = Run(config, World())
+    # Made on first use, so made here: the limit below tells where they alone exceed it.
     _ = run.device, run.sampler
     if memory_limit is not None:
         allow_host_memory(memory_limit)
     try:
-        run.state.step = (
-            config.train_steps
-        )  # the last stage takes the most: what was frozen trains, contexts are moved
-        buckets = sorted(run.sampler.buckets, key=positions, reverse=True)
+        # The last stage takes the most memory: frozen parts train by then, and contexts are moved.
+        run.state.step = config.train_steps
+        buckets = sorted(run.sampler.buckets, key=cells_of, reverse=True)
+        # The largest again at the end: only then are all carries and the optimizer's states in memory.
         for bucket in [*buckets, buckets[0]]:
             run.step(run.sampler.sample(run.state.step, bucket))
         if run.device.type == "cuda":
@@ -51,18 +58,19 @@ def trial(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
     return True
 
 
-def positions(bucket: Bucket) -> int:
-    """How many grid buckets a sample has."""
+def cells_of(bucket: Bucket) -> int:
+    """How many cells a sample has: its query's canvas, and an input and an output per demonstration."""
     return bucket.side**2 * (1 + 2 * bucket.demos)
 
 
 def allow_host_memory(limit: int) -> None:
-    """From now on, allocations beyond `limit` bytes of resident memory fail in this process."""
+    """Let allocations beyond `limit` bytes of resident memory fail in this process from now on."""
     pages = [int(word) for word in Path("/proc/self/statm").read_text().split()[:2]]
     reserved, resident = (count * resource.getpagesize() for count in pages)
     if resident >= limit:
         raise UserError(f"--memory-limit-gb: the program and the data alone take {resident / GB:.2f} GB")
-    bound = reserved - resident + limit  # what libraries merely reserve does not count
+    # The system can only bound addresses. Libraries reserve many more than they use, which must not count.
+    bound = reserved - resident + limit
     resource.setrlimit(resource.RLIMIT_AS, (bound, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
@@ -73,22 +81,22 @@ def available_memory() -> int:
 
 
 def fits(overrides: list[str], batch: int, memory_limit: int | None) -> bool:
-    """`trial` in a process of its own, whose memory nothing earlier has fragmented. Raises `UserError` with what it says otherwise."""
+    """The answer of a `trial` in a process of its own. Raises `UserError` where the trial has failed."""
+    # A new process, because freed memory is fragmented and a GPU's stays with the process.
     limit = ["--memory-limit-gb", str(memory_limit / GB)] if memory_limit is not None else []
-    command = [sys.executable, "-m", "tools.find_batch_size", *overrides, "--try", str(batch), *limit]
+    # By its path, which works from any folder.
+    command = [sys.executable, str(Path(__file__).resolve()), *overrides, "--try", str(batch), *limit]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if (
-        done.returncode not in (FITS, DOES_NOT_FIT) and done.returncode != -9
-    ):  # the kernel kills what takes too much
-        raise UserError(
-            done.stderr.strip().removeprefix("error: ") or f"a trial ended with status {done.returncode}"
-        )
+    if done.returncode not in (FITS, DOES_NOT_FIT, KILLED):
+        words = done.stderr.strip().removeprefix("error: ")
+        raise UserError(words or f"a trial ended with status {done.returncode}")
     print(f"global_batch_size={batch}: {'fits' if done.returncode == FITS else 'does not fit'}", flush=True)
     return done.returncode == FITS
 
 
 def search(overrides: list[str], memory_limit: int | None, largest: int) -> int:
-    """The largest batch up to `largest` that fits, to within 1/32; 0 when not even one sample does."""
+    """The largest batch up to `largest` that fits, to within 1/32; 0 where not even one sample does."""
+    # Throughout, `low` fits and `high` is untried or does not.
     low, high = 0, 1
     while fits(overrides, high, memory_limit):
         low = high
@@ -104,12 +112,11 @@ def search(overrides: list[str], memory_limit: int | None, largest: int) -> int:
 @reports_user_errors
 def main() -> None:
     parser = parser_of("tools.find_batch_size", __doc__)
-    parser.add_argument("overrides", nargs="*", help="key=value, as for pretrain_etrm.py")
-    parser.add_argument(
-        "--memory-limit-gb", type=float, help="on the CPU: memory for the process; default: what is available"
-    )
-    parser.add_argument("--max", type=int, default=1 << 16, help="do not try more than this")
-    parser.add_argument("--try", type=int, dest="batch", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="as for pretrain_etrm.py")
+    add("--memory-limit-gb", type=float, help="memory of the process on a CPU; default: what is available")
+    add("--max", type=int, default=1 << 16, help="try no larger batch (default: %(default)s)")
+    add("--try", type=int, dest="batch", help=argparse.SUPPRESS)  # one trial, for `fits`
     options = parser.parse_intermixed_args()
     limit = None if options.memory_limit_gb is None else int(options.memory_limit_gb * GB)
     if options.batch:
@@ -128,7 +135,8 @@ def main() -> None:
         )
     bound = f" (the most that was tried, --max {options.max})" if found == options.max else ""
     print(
-        f"largest batch of one process on this device: {found}{bound} ({where}); N processes take global_batch_size={found}*N"
+        f"largest batch of one process on this device: {found}{bound} ({where}); "
+        f"N processes take global_batch_size={found}*N"
     )
 
 

@@ -1,17 +1,19 @@
-"""Work through a list of commands, one after the other: python -m tools.jobs LIST
+"""Work through a list of commands, one after the other.
 
-Every line of LIST is a mark and a shell command, and an unmarked line is a command that waits:
+    python -m tools.jobs jobs.txt
+
+A line of the list is a mark and a shell command. A line without a mark is a command that waits:
 
     [ ] python pretrain_etrm.py run_name=first seed=0       waits
     [-] python pretrain_etrm.py run_name=second seed=1      runs, or ran when the queue was killed
     [x] python evaluate.py checkpoint=runs/first            is done
-    [!] python evaluate.py checkpoint=runs/nowhere          failed
+    [!] python evaluate.py checkpoint=runs/nowhere          has failed
     # a comment
 
-The marks are kept in the file while the queue runs, so that it can be looked at, extended and, after a stop,
-continued by the same command: what waits or was interrupted runs, what is done or failed does not. --retry
-runs failed commands again. A signal (Ctrl-C, SIGTERM, SIGUSR1) is handed to the running command, which saves
-its state; its mark stays [-].
+The queue keeps the marks in the file while it runs. So the list can be looked at and extended meanwhile, and
+the same command continues it after a stop: it runs what waits or was interrupted. --retry runs failed
+commands again. A signal (Ctrl-C, SIGTERM, SIGUSR1) is handed to the running command, which saves its state
+and keeps the mark [-].
 """
 
 import os
@@ -20,6 +22,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from utils.arguments import parser_of
 from utils.errors import EXIT_STOPPED, Stopped, UserError, reports_user_errors
@@ -31,7 +36,7 @@ _LINE = re.compile(r"\[([ x!-])\] (.+)")
 
 
 def read(path: Path) -> list[str]:
-    """The lines of the list; unmarked commands get their mark. Raises `UserError`."""
+    """The lines of the list, unmarked commands with their mark. Raises `UserError` for an unreadable file."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -44,7 +49,10 @@ def _is_unmarked(line: str) -> bool:
 
 
 def next_job(path: Path, tried: set[str], retry: bool) -> tuple[int, str] | None:
-    """Number and command of the next line that waits, was interrupted or, with `retry`, failed before."""
+    """Line number and command of the next line to run, None when there is none.
+
+    `tried` are commands that this queue has run already. With `retry`, failed ones are run, too.
+    """
     open_marks = {WAITS, RUNS, *([FAILED] if retry else [])}
     for number, line in enumerate(read(path)):
         found = _LINE.fullmatch(line)
@@ -54,7 +62,8 @@ def next_job(path: Path, tried: set[str], retry: bool) -> tuple[int, str] | None
 
 
 def mark(path: Path, number: int, command: str, sign: str) -> None:
-    """Write a command's mark. The file is read anew, since somebody may have added lines meanwhile."""
+    """Write the mark of the command that was on line `number`."""
+    # Read anew, since somebody may have added lines meanwhile. Of equal commands the nearest is meant.
     lines = read(path)
     places = [i for i, line in enumerate(lines) if (found := _LINE.fullmatch(line)) and found[2] == command]
     if not places:
@@ -65,8 +74,8 @@ def mark(path: Path, number: int, command: str, sign: str) -> None:
 
 
 def run(command: str) -> tuple[int, bool]:
-    """A shell command's exit status, and whether a signal asked to stop meanwhile, which the command was told
-    as well."""
+    """Run a shell command. Returns its exit status, and whether a signal asked to stop meanwhile."""
+    # In a process group of its own, so that a Ctrl-C at the terminal reaches it once: from here.
     process = subprocess.Popen(command, shell=True, start_new_session=True)
     asked: list[int] = []
 
@@ -83,8 +92,7 @@ def run(command: str) -> tuple[int, bool]:
 
 
 def work(path: Path, retry: bool) -> tuple[int, int]:
-    """Run all that waits; how many commands were done and how many failed. Raises `Stopped` after a
-    signal."""
+    """Run all that waits. Returns how many were done, how many failed. Raises `Stopped` after a signal."""
     done = failed = 0
     tried: set[str] = set()
     while (job := next_job(path, tried, retry)) is not None:
@@ -92,7 +100,7 @@ def work(path: Path, retry: bool) -> tuple[int, int]:
         mark(path, number, command, RUNS)
         print(f"[{RUNS}] {command}", flush=True)
         status, asked = run(command)
-        if asked or status == EXIT_STOPPED:
+        if asked or status == EXIT_STOPPED:  # its mark stays, so that it is continued
             raise Stopped(f"stopped during: {command}; the same queue continues it")
         tried.add(command)
         sign = FAILED if status else DONE
@@ -105,10 +113,10 @@ def work(path: Path, retry: bool) -> tuple[int, int]:
 @reports_user_errors
 def main() -> None:
     parser = parser_of("tools.jobs", __doc__)
-    parser.add_argument("list", type=Path, metavar="LIST")
-    parser.add_argument("--retry", action="store_true", help="run what failed again")
+    parser.add_argument("list", type=Path, metavar="LIST", help="a file of commands")
+    parser.add_argument("--retry", action="store_true", help="also run what has failed")
     options = parser.parse_args()
-    read(options.list)
+    read(options.list)  # an unreadable list is an error, before a lock is made beside it
     with exclusive(options.list.resolve().parent, "works through a list here", f".{options.list.name}.lock"):
         done, failed = work(options.list, options.retry)
     print(f"{options.list}: {done} done, {failed} failed")

@@ -1,25 +1,41 @@
-"""Make a small trained model of a run, to be shared: python -m tools.publish RUN OUTPUT
+"""Make a small trained model of a run, to be shared.
 
-What is kept: the averaged weights and the configuration of the newest checkpoint, the fingerprints of the pairs that it was trained on,
-by which an evaluation tells later what it has seen, and the scores of the run's evaluations. OUTPUT is a run folder like any other:
-evaluate.py, predict.py and Solver.from_pretrained read it.
+    python -m tools.publish runs/demo pretrained/demo
+
+The model consists of the following parts:
+
+- the averaged weights and the configuration of the run's newest checkpoint;
+- the fingerprints of the pairs that it was trained on, by which a later evaluation tells what the model has
+  seen;
+- the scores of the run's evaluations.
+
+The output is a run folder like any other: evaluate.py, predict.py and Solver.from_pretrained read it.
 """
 
 import shutil
+import sys
 from pathlib import Path
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from utils import checkpoint
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import directory_written_whole, read_json, sha256_of, write_json
 
-FILES = ("info.json", checkpoint.WEIGHTS["ema"], "trained_pairs.pt")
-MOST_BYTES = 8 * 10**6
+WEIGHTS = checkpoint.WEIGHTS["ema"]
+FILES = ("info.json", WEIGHTS, "trained_pairs.pt")
+MOST_BYTES = 8 * 10**6  # of a small model
 DESCRIPTION = "scores.json"
+TOLD = ("protocol", "adaptation", "split", "subsets", "num_views", "seed", "dataset", "scores")
 
 
 def publish(run: Path, output: Path) -> int:
-    """Write OUTPUT and return its size in bytes. Raises `UserError` for a run without evaluations or a model that is too large."""
+    """Write the model of a run to the folder `output`, and return its size in bytes.
+
+    Raises `UserError` for a run without evaluations, or a model that is too large.
+    """
     source = checkpoint.resolve(run)
     size = sum((source / name).stat().st_size for name in FILES)
     if size > MOST_BYTES:
@@ -27,22 +43,10 @@ def publish(run: Path, output: Path) -> int:
             f"{source}: {size / 1e6:.1f} MB are more than the {MOST_BYTES / 1e6:.0f} MB of a small model"
         )
     found = [read_json(path) for path in sorted((run / "evaluations").glob("*/results.json"))]
+    # A run may have evaluations of older checkpoints, or of the weights before averaging.
+    shared = sha256_of(source / WEIGHTS)
     evaluations = [
-        {
-            key: about[key]
-            for key in (
-                "protocol",
-                "adaptation",
-                "split",
-                "subsets",
-                "num_views",
-                "seed",
-                "dataset",
-                "scores",
-            )
-        }
-        for about in found
-        if about["checkpoint"]["sha256"] == sha256_of(source / FILES[1])
+        {key: about[key] for key in TOLD} for about in found if about["checkpoint"]["sha256"] == shared
     ]
     if not evaluations:
         raise UserError(
@@ -63,8 +67,8 @@ def publish(run: Path, output: Path) -> int:
 @reports_user_errors
 def main() -> None:
     parser = parser_of("tools.publish", __doc__)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of an evaluated run")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
     options = parser.parse_args()
     size = publish(options.run, options.output)
     print(f"{options.output}: {size / 1e6:.1f} MB; python evaluate.py checkpoint={options.output}")

@@ -1,18 +1,26 @@
-"""Fetch and verify a published checkpoint: python -m tools.published arc_v1|arc_v2 [--output-dir checkpoints/published]
+"""Fetch and verify a published checkpoint.
 
-The ARC Prize verification runs of the original TRM (huggingface.co/arcprize/trm_arc_prize_verification), at a pinned revision.
-Writes the weights and all_config.yaml to OUTPUT/<name>/ and prints path, size and SHA-256 of each. The weights must have the size
-and SHA-256 below, else nothing is kept; of the configuration only the revision is pinned. What is already there is
-verified and not fetched again, so that files brought by hand are checked the same way. HF_ENDPOINT names a mirror.
+    python -m tools.published arc_v1 --output-dir checkpoints/published
+
+The checkpoints are the ARC Prize verification runs of the original TRM at a pinned revision
+(huggingface.co/arcprize/trm_arc_prize_verification). The command writes the weights and all_config.yaml to
+the folder NAME in the output folder, and prints the path, size and SHA-256 of each. Weights without the
+published size and SHA-256 are not kept; the configuration is pinned by the revision alone. A file that is
+already there is verified and not fetched again, so that files brought by hand are checked the same way. The
+environment variable HF_ENDPOINT names a mirror.
 """
 
 import hashlib
 import os
+import sys
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 from urllib.error import URLError
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
@@ -21,12 +29,17 @@ from utils.files import sha256_of, write_atomically
 REPOSITORY = "arcprize/trm_arc_prize_verification"
 REVISION = "55ced5dd59de74c52f53d47aa2898232b5a15b7a"
 CONFIG = "all_config.yaml"
-_BLOCK = 1 << 20
+_BLOCK = 1 << 20  # bytes that are read at once
+TIMEOUT = 60  # seconds without an answer
 
 
 @dataclass(frozen=True)
 class Published:
-    """The weights of a checkpoint: folder and name in the repository, bytes, SHA-256, and our choice of data for what starts from it."""
+    """A checkpoint's weights.
+
+    folder, weights: where they are in the repository. size: bytes. data: the data configuration for a run
+    that starts from them.
+    """
 
     folder: str
     weights: str
@@ -54,34 +67,38 @@ CHECKPOINTS = {
 
 
 def url_of(published: Published, name: str) -> str:
-    """Where a file of the pinned revision is."""
-    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{REPOSITORY}/resolve/{REVISION}/{published.folder}/{name}"
+    """The address of a file of the pinned revision."""
+    host = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return f"{host}/{REPOSITORY}/resolve/{REVISION}/{published.folder}/{name}"
 
 
 def fetch(published: Published, folder: Path) -> list[Path]:
-    """The checkpoint's files in `folder`, fetched where they are missing. Raises `UserError`, keeping nothing wrong."""
+    """The checkpoint's files in `folder`, fetched where missing. Raises `UserError` for a wrong file."""
     weights, config = folder / published.weights, folder / CONFIG
     if weights.is_file():
         check(weights, published, weights.stat().st_size, sha256_of(weights), "delete it to fetch it again")
     else:
         download(url_of(published, weights.name), weights, published)
+    # The configuration has no checksum to verify what is there.
     if not config.is_file():
         download(url_of(published, config.name), config)
     return [weights, config]
 
 
 def download(url: str, path: Path, expected: Published | None = None) -> None:
-    """Fetch one file; what is not `expected` never gets its name."""
+    """Fetch one file to `path`. Raises `UserError` if that fails, or if it is not what is `expected`."""
 
     def write(temporary: Path) -> None:
         try:
-            with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as target:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as source, temporary.open("wb") as target:
                 size, digest = copy(source, target)
         except (URLError, TimeoutError, ConnectionError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UserError(
-                f"cannot fetch {url}: {reason}; without a network, bring the file to {path} and run this again to verify it"
+                f"cannot fetch {url}: {reason}; without a network, bring the file to {path} "
+                "and run this again to verify it"
             ) from None
+        # Checked under its temporary name: a wrong file never gets the right one.
         if expected:
             check(path, expected, size, digest, "nothing was kept")
 
@@ -89,7 +106,7 @@ def download(url: str, path: Path, expected: Published | None = None) -> None:
 
 
 def copy(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
-    """Copy to the end; bytes and SHA-256."""
+    """Copy to the end, and return the number of bytes and their SHA-256."""
     digest, size = hashlib.sha256(), 0
     while block := source.read(_BLOCK):
         digest.update(block)
@@ -98,16 +115,18 @@ def copy(source: BinaryIO, target: BinaryIO) -> tuple[int, str]:
 
 
 def check(path: Path, expected: Published, size: int, sha256: str, then: str) -> None:
-    """Raise `UserError` unless size and checksum are the published ones."""
+    """Raise `UserError` with the advice `then` unless size and checksum are the published ones."""
     if (size, sha256) != (expected.size, expected.sha256):
         raise UserError(
-            f"{path} is not the published {expected.folder}/{expected.weights}: {size:,} bytes with SHA-256 {sha256}, "
+            f"{path} is not the published {expected.folder}/{expected.weights}: "
+            f"{size:,} bytes with SHA-256 {sha256}, "
             f"expected {expected.size:,} bytes with {expected.sha256}; {then}"
         )
 
 
 def start_from(weights: Path, data: str) -> str:
-    """The command that trains an ETRM from these weights, under the cycles and positions that they were trained with."""
+    """The command that trains an ETRM from these weights."""
+    # The positions and cycles that the weights were trained with; others would be refused.
     settings = "data.canvas=full arch.pos_encodings=rope arch.L_cycles=4"
     return f"python pretrain_etrm.py data={data} {settings} load_pretrained_decoder={weights}"
 
@@ -115,8 +134,9 @@ def start_from(weights: Path, data: str) -> str:
 @reports_user_errors
 def main() -> None:
     parser = parser_of("tools.published", __doc__)
-    parser.add_argument("name", choices=CHECKPOINTS)
-    parser.add_argument("--output-dir", type=Path, default=Path("checkpoints/published"))
+    add = parser.add_argument
+    add("name", choices=CHECKPOINTS, help="which checkpoint")
+    add("--output-dir", type=Path, default=Path("checkpoints/published"), help="default: %(default)s")
     options = parser.parse_args()
     files = fetch(CHECKPOINTS[options.name], options.output_dir / options.name)
     for path in files:

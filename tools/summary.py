@@ -1,9 +1,13 @@
-"""How large and how expensive a configured model is: python -m tools.summary [key=value ...], with the keys of a training run.
+"""Show how large and how expensive a configured model is.
 
-Everything is counted on the meta device, so that nothing is computed and no memory is needed: FLOPs by PyTorch's counter
-(2 per multiply-add, matrix products only), activations as what autograd keeps for the backward pass.
+    python -m tools.summary arch=etrm data=arc1
+
+Give the keys of a training run. Everything is counted on the meta device: nothing is computed, and no memory
+is needed. FLOPs are those of PyTorch's counter, which knows matrix products only and counts 2 per
+multiply-add. Activations are what autograd keeps for the backward pass.
 """
 
+import sys
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -15,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from config.compose import launch
 from config.schema import PretrainConfig
@@ -29,13 +36,17 @@ from models.losses import act_loss
 from models.trm import build_model, count_parameters
 from utils.errors import reports_user_errors
 
-SHOWN_BUCKETS = 6
+SHOWN_BUCKETS = 6  # rows of the table, the most frequent buckets
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Per sample of one bucket: the lengths of its state and its memory in tokens, FLOPs of its context, of one ACT step on
-    it (evaluation), and of one training step, context and backward pass included."""
+    """What one sample of a bucket costs.
+
+    state_tokens and memory_tokens: the lengths of the recursion's state and of the memory that it reads.
+    context, act_step: forward FLOPs of the context, and of one ACT step in an evaluation.
+    train_step: FLOPs of one training step, with context and backward pass.
+    """
 
     state_tokens: int
     memory_tokens: int
@@ -45,7 +56,10 @@ class Cost:
 
 
 class _FusedAttention(torch.autograd.Function):
-    """Keeps what fused attention kernels keep: queries, keys, values, output and a sum per query, no (S, keys) matrix."""
+    """An attention that computes nothing and keeps for the backward pass what fused kernels keep.
+
+    That is queries, keys, values, the output and one sum per query, but no (queries, keys) matrix.
+    """
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -57,6 +71,8 @@ class _FusedAttention(torch.autograd.Function):
 
 
 class _AsFused(TorchFunctionMode):
+    """Makes every attention a `_FusedAttention`: the meta device itself takes the unfused kernel."""
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is F.scaled_dot_product_attention:
             return _FusedAttention.apply(*args[:3])
@@ -64,13 +80,13 @@ class _AsFused(TorchFunctionMode):
 
 
 def on_meta(config: PretrainConfig, sizes: DataSizes) -> RecursiveModel:
-    """The configured model without values."""
+    """The configured model on the meta device: shapes without values."""
     with torch.device("meta"):
         return build_model(config.arch, sizes, config.encoder)
 
 
 def meta_data(bucket: Bucket, with_demos: bool, batch: int = 1) -> dict[str, Tensor]:
-    """A batch of one bucket without values."""
+    """A batch of `batch` samples of one bucket on the meta device, with the shapes of `materialise`."""
     cells, demos = bucket.side**2, bucket.demos
 
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -89,6 +105,7 @@ def meta_data(bucket: Bucket, with_demos: bool, batch: int = 1) -> dict[str, Ten
 
 
 def _train_step(model: RecursiveModel, data: dict[str, Tensor]) -> StepOutput:
+    """The first ACT step of a training step."""
     noise = partial(torch.empty, len(data["inputs"]), device="meta")
     return act_step(model, initial_carry(model, data), data, noise=noise)
 
@@ -97,9 +114,8 @@ def cost(model: RecursiveModel, config: PretrainConfig, bucket: Bucket) -> Cost:
     """What one sample of `bucket` costs. `model` is on the meta device."""
     data = meta_data(bucket, config.encoder is not None)
     model.eval()
-    with FlopCounterMode(
-        display=False
-    ) as encoding:  # with gradients: without, the counter fails on views of parameters
+    # All with gradients, evaluation too: without them the counter fails on views of parameters.
+    with FlopCounterMode(display=False) as encoding:
         context: Context = model.context(data)
     with FlopCounterMode(display=False) as stepping:
         act_step(model, initial_carry(model, data), data, context=context)
@@ -117,9 +133,13 @@ def cost(model: RecursiveModel, config: PretrainConfig, bucket: Bucket) -> Cost:
 
 
 def activation_bytes(model: RecursiveModel, config: PretrainConfig, bucket: Bucket, batch: int) -> int:
-    """Bytes that a training step keeps for its backward pass, parameters not counted. `model` is on the meta device."""
+    """Bytes that a training step keeps for its backward pass, without the parameters.
+
+    `model` is on the meta device, `batch` the number of samples.
+    """
     model.train()
     data = meta_data(bucket, config.encoder is not None, batch)
+    # By storage, since several saved tensors may be views of the same one.
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -128,112 +148,105 @@ def activation_bytes(model: RecursiveModel, config: PretrainConfig, bucket: Buck
 
     with _AsFused(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         act_loss(_train_step(model, data), config.objective)
+    # Parameters are kept too, but they are in memory anyway.
     for owned in model.state_dict().values():
         kept.pop(owned.untyped_storage()._cdata, None)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def training_buckets(config: PretrainConfig) -> tuple[DataSizes, dict[Bucket, float], str]:
-    """The model's sizes, the share of training samples in each bucket, and where these come from."""
+    """The model's sizes, the share of training samples in each bucket, and a phrase that says where both come
+    from.
+
+    Without the dataset, all samples are in one bucket: the largest canvas with as many demonstrations as
+    allowed.
+    """
+    # A model can be planned before its dataset is built.
     if (Path(config.data.path) / "dataset.json").is_file():
         store = Store.load(config.data.path, *config.layouts)
         sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
         shares = np.diff(sampler.bucket_cumulative, prepend=0.0).tolist()
-        return (
-            DataSizes.of(store, config.data),
-            dict(zip(sampler.buckets, shares, strict=True)),
-            f"the training samples of {config.data.path}",
-        )
+        by_bucket = dict(zip(sampler.buckets, shares, strict=True))
+        return DataSizes.of(store, config.data), by_bucket, f"the training samples of {config.data.path}"
     side = config.data.sides[-1]
     bucket = Bucket(side, config.data.max_demos if config.encoder else 0)
     one_canvas = side**2 if len(config.data.sides) == 1 else None
-    return (
-        DataSizes(VOCAB_SIZE, 1, one_canvas),
-        {bucket: 1.0},
-        f"the largest canvas (no dataset at {config.data.path})",
-    )
+    sizes = DataSizes(VOCAB_SIZE, 1, one_canvas)
+    return sizes, {bucket: 1.0}, f"the largest canvas (no dataset at {config.data.path})"
 
 
 def summarise(config: PretrainConfig) -> str:
-    """The table."""
+    """The summary as text: parameters, the table of costs by bucket, and the memory of a training step."""
     sizes, shares, source = training_buckets(config)
     model = on_meta(config, sizes)
     parameters = count_parameters(model)
     shown = sorted(shares, key=lambda bucket: -shares[bucket])[:SHOWN_BUCKETS]
-    costs = {bucket: cost(model, config, bucket) for bucket in shown}
+    costs = {bucket: astuple(cost(model, config, bucket)) for bucket in shown}
+    encoder = config.encoder.name if config.encoder else "none"
     lines = [
-        f"arch {config.arch.name}, encoder {config.encoder.name if config.encoder else 'none'}, {config.arch.forward_dtype}",
+        f"arch {config.arch.name}, encoder {encoder}, {config.arch.forward_dtype}",
         f"{'parameters of the trunk':<28}{parameters['core']:>16,}",
         f"{'parameters of the encoder':<28}{parameters['context']:>16,}",
         f"{'values of the puzzle table':<28}{parameters['puzzle_table']:>16,}",
         "",
         f"per sample, on {source}",
         f"{'':>25}{'tokens of':>16}{'GFLOP of':>36}",
-        f"{'share':>8}{'canvas':>10}{'demos':>7}{'state':>8}{'memory':>8}{'context':>12}{'ACT step':>12}{'train step':>12}",
+        f"{'share':>8}{'canvas':>10}{'demos':>7}{'state':>8}{'memory':>8}"
+        f"{'context':>12}{'ACT step':>12}{'train step':>12}",
     ]
-
-    def row(share: str, canvas: str, demos: str, numbers: Iterable[float]) -> str:
-        state, memory, *flops = numbers
-        return f"{share:>8}{canvas:>10}{demos:>7}{state:>8.0f}{memory:>8.0f}" + "".join(
-            f"{value / 1e9:>12.3f}" for value in flops
-        )
-
     for bucket, numbers in costs.items():
-        lines.append(
-            row(
-                f"{shares[bucket]:.1%}",
-                f"{bucket.side}x{bucket.side}",
-                str(bucket.demos or "-"),
-                astuple(numbers),
-            )
-        )
+        canvas = f"{bucket.side}x{bucket.side}"
+        lines.append(_row(f"{shares[bucket]:.1%}", canvas, str(bucket.demos or "-"), numbers))
     if len(shares) > 1:
         weights = [shares[bucket] for bucket in shown]
-        lines.append(
-            row(
-                f"{sum(weights):.1%}",
-                "mean",
-                "",
-                np.average([astuple(n) for n in costs.values()], axis=0, weights=weights),
-            )
-        )
+        mean = np.average(list(costs.values()), axis=0, weights=weights)
+        lines.append(_row(f"{sum(weights):.1%}", "mean", "", mean))
     return "\n".join([*lines, "", memory_line(model, config, list(shares), parameters)])
+
+
+def _row(share: str, canvas: str, demos: str, numbers: Iterable[float]) -> str:
+    """A line of the table; `numbers` are the fields of a `Cost`."""
+    state, memory, *flops = numbers
+    giga = "".join(f"{value / 1e9:>12.3f}" for value in flops)
+    return f"{share:>8}{canvas:>10}{demos:>7}{state:>8.0f}{memory:>8.0f}{giga}"
 
 
 def memory_line(
     model: RecursiveModel, config: PretrainConfig, buckets: list[Bucket], parameters: dict[str, int]
 ) -> str:
-    """Device memory of a training step: what is held throughout, what the largest bucket's backward pass needs, the carries."""
+    """The device memory of a training step, in words.
+
+    It has three parts: what is held throughout, what the backward pass of the largest bucket needs, and the
+    carries.
+    """
+    batch = config.global_batch_size
     largest = max(buckets, key=lambda bucket: (bucket.side**2 * (1 + bucket.demos), bucket.side))
-    one, two = (activation_bytes(model, config, largest, batch) for batch in (1, 2))
-    activations = one + (two - one) * (
-        config.global_batch_size - 1
-    )  # casts of the weights do not grow with the batch
+    # From two small batches, since a part does not grow with the batch: the casts of the weights.
+    one, two = (activation_bytes(model, config, largest, count) for count in (1, 2))
+    activations = one + (two - one) * (batch - 1)
+    # The training loop keeps a carry per bucket.
     tokens = sum(
         model.context.prefix_length(bucket.demos, bucket.side**2) + bucket.side**2 for bucket in buckets
-    )  # a carry per bucket
-    carries = (
-        config.global_batch_size
-        * tokens
-        * len(model.state_names)
-        * config.arch.hidden_size
-        * config.arch.dtype.itemsize
     )
-    per_parameter = 16 + 4 * config.ema  # weight, gradient, two moments, average
+    bytes_per_token = len(model.state_names) * config.arch.hidden_size * config.arch.dtype.itemsize
+    carries = batch * tokens * bytes_per_token
+    per_parameter = 16 + 4 * config.ema  # in float32: weight, gradient, two moments, and the average
     held = per_parameter * (parameters["core"] + parameters["context"]) + 4 * parameters["puzzle_table"]
     total, *parts = (
         f"{value / 2**30:.2f} GiB" for value in (held + activations + carries, held, activations, carries)
     )
     return (
-        f"memory of a training step with {config.global_batch_size} samples on one device, temporary buffers not counted: {total}\n"
-        f"  {parts[0]} weights, gradients, moments and averages; {parts[1]} activations ({largest.side}x{largest.side} canvas, "
-        f"{largest.demos} demonstrations); {parts[2]} carries"
+        f"memory of a training step with {batch} samples on one device, "
+        f"temporary buffers not counted: {total}\n"
+        f"  {parts[0]} weights, gradients, moments and averages; "
+        f"{parts[1]} activations ({largest.side}x{largest.side} canvas, {largest.demos} demonstrations); "
+        f"{parts[2]} carries"
     )
 
 
 @reports_user_errors
 def main() -> None:
-    launch("pretrain", PretrainConfig, lambda config: print(summarise(config)))
+    launch("pretrain", PretrainConfig, lambda config: print(summarise(config)), __doc__)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,21 @@
-"""How an answer comes about, as pictures: python -m tools.timeline checkpoint=runs/NAME task=FILE [key=value ...]
+"""Draw how an answer comes about, step by step.
 
-The query's input, the answer after each ACT step with its halting probability, and the known answer; cells framed in green
-are right, in red wrong, and with a yellow frame inside it changed since the step before. A PNG of all, and a GIF step by step.
+    python -m tools.timeline checkpoint=pretrained/arc-small task=pretrained/example.json
+
+Writes a PNG with the query's input, the answer after each ACT step with its halting probability, and the
+known answer. Beside it a GIF shows one step after the other. A green frame marks a right cell, a red one a
+wrong cell. A yellow frame inside it marks a cell that changed since the step before.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
+
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from config.compose import launch
 from evaluation.pictures import COLOURS, LINE, PAPER, RIGHT, WRONG, stack
@@ -17,13 +24,13 @@ from evaluation.solver import AskConfig, Solver, read_task
 from utils.errors import UserError, reports_user_errors
 from utils.images import lettering, write_gif, write_png
 
-CELL_INCHES = 0.3  # the ancestor's
+CELL_INCHES = 0.3  # as in the ancestor's pictures
 INK, CHANGED = np.array((29, 29, 27), np.uint8), np.array((255, 212, 0), np.uint8)
 SECONDS, LAST_SECONDS = 0.6, 2.5  # how long the GIF shows a step, and the last one
 
 
 class TimelineConfig(AskConfig):
-    """Pictures of one answer's refinement (config/timeline.yaml)."""
+    """What to draw, and how (config/timeline.yaml has a line on each key)."""
 
     pair_index: NonNegativeInt
     view: NonNegativeInt
@@ -35,22 +42,18 @@ class TimelineConfig(AskConfig):
 
 
 def run(config: TimelineConfig) -> None:
-    """One query, from the checkpoint to its two pictures."""
+    """Answer one query and write both pictures. Raises `UserError` for a missing file or query."""
     output = Path(config.output)
+    animation = output.with_suffix(".gif")
     if output.suffix != ".png":
         raise UserError(
-            f"output={output} should end in .png; the animation is written beside it as {output.with_suffix('.gif')}"
+            f"output={output} should end in .png; the animation is written beside it as {animation}"
         )
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
-    steps = solver.refine(
-        task,
-        config.pair_index,
-        config.view,
-        config.num_views if config.view else 1,
-        config.seed,
-        config.protocol,
-    )
+    # The first view is the task as it is, whatever the number of views.
+    num_views = config.num_views if config.view else 1
+    steps = solver.refine(task, config.pair_index, config.view, num_views, config.seed, config.protocol)
     query = task.queries[config.pair_index]
     panels = draw(query.input, steps, query.output, solver.model.config.halt_max_steps, config)
     rows = [
@@ -58,7 +61,6 @@ def run(config: TimelineConfig) -> None:
         for start in range(0, len(panels), config.columns)
     ]
     write_png(output, stack(rows, axis=0))
-    animation = output.with_suffix(".gif")
     write_gif(animation, frames(panels, len(steps)), [SECONDS] * (len(steps) - 1) + [LAST_SECONDS])
     print(f"{output}, {animation}: task {task.id}, query {config.pair_index}, {len(steps)} ACT steps")
 
@@ -66,10 +68,15 @@ def run(config: TimelineConfig) -> None:
 def draw(
     grid: np.ndarray, steps: list[Step], truth: np.ndarray | None, max_steps: int, config: TimelineConfig
 ) -> list[np.ndarray]:
-    """The panels from the input to the known answer, each with its caption, (H, W, 3) uint8."""
+    """The panels from the input to the known answer, each (H, W, 3) uint8 with its caption.
+
+    grid: the query's input. truth: the known answer, None where there is none. max_steps: after so many ACT
+    steps the model ends without having halted.
+    """
     cell = round(CELL_INCHES * config.dpi)
     panels, before = [panel(["INPUT"], grid, cell)], None
     for number, step in enumerate(steps):
+        # Tokens that form no grid are no answer, and drawn as an empty panel.
         answer = np.array(step["grid"] or [[]], np.uint8)
         ending = "" if not step["halted"] else "HALTED" if number + 1 < max_steps else "LAST STEP"
         right = agreeing(answer, truth) if config.diff and truth is not None else None
@@ -86,8 +93,12 @@ def panel(
     right: np.ndarray | None = None,
     changed: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A caption of at most two lines above a grid of `cell` pixels per cell; a step without an answer has no grid."""
+    """A caption of at most two lines above a grid of `cell` pixels per cell, (H, W, 3) uint8.
+
+    right and changed: masks of the grid's shape, which frame cells. An empty grid leaves the caption alone.
+    """
     size, gap = max(10, cell // 2), max(4, cell // 8)
+    # Always two lines, so that all grids of a row start at one height.
     written = [lettering(line, size, INK, PAPER) for line in (caption + [""])[:2]]
     top = sum(len(line) + gap for line in written)
     (rows, columns), lines_wide = grid.shape, max(line.shape[1] for line in written)
@@ -109,8 +120,9 @@ def panel(
 
 
 def framed(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Draw a frame and a thin dark line inside it, which tells it from a cell of the same colour; returns what is left within."""
+    """Draw a frame into a cell (H, W, 3), and return the pixels that are left within it."""
     side = min(pixels.shape[:2])
+    # A thin dark line inside the frame tells it from a cell of the same colour, where there is room.
     thick, line = max(1, side // 8), int(side >= 12)
     pixels[:] = colour
     pixels = pixels[thick:-thick, thick:-thick]
@@ -119,7 +131,7 @@ def framed(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
 
 
 def frames(panels: list[np.ndarray], steps: int) -> list[np.ndarray]:
-    """One picture per step, all of one size: the input, the step, the known answer if it is shown."""
+    """One picture per step, all of one size: the input, the step, and the known answer if it is shown."""
     shown, rest = panels[1 : 1 + steps], panels[1 + steps :]
     height, width = (max(panel.shape[axis] for panel in shown) for axis in (0, 1))
     padded = [np.tile(PAPER, (height, width, 1)) for _ in shown]
@@ -130,7 +142,7 @@ def frames(panels: list[np.ndarray], steps: int) -> list[np.ndarray]:
 
 @reports_user_errors
 def main() -> None:
-    launch("timeline", TimelineConfig, run)
+    launch("timeline", TimelineConfig, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""Drives an ancestor's own code: PYTHONPATH=CHECKOUT python drive.py {build,read,rate} OPTIONS, these as JSON.
+"""Drives an ancestor's own builder and loader.
 
-It runs in a process of its own, because the ancestors' packages have the names of ours.
+    PYTHONPATH=CHECKOUT python drive.py {build,read,rate} OPTIONS
+
+OPTIONS are the function's arguments as JSON. It runs in a process of its own, because the ancestors' packages
+have the names of ours.
 """
 
 import importlib
@@ -17,7 +20,7 @@ EPOCHS_PER_ITERATION = 1000
 
 
 def build(module: str, **config: Any) -> None:
-    """The ancestor's builder."""
+    """Build a dataset with the ancestor's builder."""
     builder = importlib.import_module(module)
     builder.convert_dataset(builder.DataProcessConfig(**config))
 
@@ -39,7 +42,7 @@ def dataset(loader: str, data: str, split: str, batch_size: int, epochs: int) ->
 
 
 def read(output: str, **named: Any) -> None:
-    """Everything that one epoch shows, as arrays in the file `output`, without the last batch's padding."""
+    """Write all that one epoch shows as arrays to `output`, without the padding of the last batch."""
     batches = [
         {name: values[:size].numpy() for name, values in batch.items()} | {"set": np.full(size, set_name)}
         for set_name, batch, size in dataset(epochs=1, **named)
@@ -48,7 +51,7 @@ def read(output: str, **named: Any) -> None:
 
 
 def rate(seconds: float, device: str, **named: Any) -> None:
-    """Print examples per second of training, with the worker process and the settings of the ancestors' training scripts."""
+    """Print training examples per second, with the settings of the ancestors' training scripts."""
     import torch  # not above: the builder does not need it, and its memory is measured
     from torch.utils.data import DataLoader
 
@@ -69,6 +72,7 @@ def rate(seconds: float, device: str, **named: Any) -> None:
                 yield size
 
     stream = sizes()
+    # What the worker has fetched ahead would count as infinitely fast.
     for _ in range(WARM_UP):
         next(stream)
     count, start = 0, time.perf_counter()

@@ -1,7 +1,9 @@
-"""Drives an ancestor's own training step or evaluation: PYTHONPATH=CHECKOUT python steps.py {trm,sudoku,etrm,eval,reference} OPTIONS
+"""Drives an ancestor's own training step or evaluation.
 
-OPTIONS are JSON. The ancestor's files run unchanged. What its environment lacks is put in its place from here: small
-packages that it imports, and on a CPU the word "cuda".
+    PYTHONPATH=CHECKOUT python steps.py {trm,sudoku,etrm,eval,reference} OPTIONS
+
+OPTIONS are JSON. The ancestor's files run unchanged. What its environment lacks is put in its place from
+here: small packages that it imports, and on a CPU the word "cuda".
 """
 
 import importlib
@@ -22,7 +24,7 @@ TOKENS = {900: 12, 81: 11}  # vocabulary by cells of the canvas: ARC, Sudoku
 
 
 class AdamATan2(torch.optim.AdamW):
-    """For the package adam_atan2, which needs a GPU: AdamW in a single fused pass, which costs no more."""
+    """Stands in for the package adam_atan2, which needs a GPU: a fused AdamW, which costs no more."""
 
     def __init__(self, params: Any, lr: float, betas: tuple[float, float], weight_decay: float):
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
@@ -77,13 +79,13 @@ def batches(file: str) -> Any:
 
 
 def metadata(data: str, identifiers: int) -> SimpleNamespace:
-    """What the scripts ask of a dataset of these batches; so large that the training never ends."""
+    """The facts that the scripts ask of a dataset of these batches."""
     cells = next(batches(data))["inputs"].shape[1]
     return SimpleNamespace(
         vocab_size=TOKENS[cells],
         seq_len=cells,
         num_puzzle_identifiers=identifiers,
-        total_groups=10**6,
+        total_groups=10**6,  # so many that the training never ends
         mean_puzzle_examples=1.0,
         sets=["all"],
         blank_identifier_id=0,
@@ -140,7 +142,7 @@ def evaluation(module: ModuleType, config: dict[str, Any], data: str, tasks: str
 
 
 def reference(module: ModuleType, config: dict[str, Any], data: str, output: str) -> None:
-    """Write the ETRM ancestor's initial weights and the context that its encoder computes from the first batch."""
+    """Write the ETRM ancestor's initial weights, and its encoder's context of the first batch."""
     state = module.init_train_state_encoder(
         module.PretrainEncoderConfig(**config), metadata(data, 1), rank=0, world_size=1
     )

@@ -1,7 +1,7 @@
 """One contestant of a speed comparison, in a process of its own, which measures only when it is asked to.
 
-Each line of its input is a number of steps; its answer is a line of JSON. Nothing of ours or of an ancestor's is imported
-here: both sides are timed by the same code.
+Each line of its input is a number of steps; its answer is a line of JSON. Nothing of ours or of an ancestor's
+is imported here: both sides are timed by the same code.
 """
 
 import json
@@ -16,7 +16,8 @@ import torch
 
 
 def answer_channel() -> TextIO:
-    """The standard output, for answers alone: whatever else is printed from now on goes to the log."""
+    """The standard output, for answers alone."""
+    # Whatever else is printed from now on goes to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
@@ -28,8 +29,10 @@ def serve(
     answers: TextIO,
     questions: Iterable[str | int] | None = None,
 ) -> None:
-    """Answer until the questions (default: the input) end: the sums of what the steps return, their seconds, and the peak memory so
-    far in bytes."""
+    """Answer numbers of steps until the `questions` (default: the lines of the input) end.
+
+    An answer has the sums of what the steps return, their `seconds`, and the peak `memory` so far in bytes.
+    """
     for line in sys.stdin if questions is None else questions:
         started = time.perf_counter()
         done = [step() for _ in range(int(line))]
@@ -43,8 +46,9 @@ def serve(
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: what PyTorch allocated on a GPU, the resident set on a CPU (which `getrusage` would inherit from the parent)."""
+    """Bytes: the most that PyTorch allocated on a GPU, or the largest resident set on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # `getrusage` would count the parent's memory, which a child starts with.
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

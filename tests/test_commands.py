@@ -1,0 +1,97 @@
+"""The commands: they run by module and by path, help shows an example, old names say where they went."""
+
+import ast
+import re
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import ROOT, run
+from tests.support.tree import Module, product
+
+GUARD = """
+if not __package__:  # called by its path: import from the project's folder, not from this one
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+"""
+MOVED = {
+    "dataset.info": "tools.info",
+    "evaluation.compare": "tools.compare",
+    "experiments.doctor": "tools.doctor",
+    "experiments.exp1": "experiments.votes_against_one_view",
+    "experiments.find_batch_size": "tools.find_batch_size",
+    "experiments.publish": "tools.publish",
+    "experiments.published": "tools.published",
+    "experiments.timeline": "tools.timeline",
+    "models.summary": "tools.summary",
+    "utils.doctor": "tools.doctor",
+}
+
+
+def commands() -> dict[str, Module]:
+    """The modules below a folder that run as a program and import something of the project."""
+    files = product()
+    return {
+        name: module
+        for name, module in files.items()
+        if "." in name and is_program(module) and module.imports(set(files))
+    }
+
+
+def is_program(module: Module) -> bool:
+    return any(
+        isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        for node in module.tree.body
+    )
+
+
+def path_of(name: str) -> Path:
+    return ROOT / f"{name.replace('.', '/')}.py"
+
+
+@pytest.mark.parametrize("name", commands())
+def test_a_command_looks_for_imports_above_its_folder_and_shows_an_example(name):
+    module = commands()[name]
+    before, guard, _ = module.text.partition(GUARD)
+    first = min(line for line, _ in module.imports(set(product())))
+    assert guard, "called by its path, this command would not find the project's modules"
+    assert before.count("\n") < first, "the guard comes too late"
+    assert f"python -m {name} " in ast.get_docstring(module.tree), "its --help would show no example"
+
+
+@pytest.mark.parametrize("name", ["experiments.check", "tools.publish", "dataset.build_maze_dataset"])
+def test_a_command_runs_by_its_path_from_any_folder(name, tmp_path):
+    shows_an_example(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", commands())
+def test_every_command_runs_by_its_path_from_any_folder(name, tmp_path):
+    shows_an_example(name, tmp_path)
+
+
+def shows_an_example(name: str, folder: Path) -> None:
+    done = run(str(path_of(name)), "--help", cwd=folder, env={"PYTHONPATH": ""})
+    assert done.returncode == 0, done.stderr
+    assert re.search(rf"(?<!usage: )python -m {name} ", done.stdout)
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_says_where_the_command_went(old, capsys):
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(old, run_name="__main__")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"error: this command has moved; use python -m {MOVED[old]}\n"
+    assert find_spec(MOVED[old]) is not None and MOVED[old] in commands()
+
+
+def test_no_old_name_is_left_out():
+    files = product()
+    moved = {
+        name
+        for name, module in files.items()
+        if "utils.moved" in {of for _, of in module.imports(set(files))}
+    }
+    assert moved == MOVED.keys()
