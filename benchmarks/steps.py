@@ -6,7 +6,6 @@ Under torchrun the first process answers for all.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from config.schema import PretrainConfig
 from dataset.batch import Bucket
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
-from evaluation.run import evaluate
+from evaluation.respondent import Respondent
+from evaluation.run import Ask, evaluate
 from training.start import Run
 from training.step import train_step
 from utils import distributed
@@ -65,15 +65,17 @@ def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:
 def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
     """An evaluation of `tasks` tasks of the test split, from checkpoint to pass@k."""
     config, model = run.config, run.model
-    ask = partial(
-        evaluate, model, run.store, config.data, config.evaluation, config.objective, run.device, run.world
+    nothing_trained = np.zeros(0, np.uint64)
+    respondent = Respondent(
+        model, run.store, run.table, config.data, config.objective, nothing_trained, run.world
     )
+    ask = Ask(config.seed, max_tasks=tasks)
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 
     def step() -> dict[str, float]:
         views: list[int] = []
-        ask(seed=config.seed, trained_pairs=np.zeros(0, np.uint64), max_tasks=tasks, report=views.append)
+        evaluate(respondent, config.evaluation, ask, progress=views.append)
         model.config = trained
         return {"samples": sum(views)}
 

@@ -1,10 +1,16 @@
-"""What a model answered to every view, kept compactly, so that rules and numbers of votes can be studied without the model.
+"""What a model answered to every view, so that rules and numbers of votes can be studied without the model.
 
-`predictions.npz` holds one row per (query, view), and per ACT step where steps were recorded, as equally long columns
-    query, view, step (N,) int32; answer (N,) int32 into the distinct answers; q_halt_logit (N,) float32; agreement (N,)
-    float32 with the demonstrations (`VoteTable`), NaN where it was not computed
-the distinct answers once, `shapes` (A, 2) and their `cells` one after the other, and of the Q queries `task`, `number` and
-`truth` (Q,), the answer that is right or -1 where it is unknown. Rows are sorted, so that processes leave no trace.
+`predictions.npz` holds equally long columns (N,), one row per query and view, and per ACT step where steps were recorded:
+    query, view, step   int32
+    answer              int32, the number of a distinct answer
+    q_halt_logit        float32
+    agreement           float32 with the demonstrations (`VoteTable`), NaN where it was not computed
+of the A distinct answers, once:
+    shapes (A, 2), and their `cells` one after the other
+and of the Q queries:
+    task, number (Q,)
+    truth (Q,)          the number of the right answer, -1 where it is unknown
+Rows are sorted, so that processes leave no trace.
 """
 
 import math
@@ -23,7 +29,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 FILE = "predictions.npz"
-ABOUT = {
+ABOUT = {  # what results.json has to say for an evaluation to be studied
     "checkpoint",
     "dataset",
     "model",
@@ -38,7 +44,10 @@ _COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit
 
 
 class Predictions:
-    """Answers to views. `answers` maps each distinct answer to its number; an empty one is kept, but never votes."""
+    """Answers to views.
+
+    `answers` maps each distinct answer to its number. An empty one is kept, but never votes.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[AnswerKey, int] = {}
@@ -118,8 +127,10 @@ class Predictions:
 
 @dataclass
 class StoredPredictions:
-    """The predictions of an evaluation's folder, for Q queries: the task and the known answer of each (None: unknown), and
-    what results.json says of the run."""
+    """The predictions of an evaluation's folder, for Q queries.
+
+    tasks, truths: the task and the known answer of each query; None: unknown. about: results.json.
+    """
 
     folder: Path
     predictions: Predictions
@@ -181,7 +192,8 @@ def load(folder: Path) -> StoredPredictions:
         about = read_json(folder / "results.json")
         if not isinstance(about, dict) or not about.keys() >= ABOUT:
             raise UserError(
-                f"{folder}/results.json does not say what an evaluation says; it was not written by this version"
+                f"{folder}/results.json does not say what an evaluation says; "
+                "it was not written by this version"
             )
         stored = StoredPredictions(folder, predictions, arrays["task"].tolist(), truths, about)
     except FileNotFoundError:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from config import compose
 from evaluation.predictions import StoredPredictions
-from evaluation.protocols import adapts
+from evaluation.protocols import adaptation_class
 from evaluation.session import EvaluateConfig, Session
 from evaluation.voting import Ranking
 from utils.arguments import natural, parser_of
@@ -42,7 +42,7 @@ def for_model(module: str, description: str, **numbers: int) -> Namespace:
 def opened(overrides: list[str]) -> Session:
     """The session of an experiment on the model as it is. Raises `UserError` for a protocol that adapts it."""
     config = compose.load(EvaluateConfig, "evaluate", overrides)
-    if adapts(config.protocol):
+    if adaptation_class(config.protocol).adapts:
         raise UserError(f"protocol={config.protocol.name}: this experiment asks the model as it is")
     return Session.open(config)
 
@@ -50,7 +50,7 @@ def opened(overrides: list[str]) -> Session:
 def folder_of(session: Session) -> Path:
     """Where such an experiment writes: output_dir, or a folder beside the run's evaluations, which evaluate.py replaces whole."""
     return Path(
-        session.config.output_dir or session.path.parent.parent / "experiments" / session.folder().name
+        session.config.output_dir or session.trained.run_folder / "experiments" / session.folder().name
     )
 
 

@@ -20,8 +20,8 @@ from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import Samples
 from dataset.samplers import Sampler
-from evaluation.in_training import averaged_weights, check_best_metric, log_pictures
-from evaluation.run import evaluate
+from evaluation.in_training import averaged_weights, check_best_metric, log_pictures, respondent_of
+from evaluation.run import Ask, evaluate
 from training.diagnostics import context_diagnostics
 from training.meter import Meter
 from training.start import Run, resume, start_from_pretrained
@@ -158,20 +158,10 @@ class Rehearsal:
         """As many tasks as one batch holds, without controls."""
         run, config = self.run, self.run.config
         settings = config.evaluation.model_copy(update={"controls": []})
+        tasks = max(1, settings.batch_size // settings.num_views)
         with averaged_weights(run.state):
-            result = evaluate(
-                run.model,
-                run.store,
-                config.data,
-                settings,
-                config.objective,
-                run.device,
-                run.world,
-                seed=config.seed,
-                trained_pairs=run.state.trained_pairs,
-                split=config.evaluated_split,
-                max_tasks=max(1, settings.batch_size // settings.num_views),
-            )
+            ask = Ask(config.seed, config.evaluated_split, max_tasks=tasks)
+            result = evaluate(respondent_of(run), settings, ask)
         self.scores = result.metrics()
         counts = result.counts
         tell(
