@@ -1,7 +1,7 @@
 """Evaluate a checkpoint on held-out tasks: python evaluate.py checkpoint=runs/NAME [key=value ...]
 
-Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals and controls -> a table in the terminal
-and the files of evaluation/folder.py (docs/evaluation.md). It also runs under torchrun.
+Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals and controls -> a table in
+the terminal and the files of evaluation/folder.py (docs/evaluation.md). It also runs under torchrun.
 """
 
 import sys
@@ -45,7 +45,7 @@ def run(config: EvaluateConfig) -> None:
 
 
 def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
-    """The scores as text, a line per control, with intervals, denominator and protocol; then those of each subset."""
+    """The scores as text, with protocol, denominator and intervals: a line per control, then by subset."""
     metrics = list(dict.fromkeys(score.metric for score in evaluation.scores))
     last = f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}"
     arc = ["ARC/single_view", *(f"ARC/pass@{k}" for k in config.pass_ks[:2]), last]
@@ -53,7 +53,8 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
     counts, views = evaluation.counts, evaluation.num_views
     lines = [
         f"protocol {evaluation.described}, split {config.split}: "
-        f"{counts['tasks']} tasks, {counts['queries']} queries ({counts['no_prediction']} without a prediction, "
+        f"{counts['tasks']} tasks, {counts['queries']} queries "
+        f"({counts['no_prediction']} without a prediction, "
         f"{counts['answer_exceeds_canvas']} larger than their canvas, {counts['unlabelled']} unlabelled), "
         f"{views} view{'s' * (views > 1)}, 95 % intervals",
     ]

@@ -1,7 +1,7 @@
 """Answer one task: python predict.py checkpoint=runs/NAME task=FILE [key=value ...]
 
-Prints the two best answers to each query, with their votes and halting probability, in ARC's colours. format=json is
-for programs; page=FILE.html makes a page that shows how the answers came about.
+Prints the two best answers to each query, with their votes and halting probability, in ARC's colours.
+format=json is for programs; page=FILE.html makes a page that shows how the answers came about.
 """
 
 import json

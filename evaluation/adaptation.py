@@ -1,5 +1,6 @@
-"""What is done with a task's demonstrations before the task is asked: the base of all protocols, and the two short ones.
+"""What is done with a task's demonstrations before the task is asked.
 
+Here are the base of all protocols and the two short ones.
 Shapes: B views, K demonstrations, T tokens of the context, D hidden.
 """
 
@@ -36,7 +37,10 @@ class Adaptation:
 
     @classmethod
     def refuses(cls, config: Config, layout: Layout, ranking: Ranking, vote_stop: bool) -> str | None:
-        """Why models of `layout` cannot be adapted so, or their answers not be voted on so; None: they can."""
+        """Why models of `layout` cannot be adapted, or their answers not be voted on, in this way.
+
+        None: nothing speaks against it.
+        """
         if ranking == "agreement" and not layout.reads_demonstrations:
             return "ranking=agreement asks the demonstrations, which only a model with an encoder reads"
         return None
@@ -47,7 +51,7 @@ class Adaptation:
         return f"lower batch_size={batch_size}"
 
     def batches(self, questions: EvaluationSet, views: slice, queries: np.ndarray) -> Iterator[ViewBatch]:
-        """This process's share of the views `views` of the queries (Q,) bool, as `EvaluationSet.batches` gives them.
+        """This process's share of the chosen views of the queries (Q,) bool (`EvaluationSet.batches`).
 
         Between two batches the model may change: it has to answer a batch before the next one is drawn.
         """
@@ -60,7 +64,10 @@ class Adaptation:
 
 
 class AsItIsConfig(Config):
-    """No adaptation. `auto` is whatever model and training data imply; the others are an error where they are not so."""
+    """No adaptation.
+
+    `auto` is whatever model and training data imply. The others are an error where they are not so.
+    """
 
     name: Literal["auto", "inductive", "transductive"]
 
@@ -89,7 +96,10 @@ class LatentSearch(Adaptation):
         cls, config: LatentSearchConfig, layout: Layout, ranking: Ranking, vote_stop: bool
     ) -> str | None:
         if not layout.reads_demonstrations:
-            return "protocol=latent_search searches a context that an encoder computes, and this model has no encoder"
+            return (
+                "protocol=latent_search searches a context that an encoder computes, "
+                "and this model has no encoder"
+            )
         if ranking == "agreement" and config.start == "mean":
             return (
                 "ranking=agreement would ask contexts that protocol.start=mean has not searched; "
@@ -105,7 +115,8 @@ class LatentSearch(Adaptation):
             for start in range(0, len(data["inputs"]), portion)
         ]
         model, objective = self.respondent.model, self.respondent.objective
-        # The same random shifts for every portion: what a view is given must not depend on its place in a batch.
+        # The same random shifts for every portion: what a view is given must not depend on its place in a
+        # batch.
         return torch.cat(
             [
                 search(model, part, objective, self.config, torch.Generator().manual_seed(self.seed))

@@ -34,10 +34,11 @@ def write_files(
     metrics: Sequence[Mapping[str, Any]] = (),
     contexts: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Write all files of an evaluation into `folder`, or none of them; an earlier evaluation there is replaced.
+    """Write all files of an evaluation into `folder`, or none of them.
 
-    about: what results.json says of checkpoint, data and settings. metrics and contexts are what the report draws
-    beside the answers (`render_report`).
+    An earlier evaluation there is replaced.
+    about: what results.json says of checkpoint, data and settings.
+    metrics, contexts: what the report draws beside the answers (`render_report`).
     """
     results = results_of(evaluation, about)
     with directory_written_whole(folder, marker=RESULTS) as temporary:

@@ -46,7 +46,8 @@ class MonitoredConfig(TrainingConfig):
             )
         if self.evaluation.ranking == "agreement" and not self.encoder:
             raise ValueError(
-                "evaluation.ranking=agreement asks the demonstrations, which only a model with an encoder reads"
+                "evaluation.ranking=agreement asks the demonstrations, "
+                "which only a model with an encoder reads"
             )
         return self
 
@@ -85,7 +86,8 @@ def respondent_of(run: Run[MonitoredConfig]) -> Respondent:
 def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, saved: Path) -> None:
     """Score the validation tasks, or the evaluation tasks where none are held out, with the averaged weights.
 
-    The result is logged, and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
+    The result is logged, and noted in the checkpoint `saved` of this step. Only validation scores choose
+    anything.
     """
     config, state = run.config, run.state
     split = config.evaluated_split

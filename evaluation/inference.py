@@ -30,7 +30,7 @@ Progress = Callable[[int], None]  # is told how many views have just been answer
 
 @dataclass(frozen=True)
 class VoteStop:
-    """Ask no further view of a query whose first k answers are certain under `ranking` (`VoteTable.settled`)."""
+    """Ask no further view of a query whose first k answers are certain (`VoteTable.settled`)."""
 
     k: int
     ranking: Ranking
@@ -56,7 +56,9 @@ class Inference:
         progress: Progress = lambda views: None,
         observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
     ) -> Predictions:
-        """The answers of all processes to every view of every query, numbered by its place in `questions.queries`.
+        """The answers of all processes to every view of every query.
+
+        A query's number is its place in `questions.queries`.
 
         stop: leaves out views that cannot matter any more, the same ones for any batch and world size.
         record_steps: keeps the answer after each ACT step instead of the last one's alone.

@@ -1,4 +1,4 @@
-"""What one task teaches at test time: its demonstrations, and episodes in which each is in turn the query of the others.
+"""What one task teaches at test time: its demonstrations, each in turn the query of the others.
 
 Shapes: Q queries of the evaluation set, V views, R puzzle rows, B episodes, K demonstrations.
 """
@@ -19,8 +19,9 @@ from dataset.views import EvaluationSet
 class Lesson:
     """What one set of weights is trained on and asked.
 
-    task: the task that is asked. pairs: the demonstrations. queries: the numbers of the queries that they explain.
-    side: the canvas.
+    task: the task that is asked. pairs: its demonstrations. queries: the numbers of the queries that they
+    explain.
+    side: of the canvas.
     """
 
     task: int
@@ -30,7 +31,7 @@ class Lesson:
 
 
 def lessons_of(questions: EvaluationSet, asked: np.ndarray) -> tuple[list[Lesson], np.ndarray]:
-    """The lessons of the queries of `asked`, and which of these (Q,) have too few demonstrations to learn from."""
+    """The lessons of the queries `asked` (Q,) bool, and those with too few demonstrations for one (Q,) bool."""
     # Queries of a task that are told the same demonstrations share their weights.
     queries_of: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     without = np.zeros(len(questions.queries), bool)
@@ -50,7 +51,7 @@ def lessons_of(questions: EvaluationSet, asked: np.ndarray) -> tuple[list[Lesson
 
 
 def rows_of(questions: EvaluationSet, lesson: Lesson) -> tuple[Tensor, np.ndarray]:
-    """The different puzzle rows (R,) that a lesson's queries are asked with, and each view's place (V,) among them."""
+    """The different puzzle rows (R,) of a lesson's queries, and each view's place (V,) among them."""
     _, identifiers = questions.told(questions.queries[lesson.queries[0]])
     rows, place = np.unique(identifiers.astype(np.int64), return_inverse=True)
     return torch.from_numpy(rows), place

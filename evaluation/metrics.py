@@ -51,11 +51,11 @@ class AnsweredQuery:
 
 
 def score(answers: list[AnsweredQuery], pass_ks: Sequence[int], control: str = "none") -> list[Score]:
-    """The scores of tasks that are known by their demonstrations or rows; n counts tasks with a labelled query.
+    """The scores of tasks that have demonstrations or rows; n counts tasks with a labelled query.
 
-    `ARC/pass@k` is the mean over tasks of the share of a task's queries solved within k answers, the ancestors'
-    number. `tasks_solved@k` is the share of tasks with every query solved, as ARC scores. `ARC/single_view` is
-    pass@1 without votes.
+    `ARC/pass@k` is the mean over tasks of the share of a task's queries solved within k answers, the
+    ancestors' number. `tasks_solved@k` is the share of tasks with every query solved, as ARC scores.
+    `ARC/single_view` is pass@1 without votes.
     """
     tasks = [query.task for query in answers]
     scores = [
@@ -90,8 +90,8 @@ def task_means(tasks: Sequence[Hashable], values: Sequence[float] | np.ndarray) 
 def score_pairs(answers: list[AnsweredQuery], control: str = "none") -> list[Score]:
     """The scores of games without demonstrations, under the ancestors' names.
 
-    `all.exact_accuracy` is the share of puzzles solved. `all.accuracy` is the mean share of a puzzle's cells that
-    are right; an answer of another shape has none.
+    `all.exact_accuracy` is the share of puzzles solved. `all.accuracy` is the mean share of a puzzle's cells
+    that are right; an answer of another shape has none.
     """
     guesses = [query.candidates[0].grid if query.candidates else None for query in answers]
     right = [
@@ -112,8 +112,8 @@ def _score(control: str, metric: str, shares: Sequence[float] | np.ndarray) -> S
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share of n independent tasks (Wilson, 1927).
 
-    For a mean of fractional task scores it is conservative: no distribution on 0..1 with that mean varies more than
-    right-or-wrong.
+    For a mean of fractional task scores it is conservative: no distribution on 0..1 with that mean varies
+    more than right-or-wrong.
     """
     if n == 0:
         return 0.0, 1.0

@@ -20,8 +20,9 @@ def notes_of(
 ) -> list[str]:
     """The notes of an evaluation, most surprising first.
 
-    left_out: control -> tasks that it could not ask. labelled: whether any answer is known. views: how many were
-    asked.
+    left_out: control -> tasks that it could not ask.
+    labelled: whether any answer is known.
+    views: how many were asked.
     """
     notes = [
         f"{control}: {count} of {len(questions.tasks)} tasks left out, "
@@ -37,7 +38,8 @@ def notes_of(
         notes.append(seen.why)
     if adaptation.adapts and (too_few := _too_few_to_adapt(questions)):
         notes.append(
-            f"{too_few} queries have too few demonstrations for {adaptation.config.name} and were answered without"
+            f"{too_few} queries have too few demonstrations for {adaptation.config.name} "
+            "and were answered without"
         )
     notes += _about_questions(questions, config)
     if config.vote_stop:
@@ -63,8 +65,8 @@ def _about_questions(questions: EvaluationSet, config: VotingConfig) -> Iterator
         yield f"one view instead of {config.num_views}: the model was trained without turned grids"
     if questions.truncated:
         yield (
-            f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; "
-            "the first ones were used"
+            f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} "
+            "demonstrations; the first ones were used"
         )
     if questions.too_large:
         yield (
@@ -77,7 +79,8 @@ def _about_stopped_votes(questions: EvaluationSet, k: int, views: int) -> str:
     """How much of the work was saved by stopping once the first k answers were certain, and what it costs."""
     asked = (query for query in questions.queries if query not in questions.too_large)
     in_full = sum(map(questions.views_of, asked))
-    note = f"{views} of {in_full} views were asked: a query's votes stopped once its first {k} answers were certain"
+    note = f"{views} of {in_full} views were asked: "
+    note += f"a query's votes stopped once its first {k} answers were certain"
     if k < SUBMISSION_ATTEMPTS:
         note += ", the second attempt in the submission may differ from the full vote's"
     return note

@@ -1,4 +1,4 @@
-"""Predictions as pixels in ARC's colours: a row per query, with demonstrations, input, prediction and truth."""
+"""Predictions as pixels in ARC's colours, a row per query, with its demonstrations and its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Example:
 
 
 def predictions(respondent: Respondent, split: Split, tasks: int, batch_size: int) -> list[Example]:
-    """The first query of each of a split's first tasks, answered in its unaugmented view (all processes together)."""
+    """The first query of each of a split's first tasks, answered in one view (all processes together)."""
     store = respondent.store
     questions = Ask(seed=0, split=split, max_tasks=tasks).questions(respondent, num_views=1)
     votes = Inference(respondent, questions, as_it_is(respondent, batch_size)).predict()

@@ -1,6 +1,7 @@
 """What a model answered to every view, so that rules and numbers of votes can be studied without the model.
 
-`predictions.npz` holds equally long columns (N,), one row per query and view, and per ACT step where steps were recorded:
+`predictions.npz` holds equally long columns (N,): a row per query and view, and per ACT step where these were
+recorded
     query, view, step   int32
     answer              int32, the number of a distinct answer
     q_halt_logit        float32
@@ -177,7 +178,10 @@ def save(
 
 
 def load(folder: Path) -> StoredPredictions:
-    """What `evaluate.py save_predictions=true` wrote into `folder`. Raises `UserError` if it is missing, damaged or empty."""
+    """What `evaluate.py save_predictions=true` wrote into `folder`.
+
+    Raises `UserError` if it is missing, damaged or empty.
+    """
     path = folder / FILE
     try:
         arrays = dict(np.load(path))

@@ -4,9 +4,10 @@ A score means nothing without its protocol.
 inductive           nothing beyond reading them: weights and context are what training and encoder made
 latent_search       search for a better context (models/latent_search.py)
 test_time_training  train weights of the task's own (evaluation/task_training.py)
-transductive        training has seen pairs of the evaluated tasks, or their demonstrations through a learned row
+transductive        training has seen pairs of the evaluated tasks, or their demonstrations by a learned row
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, SerializeAsAny
@@ -29,7 +30,8 @@ class Protocol(NamedTuple):
     adaptation: type[Adaptation]
 
 
-# A new protocol: a class for each column, a row here, config/protocol/NAME.yaml, and a row in docs/evaluation.md.
+# A new protocol: a class for each column, a row here, config/protocol/NAME.yaml, and a row in
+# docs/evaluation.md.
 PROTOCOLS: dict[str, Protocol] = {
     "auto": Protocol(AsItIsConfig, AsItIs),
     "inductive": Protocol(AsItIsConfig, AsItIs),
@@ -40,11 +42,11 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def protocol_config(value: Any) -> Any:
-    """The typed configuration of the protocol that the dictionary `value` names; any other value as it is.
+    """The typed configuration of the protocol that the mapping `value` names; any other value as it is.
 
     Raises `ValueError` for an unknown protocol.
     """
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return value
     if value.get("name") not in PROTOCOLS:
         raise ValueError(f"protocol.name={value.get('name')!r} is unknown; there are {', '.join(PROTOCOLS)}")

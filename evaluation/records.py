@@ -60,7 +60,10 @@ def records_of(
     protocol: str,
     steps: Mapping[int, list[Step]],
 ) -> list[dict[str, Any]]:
-    """One record per query, as per_example.jsonl has them; `steps` of the queries that have any (`refinements`)."""
+    """One record per query, as per_example.jsonl has them.
+
+    steps: the refinements of the queries that have any, by their number.
+    """
     records = [
         _record(questions, query, answered, status, protocol)
         for query, answered, status in zip(
@@ -118,7 +121,7 @@ def submission_of(questions: EvaluationSet, answers: list[AnsweredQuery]) -> dic
 
 
 def attempts(ranked: list[Candidate]) -> dict[str, list[list[int]]]:
-    """attempt_1 and attempt_2 from the best answers; the second repeats the first where there is one answer."""
+    """attempt_1 and attempt_2 from the best answers; a single answer is given twice."""
     grids = [candidate.grid.tolist() for candidate in ranked[:SUBMISSION_ATTEMPTS]] or [PLACEHOLDER]
     return {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(SUBMISSION_ATTEMPTS)}
 

@@ -1,7 +1,8 @@
 """How an answer comes about: what a model would have answered after each of its ACT steps.
 
-A recorded step is `{"grid": rows of colours, "q": halting probability, "halted": whether the model stops here}`. The
-last one is the answer itself. `evaluation.inference.Inference.collect` records them all in one pass.
+A recorded step is `{"grid": rows of colours, "q": halting probability, "halted": whether the model stops
+here}`. The last one is the answer itself. `evaluation.inference.Inference.collect` records them all in one
+pass.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ def refinements(predictions: Predictions, view: int = 0) -> dict[int, list[Step]
 
 
 def agreeing(grid: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """For each cell of `grid` whether `other`, which may have another size, has the same colour there: bool."""
+    """Whether `other`, which may have another size, has the same colour at each cell of `grid`: bool."""
     same = np.zeros(grid.shape, bool)
     rows, columns = np.minimum(grid.shape, other.shape)
     same[:rows, :columns] = grid[:rows, :columns] == other[:rows, :columns]

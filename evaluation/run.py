@@ -53,11 +53,13 @@ class Ask:
 class Evaluation:
     """What an evaluation found.
 
-    protocol: the label. adaptation: the name of the protocol if it adapts, which the label hides where training has
-    seen tasks.
+    protocol: the label.
+    adaptation: the protocol's name if it adapts, which the label hides where training has seen tasks.
     predictions: the model's own, and the seconds that they took.
-    scores: of all tasks, by_subset: of each subset, where there are several. means: of single views (`CanvasScores`).
-    counts: tasks, queries by status, and views asked. answers: every query with its ranked answers.
+    scores, by_subset: of all tasks, and of each subset where there are several.
+    means: of single views (`CanvasScores`).
+    counts: tasks, queries by status, and views asked.
+    answers: every query with its ranked answers.
     record_steps: whether the predictions hold every ACT step.
     """
 
@@ -110,10 +112,10 @@ def evaluate(
 ) -> Evaluation:
     """Predict, vote and score, with every configured control on the same queries (all processes together).
 
-    The scores are transductive, whatever the dataset says of itself, in two cases: an evaluated task shares a pair
-    with `respondent.trained_pairs`, or the model has learned rows of the tasks. Where no answer is known there are no
-    scores, and no controls to compare them with; the submission is complete. Raises `UserError` for a protocol that
-    is not what it is called, or that cannot be combined with the model or the votes.
+    The scores are transductive, whatever the dataset says of itself, in two cases: an evaluated task shares a
+    pair with `respondent.trained_pairs`, or the model has learned rows of the tasks. Where no answer is
+    known, nothing is scored and no control is asked, but the submission is complete. Raises `UserError` for a
+    protocol that is not what it is called, or that goes with neither model nor votes.
     """
     questions = ask.questions(respondent, config.num_views)
     seen = tasks_seen(respondent.store, questions.tasks, respondent.trained_pairs)

@@ -83,7 +83,7 @@ class EvaluateConfig(VotingConfig):
 
 @dataclass
 class Session:
-    """What one evaluation works with: its settings, the checkpoint, and the model with the tasks it may know."""
+    """What one evaluation works with: settings, checkpoint, and the model with the tasks that it may know."""
 
     config: EvaluateConfig
     trained: TrainedModel
@@ -200,8 +200,8 @@ class Session:
     def folder(self) -> Path:
         """The named output folder, or one inside the run folder, named after checkpoint, split and protocol.
 
-        Where the latter holds an evaluation with other settings, a number is added: only the same evaluation is
-        replaced.
+        A number is added where the latter holds an evaluation with other settings: only the same evaluation
+        is replaced.
         """
         config, trained = self.config, self.trained
         if config.output_dir:
@@ -225,7 +225,7 @@ class Session:
 
 
 def _check_game(trained: TrainedModel, store: Store, sides: tuple[int, ...]) -> None:
-    """Raise `UserError` unless the model was trained on this game, in this size where all puzzles have one."""
+    """Raise `UserError` unless the model was trained on this game, and on this size where it has one."""
     metadata = store.metadata
     if metadata.game != trained.game:
         raise UserError(
@@ -256,8 +256,8 @@ def _tasks_to_ask(trained: TrainedModel, store: Store, config: EvaluateConfig) -
         store = store.hold_out(trained.validation)
     if config.split == "validation" and not len(store.tasks_of("validation")):
         raise UserError(
-            f"{trained.path} was trained without validation tasks of {store.path} (validation=N holds them out); "
-            "choose another split"
+            f"{trained.path} was trained without validation tasks of {store.path} "
+            "(validation=N holds them out); choose another split"
         )
     limits = trained.data()
     if same_data and config.split == "train":

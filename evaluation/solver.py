@@ -15,7 +15,6 @@ from dataset.batch import DataConfig
 from dataset.canvas import smallest_bucket
 from dataset.leaks import tasks_seen
 from dataset.sources import file_source
-from dataset.store import Store
 from dataset.task import Task
 from dataset.views import EvaluationSet
 from dataset.writer import About, pack
@@ -91,8 +90,8 @@ class Solver:
         trained = TrainedModel.load(path, weights)
         if not trained.encoder:
             raise UserError(
-                f"{trained.path}: this model (arch={trained.arch} without an encoder) {trained.layout.unknown}; "
-                "train one with an encoder"
+                f"{trained.path}: this model (arch={trained.arch} without an encoder) "
+                f"{trained.layout.unknown}; train one with an encoder"
             )
         return cls(trained, choose_device(device, World()))
 
@@ -106,8 +105,8 @@ class Solver:
     ) -> list[list[dict]]:
         """The answers to each query, best first; none when no view gave one.
 
-        An answer is `{"grid": rows of colours, "votes": of so many views, "probability": mean halting probability of
-        those views}`.
+        An answer is `{"grid": rows of colours, "votes": of so many views, "probability": the mean halting
+        probability of those views}`.
 
         task: in the ARC format, a file that holds one, or a `Task`. Answers that it may hold are never read.
         protocol: what is done with the demonstrations before (evaluation/protocols.py).
@@ -187,7 +186,7 @@ class Solver:
         )
 
     def questions(self, respondent: Respondent, num_views: int, seed: int) -> EvaluationSet:
-        """The views of one task's queries. Raises `UserError` when the task is larger than the largest canvas."""
+        """The views of one task's queries. Raises `UserError` for a task larger than the largest canvas."""
         questions = Ask(seed).questions(respondent, num_views)
         if questions.too_large:
             task, side, largest = respondent.store.task_ids[0], questions.sides[0], self.data.sides[-1]
@@ -234,14 +233,15 @@ class Solver:
         return notes
 
     def _answers_that_do_not_fit(self, questions: EvaluationSet) -> list[str]:
-        """A note for every known answer that is larger than the canvas, which is chosen without looking at it."""
+        """A note for every known answer that is larger than the canvas, which is chosen without answers."""
         notes, side = [], smallest_bucket(int(questions.sides[0]), self.data.sides)
         for query in questions.queries:
             if not questions.answer_fits(query):
                 rows, columns = questions.store.pair(query.pair).output.shape
                 notes.append(
-                    f"query {query.number}: the known answer is {rows}x{columns}, larger than the "
-                    f"{side}x{side} canvas that demonstrations and inputs ask for, so that no answer can be right"
+                    f"query {query.number}: the known answer is {rows}x{columns}, "
+                    f"larger than the {side}x{side} canvas that demonstrations and inputs ask for, "
+                    "so that no answer can be right"
                 )
         return notes
 
@@ -256,7 +256,8 @@ def read_task(task: "Task | dict | str | Path", task_id: str | None = None) -> T
     found = {one.id: one for one in file_source(file)[file.stem]()}
     if task_id is None and len(found) > 1:
         raise UserError(
-            f"{file} holds {len(found)} tasks; say which one with task_id=ID, for example task_id={min(found)}"
+            f"{file} holds {len(found)} tasks; "
+            f"say which one with task_id=ID, for example task_id={min(found)}"
         )
     if task_id is not None and task_id not in found:
         raise UserError(f"{file} has no task {task_id}{nearest(task_id, found)}")

@@ -1,10 +1,11 @@
-"""Test-time training: weights of a task's own, trained on its demonstrations, each in turn the query of the others.
+"""Test-time training: weights of a task's own, trained on its demonstrations.
 
-The weights of several tasks are stacked and trained side by side (`torch.func`). No task sees another one's draws or
-gradients, so the result does not depend on the company. The model itself is never trained: it holds a task's weights
-while that task is asked, and its own ones before and after.
-Sources: "The Surprising Effectiveness of Test-Time Training for Few-Shot Learning" (arXiv 2411.07279); for learned
-puzzle rows "Test-time Adaptation of Tiny Recursive Models" (arXiv 2511.02886).
+Each demonstration is in turn the query of the others. The weights of several tasks are stacked and trained
+side by side (`torch.func`). No task sees another one's draws or gradients, so the result does not depend on
+the company. The model itself is never trained: it holds a task's weights while that task is asked, and its
+own before and after.
+Source: "The Surprising Effectiveness of Test-Time Training for Few-Shot Learning" (arXiv 2411.07279).
+For learned puzzle rows: "Test-time Adaptation of Tiny Recursive Models" (arXiv 2511.02886).
 Shapes: G tasks side by side, B episodes, Q queries of the evaluation set.
 """
 
@@ -63,7 +64,7 @@ class TaskTrainingConfig(Config):
 
 
 class TaskTraining(Adaptation):
-    """Trains a model's weights for the tasks of evaluation sets, and lends them to the model while a task is asked."""
+    """Trains weights for each task, and lends them to the model while the task is asked."""
 
     config: TaskTrainingConfig
     learns_rows = True
@@ -81,7 +82,10 @@ class TaskTraining(Adaptation):
         if layout.learns_rows and config.parameters == "encoder":
             return "protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case"
         if vote_stop:
-            return "vote_stop=true would train every task again for each round of views with protocol=test_time_training"
+            return (
+                "vote_stop=true would train every task again for each round of views "
+                "with protocol=test_time_training"
+            )
         return super().refuses(config, layout, ranking, vote_stop)
 
     @classmethod
@@ -122,7 +126,7 @@ class TaskTraining(Adaptation):
 
     @torch.enable_grad()
     def train(self, questions: EvaluationSet, lessons: Sequence[Lesson]) -> TaskWeights:
-        """The weights of `lessons`, which lie on one canvas and have equally many demonstrations and puzzle rows."""
+        """The weights of `lessons` of equal shapes (`_stacks`)."""
         config, model, device = self.config, self.respondent.model, self.respondent.device
         started = clock(device)
         rows = [rows_of(questions, lesson)[0] for lesson in lessons]
@@ -170,7 +174,7 @@ class TaskTraining(Adaptation):
     def _set_rates(
         self, optimizer: torch.optim.Optimizer, rates: Sequence[float], step: int, has_rows: bool
     ) -> None:
-        """Set the learning rates of a step; where puzzle rows learn alone at first, the other weights' is 0."""
+        """Set the learning rates of a step; that of all other weights is 0 while puzzle rows learn alone."""
         config = self.config
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             held = step < config.row_steps and not group["is_rows"] and has_rows

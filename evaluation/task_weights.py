@@ -1,4 +1,4 @@
-"""Weights of several tasks' own, stacked so that they train side by side, and lent to the model one task at a time.
+"""Weights of several tasks' own, stacked to train side by side, and lent to the model one task at a time.
 
 Shapes: G tasks side by side, R puzzle rows, D hidden.
 """
@@ -22,7 +22,8 @@ Parameters = Literal["all", "encoder", "core", "low_rank"]
 class TaskWeights:
     """The weights that learn, stacked over G tasks: `values` name -> (G, ...).
 
-    A low-rank product has two, `name` + DOWN and UP. `frozen` holds the others, and what a product is added to.
+    A low-rank product has two, `name` + DOWN and UP. `frozen` holds the others, and what a product is added
+    to.
     """
 
     DOWN, UP = "//down", "//up"
@@ -49,7 +50,7 @@ class TaskWeights:
     def _products(
         self, model: RecursiveModel, own: dict[str, Tensor], count: int, rank: int
     ) -> dict[str, Tensor]:
-        """Two matrices for every linear map, whose product is zero at first. Every task starts from the same ones."""
+        """Two matrices for every linear map, whose product is zero at first; the same ones for every task."""
         device, generator = model.lm_head.weight.device, torch.Generator().manual_seed(0)
         products = {}
         linear = (path for path, module in model.named_modules() if isinstance(module, Linear))

@@ -1,4 +1,4 @@
-"""A trained model, read from its checkpoint: the only place here that knows the keys of a checkpoint's info.json."""
+"""A trained model, read from its checkpoint. Nothing else in this folder knows the keys of info.json."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from utils import checkpoint
 class TrainedModel:
     """A model, and what its checkpoint says of its training.
 
-    path: the checkpoint's folder. weights: `ema` or `raw`. info: info.json. trained_pairs (N,) uint64: fingerprints
-    of all pairs behind the weights.
+    path: the checkpoint's folder. weights: `ema` or `raw`. info: info.json.
+    trained_pairs (N,) uint64: fingerprints of all pairs behind the weights.
     """
 
     path: Path

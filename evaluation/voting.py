@@ -20,9 +20,9 @@ Ranking = Literal["votes", "confidence", "product", "agreement"]
 Controls = Literal["query_only", "shuffled_demonstrations", "copy_input"]
 AnswerKey = tuple[tuple[int, int], bytes]  # what makes answers the same: shape and cells
 
-# Sort keys, best first, of (votes, summed halting probability, summed agreement, earliest view). No two answers
-# share an earliest view, so every order is total. Of equal votes the larger sum is the larger mean, which makes
-# `votes` the original's rule.
+# Sort keys, best first, of (votes, summed halting probability, summed agreement, earliest view). No two
+# answers share an earliest view, so every order is total. Of equal votes the larger sum is the larger mean,
+# which makes `votes` the original's rule.
 _ORDERS = {
     "votes": lambda votes, total, agreed, view: (-votes, -total, view),
     "confidence": lambda votes, total, agreed, view: (-total / votes, -votes, view),
@@ -53,7 +53,8 @@ class VotingConfig(Config):
     def _check_voting(self) -> "VotingConfig":
         if self.vote_stop and self.ranking == "confidence":
             raise ValueError(
-                "vote_stop=true saves nothing with ranking=confidence: any further view could change the first answer"
+                "vote_stop=true saves nothing with ranking=confidence: "
+                "any further view could change the first answer"
             )
         return self
 
@@ -63,8 +64,8 @@ class Candidate:
     """One distinct answer to a query.
 
     grid: its colours (rows, columns). votes: the views that gave it. q: their mean halting probability.
-    first_view: the earliest of them. agreement: their mean agreement with the demonstrations, None where it was
-    not computed.
+    first_view: the earliest of them. agreement: their mean agreement with the demonstrations, None where it
+    was not computed.
     """
 
     grid: np.ndarray
@@ -93,8 +94,8 @@ class VoteTable:
         confidence  the mean halting probability, then the count
         product     the sum of the halting probabilities, which is count times mean, then the count
         agreement   the sum of the views' agreement, then the count
-    A view's agreement is the share of its demonstrations that the model answers exactly from the others. Answers
-    that are still equal are ordered by the earliest view that gave them.
+    A view's agreement is the share of its demonstrations that the model answers exactly from the others.
+    Answers that are still equal are ordered by the earliest view that gave them.
     """
 
     def __init__(self, ranking: Ranking = "votes") -> None:
@@ -167,11 +168,12 @@ class VoteTable:
         return sum(entry[0] for entry in self._votes.get(question, {}).values())
 
     def settled(self, question: Hashable, k: int, remaining: int) -> bool:
-        """Whether the first k answers and their order are certain, whatever the `remaining` views will answer.
+        """Whether the first k answers and their order are certain, whatever the `remaining` views answer.
 
-        A view adds at most 1 to an answer's votes, summed probability and summed agreement. So the first k are
-        certain as soon as each of them leads the next one by more than `remaining`. The next one may be an answer
-        that no view has given yet, which stands at 0. With `confidence` nothing is certain before the last view.
+        A view adds at most 1 to an answer's votes, summed probability and summed agreement. So the first k
+        are certain as soon as each of them leads the next one by more than `remaining`. The next one may be
+        an answer that no view has given yet, which stands at 0. With `confidence` nothing is certain before
+        the last view.
         """
         if remaining <= 0 or self.ranking == "confidence":
             return remaining <= 0
