@@ -115,8 +115,7 @@ class LatentSearch(Adaptation):
             for start in range(0, len(data["inputs"]), portion)
         ]
         model, objective = self.respondent.model, self.respondent.objective
-        # The same random shifts for every portion: what a view is given must not depend on its place in a
-        # batch.
+        # Every portion draws the same random shifts: a view's must not depend on its place in a batch.
         return torch.cat(
             [
                 search(model, part, objective, self.config, torch.Generator().manual_seed(self.seed))

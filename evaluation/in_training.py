@@ -87,7 +87,7 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     """Score the validation tasks, or the evaluation tasks where none are held out, with the averaged weights.
 
     The result is logged, and noted in the checkpoint `saved` of this step. Only validation scores choose
-    anything.
+    among checkpoints, by `best_metric`.
     """
     config, state = run.config, run.state
     split = config.evaluated_split

@@ -19,9 +19,8 @@ from dataset.views import EvaluationSet
 class Lesson:
     """What one set of weights is trained on and asked.
 
-    task: the task that is asked. pairs: its demonstrations. queries: the numbers of the queries that they
-    explain.
-    side: of the canvas.
+    task: the task that is asked. pairs: the demonstrations. side: of the canvas.
+    queries: the numbers of the queries that they explain.
     """
 
     task: int
@@ -31,7 +30,7 @@ class Lesson:
 
 
 def lessons_of(questions: EvaluationSet, asked: np.ndarray) -> tuple[list[Lesson], np.ndarray]:
-    """The lessons of the queries `asked` (Q,) bool, and those with too few demonstrations for one (Q,) bool."""
+    """The lessons of the queries `asked` (Q,) bool, and (Q,) bool which have too few demonstrations."""
     # Queries of a task that are told the same demonstrations share their weights.
     queries_of: dict[tuple[int, tuple[int, ...]], list[int]] = {}
     without = np.zeros(len(questions.queries), bool)

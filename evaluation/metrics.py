@@ -112,8 +112,8 @@ def _score(control: str, metric: str, shares: Sequence[float] | np.ndarray) -> S
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     """The 95 % Wilson score interval of a share of n independent tasks (Wilson, 1927).
 
-    For a mean of fractional task scores it is conservative: no distribution on 0..1 with that mean varies
-    more than right-or-wrong.
+    For a mean of fractional task scores it is conservative: of all distributions on 0..1 with that mean,
+    right-or-wrong varies the most.
     """
     if n == 0:
         return 0.0, 1.0

@@ -1,7 +1,6 @@
 """What a model answered to every view, so that rules and numbers of votes can be studied without the model.
 
-`predictions.npz` holds equally long columns (N,): a row per query and view, and per ACT step where these were
-recorded
+`predictions.npz` holds equally long columns (N,), a row per query and view (and ACT step, where recorded):
     query, view, step   int32
     answer              int32, the number of a distinct answer
     q_halt_logit        float32

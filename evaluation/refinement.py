@@ -1,8 +1,10 @@
 """How an answer comes about: what a model would have answered after each of its ACT steps.
 
-A recorded step is `{"grid": rows of colours, "q": halting probability, "halted": whether the model stops
-here}`. The last one is the answer itself. `evaluation.inference.Inference.collect` records them all in one
-pass.
+A recorded step is a dictionary:
+    grid     rows of colours
+    q        the halting probability
+    halted   whether the model stops here
+The last one is the answer itself. `evaluation.inference.Inference.collect` records them all in one pass.
 """
 
 from typing import Any

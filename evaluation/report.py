@@ -1,7 +1,6 @@
 """Write an evaluation as one self-contained HTML page that a browser opens straight from disk.
 
-A record may hold `steps`, the refinement of its first view (evaluation/refinement.py). The page shows them
-with a slider.
+A record may hold `steps`, the refinement of its first view (evaluation/refinement.py). They get a slider.
 """
 
 from collections.abc import Mapping, Sequence

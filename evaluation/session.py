@@ -200,8 +200,7 @@ class Session:
     def folder(self) -> Path:
         """The named output folder, or one inside the run folder, named after checkpoint, split and protocol.
 
-        A number is added where the latter holds an evaluation with other settings: only the same evaluation
-        is replaced.
+        A number is added where that one holds an evaluation with other settings, which is not replaced.
         """
         config, trained = self.config, self.trained
         if config.output_dir:

@@ -22,8 +22,7 @@ Parameters = Literal["all", "encoder", "core", "low_rank"]
 class TaskWeights:
     """The weights that learn, stacked over G tasks: `values` name -> (G, ...).
 
-    A low-rank product has two, `name` + DOWN and UP. `frozen` holds the others, and what a product is added
-    to.
+    A low-rank product has two, `name` + DOWN and UP. `frozen` holds all weights that do not learn.
     """
 
     DOWN, UP = "//down", "//up"
@@ -45,7 +44,7 @@ class TaskWeights:
         if self.has_rows:
             self.values[ROWS] = torch.stack([model.context.weights[one] for one in rows])  # (G, R, D)
         for value in self.values.values():
-            value.requires_grad_()
+            value.requires_grad_()  # the model's own parameters get no gradient
 
     def _products(
         self, model: RecursiveModel, own: dict[str, Tensor], count: int, rank: int

@@ -63,9 +63,9 @@ class VotingConfig(Config):
 class Candidate:
     """One distinct answer to a query.
 
-    grid: its colours (rows, columns). votes: the views that gave it. q: their mean halting probability.
-    first_view: the earliest of them. agreement: their mean agreement with the demonstrations, None where it
-    was not computed.
+    grid: its colours (rows, columns). votes: the views that gave it. first_view: the earliest of them.
+    q: their mean halting probability.
+    agreement: their mean agreement with the demonstrations, None where it was not computed.
     """
 
     grid: np.ndarray
@@ -172,8 +172,8 @@ class VoteTable:
 
         A view adds at most 1 to an answer's votes, summed probability and summed agreement. So the first k
         are certain as soon as each of them leads the next one by more than `remaining`. The next one may be
-        an answer that no view has given yet, which stands at 0. With `confidence` nothing is certain before
-        the last view.
+        an answer that no view has given yet, which stands at 0.
+        With `confidence` nothing is certain before the last view.
         """
         if remaining <= 0 or self.ranking == "confidence":
             return remaining <= 0
