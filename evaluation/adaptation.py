@@ -4,8 +4,8 @@ Here are the base of all protocols and the two short ones.
 Shapes: B views, K demonstrations, T tokens of the context, D hidden.
 """
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Generator
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,13 @@ from dataset.views import EvaluationSet, ViewBatch
 from evaluation.respondent import Respondent
 from evaluation.voting import Ranking
 from models.latent_search import LatentSearchConfig, search
-from utils.config import Config
+from utils.config import NamedConfig
+
+C = TypeVar("C", bound=NamedConfig)
+Batches = Generator[ViewBatch, None, None]
 
 
-class Adaptation:
+class Adaptation(Generic[C]):
     """What one protocol does. A new one is a subclass, its configuration, and a row of `protocols.PROTOCOLS`.
 
     adapts: whether anything is done at all.
@@ -31,12 +34,12 @@ class Adaptation:
     learns_rows = False
     leaves_weights = True
 
-    def __init__(self, config: Config, respondent: Respondent, seed: int, batch_size: int):
+    def __init__(self, config: C, respondent: Respondent, seed: int, batch_size: int):
         self.config, self.respondent = config, respondent
         self.seed, self.batch_size = seed, batch_size
 
     @classmethod
-    def refuses(cls, config: Config, layout: Layout, ranking: Ranking, vote_stop: bool) -> str | None:
+    def refuses(cls, config: C, layout: Layout, ranking: Ranking, vote_stop: bool) -> str | None:
         """Why models of `layout` cannot be adapted, or their answers not be voted on, in this way.
 
         None: nothing speaks against it.
@@ -46,11 +49,11 @@ class Adaptation:
         return None
 
     @classmethod
-    def less_memory(cls, config: Config, batch_size: int) -> str:
+    def less_memory(cls, config: C, batch_size: int) -> str:
         """What to change when an evaluation does not fit into memory."""
         return f"lower batch_size={batch_size}"
 
-    def batches(self, questions: EvaluationSet, views: slice, queries: np.ndarray) -> Iterator[ViewBatch]:
+    def batches(self, questions: EvaluationSet, views: slice, queries: np.ndarray) -> Batches:
         """This process's share of the chosen views of the queries (Q,) bool (`EvaluationSet.batches`).
 
         Between two batches the model may change: it has to answer a batch before the next one is drawn.
@@ -63,7 +66,7 @@ class Adaptation:
         return None
 
 
-class AsItIsConfig(Config):
+class AsItIsConfig(NamedConfig):
     """No adaptation.
 
     `auto` is whatever model and training data imply. The others are an error where they are not so.
@@ -75,7 +78,7 @@ class AsItIsConfig(Config):
 AS_IT_IS = AsItIsConfig(name="auto")
 
 
-class AsItIs(Adaptation):
+class AsItIs(Adaptation[AsItIsConfig]):
     """The model answers with the weights and contexts that training and encoder made."""
 
     adapts = False
@@ -86,7 +89,7 @@ def as_it_is(respondent: Respondent, batch_size: int) -> Adaptation:
     return AsItIs(AS_IT_IS, respondent, seed=0, batch_size=batch_size)
 
 
-class LatentSearch(Adaptation):
+class LatentSearch(Adaptation[LatentSearchConfig]):
     """A better context for every view is searched among its demonstrations (models/latent_search.py)."""
 
     config: LatentSearchConfig

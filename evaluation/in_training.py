@@ -10,7 +10,7 @@ from pydantic import PositiveInt, model_validator
 from dataset.store import Store
 from evaluation import pictures
 from evaluation.respondent import Respondent
-from evaluation.run import Ask, evaluate
+from evaluation.run import Ask, Split, evaluate
 from evaluation.scoreboard import metric_names
 from evaluation.voting import VotingConfig
 from training.config import TrainingConfig
@@ -52,7 +52,7 @@ class MonitoredConfig(TrainingConfig):
         return self
 
     @property
-    def evaluated_split(self) -> str:
+    def evaluated_split(self) -> Split:
         """The split that is evaluated during training."""
         return "validation" if self.validation else "test"
 
@@ -124,7 +124,8 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
 def log_pictures(run: Run[MonitoredConfig], logger: RunLogger) -> None:
     """Draw what the averaged weights answer to a few training and evaluation tasks (the ancestors' names)."""
     config = run.config
-    for name, split in (("train_predictions", "train"), ("eval_predictions", "test")):
+    drawn: dict[str, Split] = {"train_predictions": "train", "eval_predictions": "test"}
+    for name, split in drawn.items():
         with averaged_weights(run.state), less_memory_to_answer("the pictures", run):
             answered = pictures.predictions(
                 respondent_of(run), split, config.logging.images_samples, config.evaluation.batch_size

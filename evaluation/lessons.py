@@ -32,19 +32,19 @@ class Lesson:
 def lessons_of(questions: EvaluationSet, asked: np.ndarray) -> tuple[list[Lesson], np.ndarray]:
     """The lessons of the queries `asked` (Q,) bool, and (Q,) bool which have too few demonstrations."""
     # Queries of a task that are told the same demonstrations share their weights.
-    queries_of: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    queries_of: dict[tuple[int, tuple[int, ...], int], list[int]] = {}
     without = np.zeros(len(questions.queries), bool)
     for number in np.flatnonzero(asked & questions.asked).tolist():
         query = questions.queries[number]
-        if questions.side_of(query) is None:
+        side = questions.side_of(query)
+        if side is None:
             continue
         if questions.can_adapt(query):
-            queries_of.setdefault((query.task, questions.demonstrations(query)), []).append(number)
+            queries_of.setdefault((query.task, questions.demonstrations(query), side), []).append(number)
         else:
             without[number] = True
     lessons = [
-        Lesson(task, pairs, tuple(numbers), questions.side_of(questions.queries[numbers[0]]))
-        for (task, pairs), numbers in queries_of.items()
+        Lesson(task, pairs, tuple(numbers), side) for (task, pairs, side), numbers in queries_of.items()
     ]
     return lessons, without
 

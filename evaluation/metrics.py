@@ -42,7 +42,17 @@ class AnsweredQuery:
     @cached_property
     def rank(self) -> int | None:
         """1-based rank of the truth among the answers."""
-        return next((i for i, c in enumerate(self.candidates, 1) if np.array_equal(c.grid, self.truth)), None)
+        truth = self.truth
+        if truth is None:
+            return None
+        return next((i for i, c in enumerate(self.candidates, 1) if np.array_equal(c.grid, truth)), None)
+
+    @property
+    def share_of_cells(self) -> float:
+        """The share of the truth's cells that the best answer has right, 0 if it has another shape."""
+        if self.truth is None or not self.candidates or self.candidates[0].grid.shape != self.truth.shape:
+            return 0.0
+        return float((self.candidates[0].grid == self.truth).mean())
 
     @property
     def first_view_right(self) -> bool:
@@ -93,11 +103,7 @@ def score_pairs(answers: list[AnsweredQuery], control: str = "none") -> list[Sco
     `all.exact_accuracy` is the share of puzzles solved. `all.accuracy` is the mean share of a puzzle's cells
     that are right; an answer of another shape has none.
     """
-    guesses = [query.candidates[0].grid if query.candidates else None for query in answers]
-    right = [
-        (guess == query.truth).mean() if guess is not None and guess.shape == query.truth.shape else 0.0
-        for guess, query in zip(guesses, answers, strict=True)
-    ]
+    right = [query.share_of_cells for query in answers]
     return [
         _score(control, "all.exact_accuracy", [float(share == 1) for share in right]),
         _score(control, "all.accuracy", right),

@@ -54,11 +54,11 @@ def draw(examples: Sequence[Example]) -> np.ndarray:
 
 
 def _row(example: Example) -> np.ndarray:
-    known = example.truth is not None
-    right = known and example.prediction is not None and np.array_equal(example.prediction, example.truth)
+    truth, prediction = example.truth, example.prediction
+    right = truth is not None and prediction is not None and np.array_equal(prediction, truth)
     columns = [stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in example.demonstrations]
-    frame = LINE if not known else RIGHT if right else WRONG
-    answers = (_grid(example.query), _grid(example.prediction, frame), _grid(example.truth))
+    frame = LINE if truth is None else RIGHT if right else WRONG
+    answers = (_grid(example.query), _grid(prediction, frame), _grid(truth))
     return stack([*columns, *(stack([grid], axis=0) for grid in answers)], axis=1)
 
 

@@ -51,7 +51,7 @@ class Predictions:
 
     def __init__(self) -> None:
         self.answers: dict[AnswerKey, int] = {}
-        self._columns = {name: array(code) for name, code in _COLUMNS.items()}
+        self._columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
 
     def add(
         self,
@@ -150,7 +150,7 @@ class StoredPredictions:
 
     def ranks(self, votes: VoteTable) -> list[int | None]:
         """The rank of the known answer of each labelled query."""
-        return [votes.rank_of(query, self.truths[query]) for query in self.labelled]
+        return [votes.rank_of(query, truth) for query, truth in enumerate(self.truths) if truth is not None]
 
     def task_means(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """(T,) or (T, M) the mean of `values` (one, or M, per labelled query) over each task's queries."""
@@ -161,7 +161,8 @@ def save(
     path: Path, predictions: Predictions, tasks: list[str], numbers: list[int], truths: list[AnswerKey | None]
 ) -> None:
     """Write predictions.npz; the module's docstring says what is in it."""
-    columns, known = predictions.columns, list(predictions.answers)
+    columns: dict[str, Any] = predictions.columns
+    known = list(predictions.answers)
     used = [known[number] for number in columns["answer"].tolist()]
     answers = {answer: i for i, answer in enumerate(dict.fromkeys([*used, *filter(None, truths)]))}
     columns["answer"] = np.array([answers[answer] for answer in used], np.int32)

@@ -19,14 +19,14 @@ from evaluation.respondent import Respondent
 from evaluation.task_training import TaskTraining, TaskTrainingConfig
 from evaluation.voting import Ranking
 from models.latent_search import LatentSearchConfig
-from utils.config import Config
+from utils.config import NamedConfig
 from utils.errors import UserError
 
 
 class Protocol(NamedTuple):
     """config: what can be set, with the protocol's `name`. adaptation: what is done."""
 
-    config: type[Config]
+    config: type[NamedConfig]
     adaptation: type[Adaptation]
 
 
@@ -54,7 +54,7 @@ def protocol_config(value: Any) -> Any:
 
 
 # The type of a field: the configuration of any row of the table.
-ProtocolConfig = Annotated[SerializeAsAny[Config], BeforeValidator(protocol_config)]
+ProtocolConfig = Annotated[SerializeAsAny[NamedConfig], BeforeValidator(protocol_config)]
 
 
 def adaptation_class(config: ProtocolConfig) -> type[Adaptation]:

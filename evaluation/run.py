@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from dataset.leaks import tasks_seen
-from dataset.views import EvaluationSet
+from dataset.views import Control, EvaluationSet
 from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.canvas_scores import CanvasScores
 from evaluation.inference import Inference, Progress, VoteStop, copy_input
@@ -41,7 +41,7 @@ class Ask:
     protocol: ProtocolConfig = AS_IT_IS
     record_steps: bool = False
 
-    def questions(self, respondent: Respondent, num_views: int, control: str = "none") -> EvaluationSet:
+    def questions(self, respondent: Respondent, num_views: int, control: Control = "none") -> EvaluationSet:
         """The views of the queries that are asked."""
         store, data = respondent.store, respondent.data
         return EvaluationSet(
@@ -173,7 +173,7 @@ def _score_controls(
     progress: Progress,
 ) -> dict[str, int]:
     """Ask every control and add its scores; control -> tasks that it could not ask, where there are any."""
-    config, left_out = board.config, {}
+    config, left_out = board.config, dict[str, int]()
     for control in controls_of(config, respondent.store.layout):
         if control == "copy_input":
             board.add(questions, answers_of(questions, copy_input(questions)), control)

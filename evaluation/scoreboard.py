@@ -7,7 +7,7 @@ from dataset.store import Store
 from dataset.views import EvaluationSet
 from evaluation.canvas_scores import NAMES
 from evaluation.metrics import AnsweredQuery, Score, score, score_pairs
-from evaluation.voting import VotingConfig
+from evaluation.voting import Controls, VotingConfig
 
 
 def metric_names(config: VotingConfig, layout: Layout) -> list[str]:
@@ -17,7 +17,7 @@ def metric_names(config: VotingConfig, layout: Layout) -> list[str]:
     return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
 
 
-def controls_of(config: VotingConfig, layout: Layout) -> list[str]:
+def controls_of(config: VotingConfig, layout: Layout) -> list[Controls]:
     """The configured controls, of which games without demonstrations have only `copy_input`."""
     return [control for control in config.controls if control == "copy_input" or not layout.shares_rule]
 

@@ -5,7 +5,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -19,6 +19,7 @@ from evaluation.respondent import Respondent
 from evaluation.run import Ask, Evaluation, Split, evaluate
 from evaluation.trained_model import TrainedModel
 from evaluation.voting import VotingConfig
+from models.context import PuzzleEmbedding
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe
 from utils.distributed import World
@@ -245,7 +246,7 @@ def _forget_rows(trained: TrainedModel, store: Store, config: EvaluateConfig) ->
             f"{trained.path} has one learned row per puzzle of the dataset it was trained on; "
             f"{store.path} is another dataset, whose rows {row_learners()} learns"
         )
-    trained.model.context.start_anew(store.metadata.num_puzzle_identifiers)
+    cast(PuzzleEmbedding, trained.model.context).start_anew(store.metadata.num_puzzle_identifiers)
 
 
 def _tasks_to_ask(trained: TrainedModel, store: Store, config: EvaluateConfig) -> Store:

@@ -21,7 +21,7 @@ from dataset.writer import About, pack
 from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.inference import Inference
 from evaluation.protocols import ProtocolConfig, adaptation_of, described, label
-from evaluation.records import answers_of, records_of
+from evaluation.records import answers_of, known_output, records_of
 from evaluation.refinement import Step, refinements
 from evaluation.respondent import Respondent
 from evaluation.run import Ask
@@ -236,8 +236,9 @@ class Solver:
         """A note for every known answer that is larger than the canvas, which is chosen without answers."""
         notes, side = [], smallest_bucket(int(questions.sides[0]), self.data.sides)
         for query in questions.queries:
-            if not questions.answer_fits(query):
-                rows, columns = questions.store.pair(query.pair).output.shape
+            output = known_output(questions, query)
+            if output is not None and not questions.answer_fits(query):
+                rows, columns = output.shape
                 notes.append(
                     f"query {query.number}: the known answer is {rows}x{columns}, "
                     f"larger than the {side}x{side} canvas that demonstrations and inputs ask for, "

@@ -10,7 +10,7 @@ Shapes: G tasks side by side, B episodes, Q queries of the evaluation set.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,8 +22,8 @@ from torch.func import functional_call, vmap
 from dataset.batch import materialise
 from dataset.layouts import Layout
 from dataset.samplers import Stream, step_rng
-from dataset.views import EvaluationSet, ViewBatch
-from evaluation.adaptation import Adaptation
+from dataset.views import EvaluationSet
+from evaluation.adaptation import Adaptation, Batches
 from evaluation.lessons import EpisodeSampler, Lesson, lessons_of, rows_of
 from evaluation.task_weights import Parameters, TaskWeights, weights_lent
 from evaluation.voting import Ranking
@@ -32,14 +32,14 @@ from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, act_loss
 from training.optim import AdamATan2
 from training.schedule import learning_rate
-from utils.config import Config
+from utils.config import NamedConfig
 from utils.device import clock
 
 BETAS = (0.9, 0.95)
 _PERFORMANCE_ONLY = "There is a performance drop because we have not yet implemented the batching rule"
 
 
-class TaskTrainingConfig(Config):
+class TaskTrainingConfig(NamedConfig):
     """How a task's own weights are trained.
 
     parameters: what learns; low_rank adds a product of two matrices of rank `rank` to every linear map.
@@ -63,7 +63,7 @@ class TaskTrainingConfig(Config):
     tasks_at_once: PositiveInt
 
 
-class TaskTraining(Adaptation):
+class TaskTraining(Adaptation[TaskTrainingConfig]):
     """Trains weights for each task, and lends them to the model while the task is asked."""
 
     config: TaskTrainingConfig
@@ -93,7 +93,7 @@ class TaskTraining(Adaptation):
         own = f"protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
         return f"{super().less_memory(config, batch_size)}, {own}"
 
-    def batches(self, questions: EvaluationSet, views: slice, queries: np.ndarray) -> Iterator[ViewBatch]:
+    def batches(self, questions: EvaluationSet, views: slice, queries: np.ndarray) -> Batches:
         """This process's share of the views, task by task, the model holding the weights for just these.
 
         Queries without enough demonstrations to learn from come first, with the model's own weights.

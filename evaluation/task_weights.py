@@ -40,9 +40,10 @@ class TaskWeights:
                 name: value.repeat(count, *[1] * value.ndim) for name, value in own.items() if name in names
             }
             self.frozen = {name: value for name, value in own.items() if name not in names}
-        self.has_rows = isinstance(model.context, PuzzleEmbedding)
-        if self.has_rows:
-            self.values[ROWS] = torch.stack([model.context.weights[one] for one in rows])  # (G, R, D)
+        table = _puzzle_table(model)
+        self.has_rows = table is not None
+        if table is not None:
+            self.values[ROWS] = torch.stack([table[one] for one in rows])  # (G, R, D)
         for value in self.values.values():
             value.requires_grad_()  # the model's own parameters get no gradient
 
@@ -113,6 +114,11 @@ def _learning(model: RecursiveModel, parameters: Parameters) -> set[str]:
     return {"all": learns, "encoder": learns & encoder, "core": learns - encoder}[parameters]
 
 
+def _puzzle_table(model: RecursiveModel) -> Tensor | None:
+    """The learned rows of all puzzles, of a model that has them."""
+    return model.context.weights if isinstance(model.context, PuzzleEmbedding) else None
+
+
 @contextmanager
 def weights_lent(
     model: RecursiveModel, weights: dict[str, Tensor], identifiers: Tensor, rows: Tensor | None
@@ -122,14 +128,15 @@ def weights_lent(
     identifiers (R,), rows (R, D): which puzzle rows, and what they are; None: none.
     """
     own = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    own_rows = None if rows is None else model.context.weights[identifiers]
+    table = _puzzle_table(model)
+    own_rows = None if table is None else table[identifiers]
 
     @torch.no_grad()
     def load(values: dict[str, Tensor], rows: Tensor | None) -> None:
         for name, parameter in model.named_parameters():
             parameter.copy_(values[name])
-        if rows is not None:
-            model.context.weights[identifiers] = rows
+        if table is not None and rows is not None:
+            table[identifiers] = rows
 
     load(weights, rows)
     try:

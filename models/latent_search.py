@@ -18,7 +18,7 @@ from dataset.batch import leave_one_out
 from models.act import Carry, act_step, initial_carry, solve
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
-from utils.config import Config
+from utils.config import NamedConfig
 
 
 class LeaveOneOut:
@@ -92,7 +92,7 @@ class LeaveOneOut:
         return self.losses(solve(self.model, self.rows, shift=shift).logits)
 
 
-class LatentSearchConfig(Config):
+class LatentSearchConfig(NamedConfig):
     """start: from the context of all demonstrations, or from the mean of those that leave one out. search: `gradient` steps,
     or the best of so many `random` shifts. lr: of a step, or the deviation of the random shifts, in units of the context's
     RMS. optimizer: adam, or sgd, which divides a sample's gradient by its RMS.

@@ -19,7 +19,7 @@ from tests.support.encoders import CASES, make_case, normal
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model
 from tests.support.reads import unread_settings
 from tests.support.respondents import inference
-from tests.support.runs import CPU, Trainer, load_config
+from tests.support.runs import ALONE, CPU, Trainer, load_config
 from training.step import train_step
 
 

@@ -27,7 +27,7 @@ from tests.support.grids import random_task, write_store
 from tests.support.protocols import SEARCH, drawn_episodes, outspoken, ttt_config
 from tests.support.report import embedded
 from tests.support.runs import Trainer, untrained
-from utils.config import Config
+from utils.config import NamedConfig
 from utils.errors import UserError
 
 
@@ -91,7 +91,7 @@ def test_a_named_protocol_is_checked(fewshot, puzzle):
         compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", "protocol.name=ttt"])
 
 
-class ToyConfig(Config):
+class ToyConfig(NamedConfig):
     """size: by how much every context is moved."""
 
     name: Literal["toy"]
