@@ -1,7 +1,7 @@
-"""Evaluate a checkpoint on held-out tasks: python evaluate.py checkpoint=runs/NAME [key=value ...], also under torchrun.
+"""Evaluate a checkpoint on held-out tasks: python evaluate.py checkpoint=runs/NAME [key=value ...]
 
-Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals and controls, results.json,
-per_example.jsonl, submission.json, report.html and, if asked for, every view's prediction (docs/evaluation.md).
+Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals and controls -> a table in
+the terminal and the files of evaluation/folder.py (docs/evaluation.md). It also runs under torchrun.
 """
 
 import sys
@@ -11,10 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.compose import launch
+from evaluation.folder import RESULTS, files_of
 from evaluation.metrics import Score
-from evaluation.predictions import FILE
 from evaluation.protocols import less_memory
-from evaluation.run import RESULTS, Evaluation
+from evaluation.run import Evaluation
 from evaluation.session import EvaluateConfig, Session
 from utils import distributed
 from utils.device import explains_out_of_memory
@@ -29,45 +29,43 @@ def run(config: EvaluateConfig) -> None:
     if config.output_dir:
         check_replaceable(Path(config.output_dir), RESULTS)  # before hours of work, not after them
     session = Session.open(config)
+    is_main = session.respondent.world.is_main
     with (
-        tqdm(
-            unit="view", disable=not session.world.is_main, desc="views", leave=False, file=sys.stderr
-        ) as bar,
+        tqdm(unit="view", disable=not is_main, desc="views", leave=False, file=sys.stderr) as bar,
         explains_out_of_memory("the evaluation", less_memory(config.protocol, config.batch_size)),
     ):
-        evaluation = session.evaluate(report=bar.update)
-    if session.world.is_main:
+        evaluation = session.evaluate(progress=bar.update)
+    if is_main:
         seconds = time.monotonic() - started
         print(table(evaluation, config), flush=True)  # whatever becomes of the files
         folder = session.folder()
         session.write(folder, evaluation, seconds)
-        also = [
-            name
-            for name, wanted in ((FILE, config.save_predictions), ("report.html", config.report))
-            if wanted
-        ]
-        print(f"{folder}: {', '.join([RESULTS, 'per_example.jsonl', 'submission.json', *also])}")
+        print(f"{folder}: {', '.join(files_of(config.report, config.save_predictions))}")
     distributed.close()
 
 
 def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
-    """The scores as text: one line per control, with intervals, denominator and protocol; then those of each subset."""
+    """The scores as text, with protocol, denominator and intervals: a line per control, then by subset."""
     metrics = list(dict.fromkeys(score.metric for score in evaluation.scores))
     last = f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}"
     arc = ["ARC/single_view", *(f"ARC/pass@{k}" for k in config.pass_ks[:2]), last]
-    shown = arc if arc[0] in metrics else metrics
-    counts = evaluation.counts
+    columns = arc if arc[0] in metrics else metrics
+    counts, views = evaluation.counts, evaluation.num_views
     lines = [
-        f"protocol {evaluation.described}, split {config.split}: {counts['tasks']} tasks, {counts['queries']} queries "
-        f"({counts['no_prediction']} without a prediction, {counts['answer_exceeds_canvas']} larger than their canvas, "
-        f"{counts['unlabelled']} unlabelled), {evaluation.num_views} view{'s' * (evaluation.num_views > 1)}, 95 % intervals",
+        f"protocol {evaluation.described}, split {config.split}: "
+        f"{counts['tasks']} tasks, {counts['queries']} queries "
+        f"({counts['no_prediction']} without a prediction, "
+        f"{counts['answer_exceeds_canvas']} larger than their canvas, {counts['unlabelled']} unlabelled), "
+        f"{views} view{'s' * (views > 1)}, 95 % intervals",
     ]
-    if shown:
-        lines += ["", *_rows({name: [s for s in evaluation.scores if s.metric == name] for name in shown})]
+    if columns:
+        lines += ["", *_rows({name: [s for s in evaluation.scores if s.metric == name] for name in columns})]
     if evaluation.by_subset:
-        best = shown[-2] if shown is arc else shown[0]
-        columns = {name: [s for s in own if s.metric == best] for name, own in evaluation.by_subset.items()}
-        headings = {f"{name} ({own[0].n})": own for name, own in columns.items()}
+        best = columns[-2] if columns is arc else columns[0]
+        subsets = {
+            name: [s for s in scores if s.metric == best] for name, scores in evaluation.by_subset.items()
+        }
+        headings = {f"{name} ({scores[0].n})": scores for name, scores in subsets.items()}
         lines += ["", f"{best} by subset (tasks)", "", *_rows(headings)]
     return "\n".join(line.rstrip() for line in [*lines, "", *evaluation.notes])
 

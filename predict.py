@@ -1,7 +1,7 @@
 """Answer one task: python predict.py checkpoint=runs/NAME task=FILE [key=value ...]
 
-The two best answers to each query with their votes and halting probability, in ARC's colours; format=json for programs,
-page=FILE.html for a page that shows how the answers came about.
+Prints the two best answers to each query, with their votes and halting probability, in ARC's colours.
+format=json is for programs; page=FILE.html makes a page that shows how the answers came about.
 """
 
 import json
@@ -18,8 +18,8 @@ from pydantic import PositiveInt
 from config.compose import launch
 from evaluation.pictures import COLOURS
 from evaluation.protocols import less_memory
+from evaluation.records import SUBMISSION_ATTEMPTS, attempts
 from evaluation.report import write_report
-from evaluation.run import SUBMISSION_ATTEMPTS, attempts
 from evaluation.solver import AskConfig, Solution, Solver, read_task
 from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
@@ -47,7 +47,7 @@ def run(config: PredictConfig) -> None:
             config.seed,
             config.batch_size,
             config.protocol,
-            with_steps=config.page is not None,
+            record_steps=config.page is not None,
         )
     about = description(config, solver, solution)
     if config.format == "json":
@@ -63,22 +63,22 @@ def run(config: PredictConfig) -> None:
 
 
 def description(config: PredictConfig, solver: Solver, solution: Solution) -> dict[str, Any]:
-    """What was asked whom, as an evaluation's results.json has it."""
-    info = solver.info
+    """What was asked of which model, as an evaluation's results.json has it."""
+    trained = solver.trained
     return {
         "task": solution.task.id,
         "protocol": solution.protocol.split(",")[0],
         "adaptation": config.protocol.model_dump(),
         "checkpoint": {
-            "path": str(solver.path),
-            "step": info["step"],
-            "weights": config.weights,
-            "git_commit": info["git_commit"],
+            "path": str(trained.path),
+            "step": trained.step,
+            "weights": trained.weights,
+            "git_commit": trained.git_commit,
         },
         "model": {
-            "arch": info["config"]["arch"]["name"],
-            "encoder": info["config"]["encoder"]["name"],
-            "parameters": info["parameters"],
+            "arch": trained.arch,
+            "encoder": trained.encoder,
+            "parameters": trained.parameters,
         },
         "num_views": solution.num_views,
         "seed": config.seed,

@@ -9,7 +9,6 @@ first process answers for all.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from config.schema import PretrainConfig
 from dataset.batch import Bucket
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
-from evaluation.run import evaluate
+from evaluation.respondent import Respondent
+from evaluation.run import Ask, evaluate
 from training.start import Run
 from training.step import train_step
 from utils import distributed
@@ -73,16 +73,18 @@ def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:
 def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
     """An evaluation of the first `tasks` tasks of the test split, from weights to pass@k."""
     config, model = run.config, run.model
-    ask = partial(
-        evaluate, model, run.store, config.data, config.evaluation, config.objective, run.device, run.world
+    nothing_trained = np.zeros(0, np.uint64)
+    respondent = Respondent(
+        model, run.store, run.table, config.data, config.objective, nothing_trained, run.world
     )
+    ask = Ask(config.seed, max_tasks=tasks)
     # `model.config` is what the evaluation reads the number of ACT steps from.
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 
     def step() -> dict[str, float]:
         views: list[int] = []
-        ask(seed=config.seed, trained_pairs=np.zeros(0, np.uint64), max_tasks=tasks, report=views.append)
+        evaluate(respondent, config.evaluation, ask, progress=views.append)
         model.config = trained
         return {"samples": sum(views)}
 

@@ -9,7 +9,10 @@ from pydantic import PositiveInt, model_validator
 
 from dataset.store import Store
 from evaluation import pictures
-from evaluation.run import VotingConfig, evaluate, metric_names
+from evaluation.respondent import Respondent
+from evaluation.run import Ask, Split, evaluate
+from evaluation.scoreboard import metric_names
+from evaluation.voting import VotingConfig
 from training.config import TrainingConfig
 from training.meter import Meter
 from training.start import Run
@@ -25,7 +28,8 @@ SHOWN_SCORES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy"
 class MonitoredConfig(TrainingConfig):
     """A run with evaluations.
 
-    eval_tasks: the first so many test tasks only. best_metric: what checkpoints are chosen by, on the validation tasks.
+    eval_tasks: the first so many test tasks only.
+    best_metric: what checkpoints are chosen by, on the validation tasks.
     """
 
     eval_tasks: PositiveInt | None
@@ -37,22 +41,27 @@ class MonitoredConfig(TrainingConfig):
     def _check_evaluation(self) -> "MonitoredConfig":
         if self.validation and self.eval_tasks:
             raise ValueError(
-                f"eval_tasks={self.eval_tasks} limits the test tasks, but validation={self.validation} evaluates others"
+                f"eval_tasks={self.eval_tasks} limits the test tasks, "
+                f"but validation={self.validation} evaluates others"
             )
         if self.evaluation.ranking == "agreement" and not self.encoder:
             raise ValueError(
-                "evaluation.ranking=agreement asks the demonstrations, which only a model with an encoder reads"
+                "evaluation.ranking=agreement asks the demonstrations, "
+                "which only a model with an encoder reads"
             )
         return self
 
     @property
-    def evaluated_split(self) -> str:
+    def evaluated_split(self) -> Split:
         """The split that is evaluated during training."""
         return "validation" if self.validation else "test"
 
 
 def check_best_metric(config: MonitoredConfig, store: Store) -> None:
-    """Raise `UserError` if the validation tasks could not be scored by `best_metric`: before the training, not after it."""
+    """Raise `UserError` if the validation tasks could not be scored by `best_metric`.
+
+    It is asked before the training, not after it.
+    """
     names, wanted = metric_names(config.evaluation, store.layout), config.best_metric
     if config.validation and wanted not in names:
         raise UserError(
@@ -60,35 +69,39 @@ def check_best_metric(config: MonitoredConfig, store: Store) -> None:
         )
 
 
+def respondent_of(run: Run[MonitoredConfig]) -> Respondent:
+    """The run's model as an evaluation asks it, with the weights that it has at that moment."""
+    config, state = run.config, run.state
+    return Respondent(
+        model=state.model,
+        store=run.store,
+        table=run.table,
+        data=config.data,
+        objective=config.objective,
+        trained_pairs=state.trained_pairs,
+        world=run.world,
+    )
+
+
 def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, saved: Path) -> None:
     """Score the validation tasks, or the evaluation tasks where none are held out, with the averaged weights.
 
-    What is found is logged and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
+    The result is logged, and noted in the checkpoint `saved` of this step. Only validation scores choose
+    among checkpoints, by `best_metric`.
     """
     config, state = run.config, run.state
-    split, limits = (
-        config.evaluated_split,
-        [] if config.validation else [config.eval_tasks, config.data.max_eval_groups],
+    split = config.evaluated_split
+    limits = [] if config.validation else [config.eval_tasks, config.data.max_eval_groups]
+    ask = Ask(
+        config.seed, split, max_tasks=min((limit for limit in limits if limit is not None), default=None)
     )
     views: list[int] = []
     started = time.perf_counter()
     with averaged_weights(state), less_memory_to_answer("the evaluation", run):
-        result = evaluate(
-            state.model,
-            run.store,
-            config.data,
-            config.evaluation,
-            config.objective,
-            run.device,
-            run.world,
-            seed=config.seed,
-            trained_pairs=state.trained_pairs,
-            split=split,
-            max_tasks=min((limit for limit in limits if limit is not None), default=None),
-            report=views.append,
-        )
+        result = evaluate(respondent_of(run), config.evaluation, ask, progress=views.append)
     seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
     metrics, prefix = result.metrics(), "validation/" if config.validation else ""
+    # A value that is no number is logged, but it is no score: it would win or lose every comparison.
     score = metrics.get(config.best_metric) if config.validation else None
     score = score if score is not None and math.isfinite(score) else None
     if score is not None:
@@ -109,22 +122,16 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
 
 
 def log_pictures(run: Run[MonitoredConfig], logger: RunLogger) -> None:
-    """Draw what the averaged weights answer to a few training and evaluation tasks, under the ancestors' names."""
+    """Draw what the averaged weights answer to a few training and evaluation tasks (the ancestors' names)."""
     config = run.config
-    for name, split in (("train_predictions", "train"), ("eval_predictions", "test")):
+    drawn: dict[str, Split] = {"train_predictions": "train", "eval_predictions": "test"}
+    for name, split in drawn.items():
         with averaged_weights(run.state), less_memory_to_answer("the pictures", run):
-            shown = pictures.predictions(
-                run.state.model,
-                run.store,
-                config.data,
-                run.table,
-                run.world,
-                split=split,
-                tasks=config.logging.images_samples,
-                batch_size=config.evaluation.batch_size,
+            answered = pictures.predictions(
+                respondent_of(run), split, config.logging.images_samples, config.evaluation.batch_size
             )
-        if shown:
-            logger.image(run.state.step, name, pictures.draw(shown))
+        if answered:
+            logger.image(run.state.step, name, pictures.draw(answered))
 
 
 def less_memory_to_answer(what: str, run: Run[MonitoredConfig]) -> AbstractContextManager:

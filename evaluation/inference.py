@@ -1,7 +1,10 @@
-"""From a model and an evaluation set to predictions. Answers are never read here."""
+"""From a model and an evaluation set to predictions. Answers are never read here.
+
+Shapes: B views, K demonstrations, T tokens of the context, D hidden, L cells of a canvas.
+"""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -11,186 +14,154 @@ from torch import Tensor
 
 from dataset import augment, canvas
 from dataset.batch import leave_one_out, materialise
-from dataset.canvas import GridTable
 from dataset.views import EvaluationSet, ViewBatch
+from evaluation.adaptation import Adaptation
 from evaluation.predictions import Predictions
-from evaluation.protocols import Adaptation, LatentSearch
-from evaluation.task_training import TaskTraining
+from evaluation.respondent import Respondent
 from evaluation.voting import Ranking, VoteTable
 from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
 from utils import distributed
-from utils.distributed import World
 
 VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
+
+Progress = Callable[[int], None]  # is told how many views have just been answered
 
 
 @dataclass(frozen=True)
 class VoteStop:
-    """Ask no further view of a query whose first k answers are certain under `ranking` (`VoteTable.settled`)."""
+    """Ask no further view of a query whose first k answers are certain (`VoteTable.settled`)."""
 
     k: int
     ranking: Ranking
 
 
-@torch.no_grad()
-def collect(
-    model: RecursiveModel,
-    questions: EvaluationSet,
-    table: GridTable,
-    batch_size: int,
-    world: World,
-    report: Callable[[int], None] = lambda views: None,
-    observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
-    *,
-    adaptation: Adaptation | None = None,
-    stop: VoteStop | None = None,
-    every_step: bool = False,
-    with_agreement: bool = False,
-) -> Predictions:
-    """The answers of all processes to every view of every query, numbered by its position in `questions.queries`.
+@dataclass(frozen=True)
+class Inference:
+    """A respondent that answers the views of an evaluation set.
 
-    `stop` leaves out views that cannot matter any more, the same ones for any batch and world size. `every_step` keeps the
-    answer after each ACT step instead of the last one's alone. `report` hears of finished views, `observe` sees each batch's
-    last answer. `adaptation` is made of each task's demonstrations before it is asked. `with_agreement`
-    also asks each view's demonstrations, and notes the share answered exactly.
+    adaptation: what it makes of each task's demonstrations before the task is asked.
     """
-    model.eval()
-    predictions, votes = Predictions(), VoteTable(stop.ranking if stop else "votes")
-    rounds = range(0, questions.num_views, VIEWS_PER_ROUND if stop else questions.num_views)
-    unsettled = questions.asked.copy()
-    for first in rounds:
-        end = first + rounds.step
-        mine = Predictions()
-        with closing(
-            _batches(model, questions, table, batch_size, world, slice(first, end), unsettled, adaptation)
-        ) as batches:
-            for batch in batches:
-                observe(
-                    batch,
-                    _answer(model, questions, table, batch, mine, adaptation, every_step, with_agreement),
-                )
-                report(batch.valid)
-        new = Predictions()
-        new.merge(distributed.gather_objects(mine))
-        predictions.merge([new])
-        if stop:
-            new.vote_into(votes)
-            for number in np.flatnonzero(unsettled).tolist():
-                remaining = questions.num_views_of(questions.queries[number]) - end
-                unsettled[number] = not votes.settled(number, stop.k, remaining)
-    return predictions
 
+    respondent: Respondent
+    questions: EvaluationSet
+    adaptation: Adaptation
 
-def predict(
-    model: RecursiveModel,
-    questions: EvaluationSet,
-    table: GridTable,
-    batch_size: int,
-    world: World,
-    report: Callable[[int], None] = lambda views: None,
-    *,
-    adaptation: Adaptation | None = None,
-    stop: VoteStop | None = None,
-    ranking: Ranking = "votes",
-) -> VoteTable:
-    """The votes of `collect`'s predictions."""
-    with_agreement = ranking == "agreement"
-    found = collect(
-        model,
-        questions,
-        table,
-        batch_size,
-        world,
-        report,
-        adaptation=adaptation,
-        stop=stop,
-        with_agreement=with_agreement,
-    )
-    return found.vote(ranking)
+    @torch.no_grad()
+    def collect(
+        self,
+        stop: VoteStop | None = None,
+        record_steps: bool = False,
+        with_agreement: bool = False,
+        progress: Progress = lambda views: None,
+        observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
+    ) -> Predictions:
+        """The answers of all processes to every view of every query.
 
+        A query's number is its place in `questions.queries`.
 
-def _batches(
-    model: RecursiveModel,
-    questions: EvaluationSet,
-    table: GridTable,
-    batch_size: int,
-    world: World,
-    views: slice,
-    queries: np.ndarray,
-    adaptation: Adaptation | None,
-) -> Iterator[ViewBatch]:
-    """This process's share of the chosen views; the model is as it should be for each of them."""
-    if isinstance(adaptation, TaskTraining):
-        with closing(adaptation.adapted(model, questions, table, queries, world)) as lessons:
-            for chosen in lessons:
-                yield from questions.batches(batch_size, views=views, queries=chosen)
-    else:
-        yield from questions.batches(batch_size, world.rank, world.size, views, queries)
+        stop: leaves out views that cannot matter any more, the same ones for any batch and world size.
+        record_steps: keeps the answer after each ACT step instead of the last one's alone.
+        with_agreement: also asks each view's demonstrations, and notes the share answered exactly.
+        observe: is given each batch with its last answer.
+        """
+        self.respondent.model.eval()
+        questions = self.questions
+        predictions, votes = Predictions(), VoteTable(stop.ranking if stop else "votes")
+        per_round = VIEWS_PER_ROUND if stop else questions.num_views
+        unsettled = questions.asked.copy()
+        for first in range(0, questions.num_views, per_round):
+            end = first + per_round
+            mine, everyones = Predictions(), Predictions()
+            # Closed on an error, too: an adaptation then gives the model its own weights back.
+            with closing(self.adaptation.batches(questions, slice(first, end), unsettled)) as batches:
+                for batch in batches:
+                    observe(batch, self._answer(batch, mine, record_steps, with_agreement))
+                    progress(batch.valid)
+            everyones.merge(distributed.gather_objects(mine))
+            predictions.merge([everyones])
+            if stop:
+                # Only whole rounds are looked at, so that every process stops at the same views.
+                everyones.vote_into(votes)
+                for number in np.flatnonzero(unsettled).tolist():
+                    remaining = questions.num_views_of(questions.queries[number]) - end
+                    unsettled[number] = not votes.settled(number, stop.k, remaining)
+        return predictions
 
+    def predict(
+        self,
+        ranking: Ranking = "votes",
+        stop: VoteStop | None = None,
+        progress: Progress = lambda views: None,
+    ) -> VoteTable:
+        """The votes of what `collect` finds."""
+        found = self.collect(stop, with_agreement=ranking == "agreement", progress=progress)
+        return found.vote(ranking)
 
-def _answer(
-    model: RecursiveModel,
-    questions: EvaluationSet,
-    table: GridTable,
-    batch: ViewBatch,
-    predictions: Predictions,
-    adaptation: Adaptation | None,
-    every_step: bool,
-    with_agreement: bool,
-) -> Answer:
-    """Add the model's answers to one batch of views, mapped back to the query's own frame."""
+    def _answer(
+        self, batch: ViewBatch, predictions: Predictions, record_steps: bool, with_agreement: bool
+    ) -> Answer:
+        """Add the model's answers to one batch of views, mapped back to the query's own frame."""
+        model, questions = self.respondent.model, self.questions
 
-    def keep(rows: Tensor, answer: Answer) -> None:
-        tokens = answer.logits.argmax(-1).to(torch.uint8).cpu().numpy()
-        grids = canvas.decode(tokens, questions.store.game.vocabulary)
-        columns = (rows.tolist(), grids, answer.steps.tolist(), answer.q_halt_logits.tolist())
-        for row, grid, step, q in zip(*columns, strict=True):
-            if row < batch.valid:
+        def keep(rows: Tensor, answer: Answer) -> None:
+            tokens = answer.logits.argmax(-1).to(torch.uint8).cpu().numpy()
+            grids = canvas.decode(tokens, questions.store.game.vocabulary)
+            columns = (rows.tolist(), grids, answer.steps.tolist(), answer.q_halt_logits.tolist())
+            for row, grid, step, q_halt_logit in zip(*columns, strict=True):
+                if row >= batch.valid:  # repeats another row, to fill the batch
+                    continue
                 number, view = int(batch.query[row]), int(batch.view[row])
                 transform, colours = questions.view(questions.queries[number], view)
-                answer = augment.invert(grid, transform, colours) if grid.size else grid
-                predictions.add(number, view, int(step), answer, q, agreed[row])
+                original = augment.invert(grid, transform, colours) if grid.size else grid
+                predictions.add(number, view, int(step), original, q_halt_logit, agreements[row])
 
-    def watch(rows: Tensor, output: StepOutput) -> None:
-        if every_step:
-            keep(rows, Answer(output.logits, output.q_halt_logits, output.carry.steps))
+        def watch(rows: Tensor, output: StepOutput) -> None:
+            if record_steps:
+                keep(rows, Answer(output.logits, output.q_halt_logits, output.carry.steps))
 
-    data = materialise(batch.samples, questions.store, table, with_labels=False).data
-    shift = adaptation.shift(model, data) if isinstance(adaptation, LatentSearch) else None
-    agreed = agreement(model, data, shift).tolist() if with_agreement else [math.nan] * len(data["inputs"])
-    answer = solve(model, data, watch, shift)
-    if not every_step:
-        keep(torch.arange(len(answer.steps)), answer)
-    return answer
+        data = materialise(batch.samples, questions.store, self.respondent.table, with_labels=False).data
+        shift = self.adaptation.shift(data)
+        unknown = [math.nan] * len(data["inputs"])
+        agreements = agreement(model, data, shift).tolist() if with_agreement else unknown
+        answer = solve(model, data, watch, shift)
+        if not record_steps:
+            keep(torch.arange(len(answer.steps)), answer)
+        return answer
 
 
 @torch.no_grad()
 def task_contexts(
-    model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch_size: int
+    respondent: Respondent, questions: EvaluationSet, batch_size: int
 ) -> dict[str, list[float]]:
-    """Task id -> the summary (`Context.summary`) of what the model is told of the task, in the unaugmented view of its first query."""
-    model.eval()
+    """Task id -> the summary (`Context.summary`) of what the model is told of the task.
+
+    It is that of the unaugmented view of the task's first query.
+    """
+    model = respondent.model.eval()
     first = np.array([query.number == 0 for query in questions.queries], bool)
-    found = {}
+    summaries = {}
     for batch in questions.batches(batch_size, views=slice(0, 1), queries=first):
-        data = materialise(batch.samples, questions.store, table, with_labels=False).data
-        summaries = model.context(data).summary()[: batch.valid].tolist()
-        for number, summary in zip(batch.query[: batch.valid], summaries, strict=True):
-            found[questions.store.task_ids[questions.queries[number].task]] = summary
-    return found
+        data = materialise(batch.samples, questions.store, respondent.table, with_labels=False).data
+        rows = model.context(data).summary()[: batch.valid].tolist()
+        for number, summary in zip(batch.query[: batch.valid], rows, strict=True):
+            summaries[questions.store.task_ids[questions.queries[number].task]] = summary
+    return summaries
 
 
 def agreement(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None) -> Tensor:
-    """(B,) the share of each view's demonstrations that the model answers exactly from the others, 0 where none can be asked."""
-    rows, counted = leave_one_out(data)
+    """(B,) the share of each view's demonstrations that the model answers exactly from the others.
+
+    It is 0 where none can be asked. shift (B, T, D): what is added to the contexts.
+    """
+    rows, counted = leave_one_out(data)  # (B * K, ...), (B, K)
     size, right = len(data["inputs"]), []
     for start in range(0, len(rows["inputs"]), size):  # as many rows at once as there are views
         part = {name: value[start : start + size] for name, value in rows.items()}
         moved = (
             None if shift is None else shift.repeat_interleave(counted.shape[1], dim=0)[start : start + size]
         )
-        labels = part["labels"]
+        labels = part["labels"]  # (B, L)
         answered = solve(model, part, shift=moved).logits.argmax(-1)
         right.append(((answered == labels) | (labels == canvas.IGNORE_LABEL_ID)).all(-1))
     return (torch.cat(right).view_as(counted) & counted).sum(1) / counted.sum(1).clamp_min(1)

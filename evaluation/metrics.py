@@ -32,8 +32,8 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A query: its task, the ranked answers, the truth, or None where it is unknown."""
+class AnsweredQuery:
+    """A query: its task, the ranked answers, and the truth, None where it is unknown."""
 
     task: int
     candidates: list[Candidate]
@@ -42,7 +42,17 @@ class Answered:
     @cached_property
     def rank(self) -> int | None:
         """1-based rank of the truth among the answers."""
-        return next((i for i, c in enumerate(self.candidates, 1) if np.array_equal(c.grid, self.truth)), None)
+        truth = self.truth
+        if truth is None:
+            return None
+        return next((i for i, c in enumerate(self.candidates, 1) if np.array_equal(c.grid, truth)), None)
+
+    @property
+    def share_of_cells(self) -> float:
+        """The share of the truth's cells that the best answer has right, 0 if it has another shape."""
+        if self.truth is None or not self.candidates or self.candidates[0].grid.shape != self.truth.shape:
+            return 0.0
+        return float((self.candidates[0].grid == self.truth).mean())
 
     @property
     def first_view_right(self) -> bool:
@@ -50,17 +60,19 @@ class Answered:
         return self.rank is not None and self.candidates[self.rank - 1].first_view == 0
 
 
-def score(answered: list[Answered], pass_ks: Sequence[int], control: str = "none") -> list[Score]:
-    """Per k: `ARC/pass@k`, the mean over tasks of the share of a task's queries solved within k answers (the ancestors'
-    number), and `tasks_solved@k`, the share of tasks with every query solved (ARC scoring). `ARC/single_view` is pass@1
-    without votes. The denominator n is the number of tasks that have a labelled query.
+def score(answers: list[AnsweredQuery], pass_ks: Sequence[int], control: str = "none") -> list[Score]:
+    """The scores of tasks that have demonstrations or rows; n counts tasks with a labelled query.
+
+    `ARC/pass@k` is the mean over tasks of the share of a task's queries solved within k answers, the
+    ancestors' number. `tasks_solved@k` is the share of tasks with every query solved, as ARC scores.
+    `ARC/single_view` is pass@1 without votes.
     """
-    tasks = [query.task for query in answered]
+    tasks = [query.task for query in answers]
     scores = [
-        _score(control, "ARC/single_view", task_means(tasks, [query.first_view_right for query in answered]))
+        _score(control, "ARC/single_view", task_means(tasks, [query.first_view_right for query in answers]))
     ]
     for k in pass_ks:
-        shares = task_means(tasks, solved_within([query.rank for query in answered], k))
+        shares = task_means(tasks, solved_within([query.rank for query in answers], k))
         scores.append(_score(control, f"ARC/pass@{k}", shares))
         scores.append(_score(control, f"tasks_solved@{k}", shares == 1))
     return scores
@@ -72,7 +84,10 @@ def solved_within(ranks: Sequence[int | None], k: int) -> np.ndarray:
 
 
 def task_means(tasks: Sequence[Hashable], values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """(T,) or (T, M) the mean of `values` (Q,) or (Q, M) over the queries of each task, tasks in the order of their first query."""
+    """(T,) or (T, M) the mean of `values` (Q,) or (Q, M) over the queries of each task.
+
+    Tasks stand in the order of their first query.
+    """
     position = {task: i for i, task in enumerate(dict.fromkeys(tasks))}
     index = np.array([position[task] for task in tasks], np.int64)
     values = np.asarray(values, np.float64)
@@ -82,15 +97,13 @@ def task_means(tasks: Sequence[Hashable], values: Sequence[float] | np.ndarray) 
     return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
 
 
-def score_pairs(answered: list[Answered], control: str = "none") -> list[Score]:
-    """For games without demonstrations, under the ancestors' names: `all.exact_accuracy`, the share of puzzles solved, and
-    `all.accuracy`, the mean share of a puzzle's cells that are right (an answer of another shape has none).
+def score_pairs(answers: list[AnsweredQuery], control: str = "none") -> list[Score]:
+    """The scores of games without demonstrations, under the ancestors' names.
+
+    `all.exact_accuracy` is the share of puzzles solved. `all.accuracy` is the mean share of a puzzle's cells
+    that are right; an answer of another shape has none.
     """
-    guesses = [query.candidates[0].grid if query.candidates else None for query in answered]
-    right = [
-        (guess == query.truth).mean() if guess is not None and guess.shape == query.truth.shape else 0.0
-        for guess, query in zip(guesses, answered, strict=True)
-    ]
+    right = [query.share_of_cells for query in answers]
     return [
         _score(control, "all.exact_accuracy", [float(share == 1) for share in right]),
         _score(control, "all.accuracy", right),
@@ -103,12 +116,14 @@ def _score(control: str, metric: str, shares: Sequence[float] | np.ndarray) -> S
 
 
 def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """The Wilson score interval of a share of n independent tasks. For a mean of fractional task scores it is
-    conservative: no distribution on 0..1 with that mean varies more than right-or-wrong."""
+    """The 95 % Wilson score interval of a share of n independent tasks (Wilson, 1927).
+
+    For a mean of fractional task scores it is conservative: of all distributions on 0..1 with that mean,
+    right-or-wrong varies the most.
+    """
     if n == 0:
         return 0.0, 1.0
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, min(share, centre - half)), min(
-        1.0, max(share, centre + half)
-    )  # rounding must not exclude 0 and 1
+    low, high = min(share, centre - half), max(share, centre + half)
+    return max(0.0, low), min(1.0, high)  # rounding must not exclude 0 and 1

@@ -1,18 +1,15 @@
-"""Predictions as pixels in ARC's colours: a row per query, with its demonstrations, its input, the prediction and the truth."""
+"""Predictions as pixels in ARC's colours, a row per query, with its demonstrations and its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from dataset.batch import DataConfig
-from dataset.canvas import GridTable
-from dataset.store import Store
 from dataset.task import Pair
-from dataset.views import EvaluationSet
-from evaluation.inference import predict
-from models.core import RecursiveModel
-from utils.distributed import World
+from evaluation.adaptation import as_it_is
+from evaluation.inference import Inference
+from evaluation.respondent import Respondent
+from evaluation.run import Ask, Split
 
 _HEX = ("000000", "0074D9", "FF4136", "2ECC40", "FFDC00", "AAAAAA", "F012BE", "FF851B", "7FDBFF", "870C25")
 COLOURS = np.array([tuple(bytes.fromhex(colour)) for colour in _HEX], np.uint8)
@@ -23,7 +20,7 @@ CELL, GAP, FRAME = 8, 12, 3  # pixels
 
 
 @dataclass(frozen=True)
-class Shown:
+class Example:
     """One query: what the model saw, the best answer (None: it gave none), and the truth (None: unknown)."""
 
     demonstrations: Sequence[Pair]
@@ -32,41 +29,36 @@ class Shown:
     truth: np.ndarray | None
 
 
-def predictions(
-    model: RecursiveModel,
-    store: Store,
-    data: DataConfig,
-    table: GridTable,
-    world: World,
-    *,
-    split: str,
-    tasks: int,
-    batch_size: int,
-) -> list[Shown]:
-    """The first query of each of a split's first tasks, answered from its unaugmented view (all processes together)."""
-    questions = EvaluationSet(store, data, split, num_views=1, seed=0, max_tasks=tasks)
-    votes = predict(model, questions, table, batch_size, world)
-    shown = []
+def predictions(respondent: Respondent, split: Split, tasks: int, batch_size: int) -> list[Example]:
+    """The first query of each of a split's first tasks, answered in one view (all processes together)."""
+    store = respondent.store
+    questions = Ask(seed=0, split=split, max_tasks=tasks).questions(respondent, num_views=1)
+    votes = Inference(respondent, questions, as_it_is(respondent, batch_size)).predict()
+    examples = []
     for number, query in enumerate(questions.queries):
         if query.number == 0:
             pair, ranked = store.pair(query.pair), votes.ranked(number)
             demonstrations = [store.pair(demo) for demo in query.demos]
-            shown.append(Shown(demonstrations, pair.input, ranked[0].grid if ranked else None, pair.output))
-    return shown
+            prediction = ranked[0].grid if ranked else None
+            examples.append(Example(demonstrations, pair.input, prediction, pair.output))
+    return examples
 
 
-def draw(shown: Sequence[Shown]) -> np.ndarray:
-    """(H, W, 3) uint8. In a row, from the left: each demonstration, input above output; the query's input; the prediction,
-    framed in green when it is right and in red when it is wrong; the truth."""
-    return stack([_row(one) for one in shown], axis=0)
+def draw(examples: Sequence[Example]) -> np.ndarray:
+    """(H, W, 3) uint8, a row per example.
+
+    From the left: each demonstration, input above output; the query's input; the prediction; the truth. The
+    prediction is framed in green when it is right and in red when it is wrong.
+    """
+    return stack([_row(example) for example in examples], axis=0)
 
 
-def _row(shown: Shown) -> np.ndarray:
-    known = shown.truth is not None
-    right = known and shown.prediction is not None and np.array_equal(shown.prediction, shown.truth)
-    columns = [stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in shown.demonstrations]
-    frame = LINE if not known else RIGHT if right else WRONG
-    answers = (_grid(shown.query), _grid(shown.prediction, frame), _grid(shown.truth))
+def _row(example: Example) -> np.ndarray:
+    truth, prediction = example.truth, example.prediction
+    right = truth is not None and prediction is not None and np.array_equal(prediction, truth)
+    columns = [stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in example.demonstrations]
+    frame = LINE if truth is None else RIGHT if right else WRONG
+    answers = (_grid(example.query), _grid(prediction, frame), _grid(truth))
     return stack([*columns, *(stack([grid], axis=0) for grid in answers)], axis=1)
 
 
@@ -86,7 +78,7 @@ def _grid(grid: np.ndarray | None, frame: np.ndarray = PAPER) -> np.ndarray:
 
 
 def stack(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
-    """The parts one after the other along `axis`, with gaps before, between and behind, aligned at their start."""
+    """The parts one after the other along `axis`, with gaps around them, aligned at their start."""
     across = 1 - axis
     shape = [0, 0, 3]
     shape[axis] = sum(part.shape[axis] for part in parts) + GAP * (len(parts) + 1)

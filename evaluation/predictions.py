@@ -1,10 +1,16 @@
-"""What a model answered to every view, kept compactly, so that rules and numbers of votes can be studied without the model.
+"""What a model answered to every view, so that rules and numbers of votes can be studied without the model.
 
-`predictions.npz` holds one row per (query, view), and per ACT step where steps were recorded, as equally long columns
-    query, view, step (N,) int32; answer (N,) int32 into the distinct answers; q_halt_logit (N,) float32; agreement (N,)
-    float32 with the demonstrations (`VoteTable`), NaN where it was not computed
-the distinct answers once, `shapes` (A, 2) and their `cells` one after the other, and of the Q queries `task`, `number` and
-`truth` (Q,), the answer that is right or -1 where it is unknown. Rows are sorted, so that processes leave no trace.
+`predictions.npz` holds equally long columns (N,), a row per query and view (and ACT step, where recorded):
+    query, view, step   int32
+    answer              int32, the number of a distinct answer
+    q_halt_logit        float32
+    agreement           float32 with the demonstrations (`VoteTable`), NaN where it was not computed
+of the A distinct answers, once:
+    shapes (A, 2), and their `cells` one after the other
+and of the Q queries:
+    task, number (Q,)
+    truth (Q,)          the number of the right answer, -1 where it is unknown
+Rows are sorted, so that processes leave no trace.
 """
 
 import math
@@ -23,7 +29,7 @@ from utils.errors import UserError
 from utils.files import read_json
 
 FILE = "predictions.npz"
-ABOUT = {
+ABOUT = {  # what results.json has to say for an evaluation to be studied
     "checkpoint",
     "dataset",
     "model",
@@ -38,11 +44,14 @@ _COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit
 
 
 class Predictions:
-    """Answers to views. `answers` maps each distinct answer to its number; an empty one is kept, but never votes."""
+    """Answers to views.
+
+    `answers` maps each distinct answer to its number. An empty one is kept, but never votes.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[AnswerKey, int] = {}
-        self._columns = {name: array(code) for name, code in _COLUMNS.items()}
+        self._columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
 
     def add(
         self,
@@ -118,8 +127,10 @@ class Predictions:
 
 @dataclass
 class StoredPredictions:
-    """The predictions of an evaluation's folder, for Q queries: the task and the known answer of each (None: unknown), and
-    what results.json says of the run."""
+    """The predictions of an evaluation's folder, for Q queries.
+
+    tasks, truths: the task and the known answer of each query; None: unknown. about: results.json.
+    """
 
     folder: Path
     predictions: Predictions
@@ -139,7 +150,7 @@ class StoredPredictions:
 
     def ranks(self, votes: VoteTable) -> list[int | None]:
         """The rank of the known answer of each labelled query."""
-        return [votes.rank_of(query, self.truths[query]) for query in self.labelled]
+        return [votes.rank_of(query, truth) for query, truth in enumerate(self.truths) if truth is not None]
 
     def task_means(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """(T,) or (T, M) the mean of `values` (one, or M, per labelled query) over each task's queries."""
@@ -150,7 +161,8 @@ def save(
     path: Path, predictions: Predictions, tasks: list[str], numbers: list[int], truths: list[AnswerKey | None]
 ) -> None:
     """Write predictions.npz; the module's docstring says what is in it."""
-    columns, known = predictions.columns, list(predictions.answers)
+    columns: dict[str, Any] = predictions.columns
+    known = list(predictions.answers)
     used = [known[number] for number in columns["answer"].tolist()]
     answers = {answer: i for i, answer in enumerate(dict.fromkeys([*used, *filter(None, truths)]))}
     columns["answer"] = np.array([answers[answer] for answer in used], np.int32)
@@ -166,7 +178,10 @@ def save(
 
 
 def load(folder: Path) -> StoredPredictions:
-    """What `evaluate.py save_predictions=true` wrote into `folder`. Raises `UserError` if it is missing, damaged or empty."""
+    """What `evaluate.py save_predictions=true` wrote into `folder`.
+
+    Raises `UserError` if it is missing, damaged or empty.
+    """
     path = folder / FILE
     try:
         arrays = dict(np.load(path))
@@ -181,7 +196,8 @@ def load(folder: Path) -> StoredPredictions:
         about = read_json(folder / "results.json")
         if not isinstance(about, dict) or not about.keys() >= ABOUT:
             raise UserError(
-                f"{folder}/results.json does not say what an evaluation says; it was not written by this version"
+                f"{folder}/results.json does not say what an evaluation says; "
+                "it was not written by this version"
             )
         stored = StoredPredictions(folder, predictions, arrays["task"].tolist(), truths, about)
     except FileNotFoundError:

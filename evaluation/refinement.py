@@ -1,7 +1,10 @@
 """How an answer comes about: what a model would have answered after each of its ACT steps.
 
-A recorded step is `{"grid": rows of colours, "q": halting probability, "halted": whether the model stops here}`. The last one
-is the answer itself. `evaluation.inference.collect` records them all in one pass.
+A recorded step is a dictionary:
+    grid     rows of colours
+    q        the halting probability
+    halted   whether the model stops here
+The last one is the answer itself. `evaluation.inference.Inference.collect` records them all in one pass.
 """
 
 from typing import Any
@@ -21,19 +24,19 @@ def refinements(predictions: Predictions, view: int = 0) -> dict[int, list[Step]
     """
     answers, columns = list(predictions.answers), predictions.columns
     chosen = columns["view"] == view
-    found: dict[int, list[Step]] = {}
+    steps_of: dict[int, list[Step]] = {}
     for query, answer, logit in zip(
         *(columns[name][chosen].tolist() for name in ("query", "answer", "q_halt_logit")), strict=True
     ):
         step = {"grid": grid_of(answers[answer]).tolist(), "q": round(sigmoid(logit), 6), "halted": False}
-        found.setdefault(query, []).append(step)
-    for steps in found.values():
+        steps_of.setdefault(query, []).append(step)
+    for steps in steps_of.values():
         steps[-1]["halted"] = True
-    return found
+    return steps_of
 
 
 def agreeing(grid: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """For each cell of `grid` whether `other` has the same colour there, bool of the grid's shape; other sizes are allowed."""
+    """Whether `other`, which may have another size, has the same colour at each cell of `grid`: bool."""
     same = np.zeros(grid.shape, bool)
     rows, columns = np.minimum(grid.shape, other.shape)
     same[:rows, :columns] = grid[:rows, :columns] == other[:rows, :columns]

@@ -1,6 +1,6 @@
 """Write an evaluation as one self-contained HTML page that a browser opens straight from disk.
 
-A record may hold `steps`, the refinement of its first view (evaluation/refinement.py), which the page shows with a slider.
+A record may hold `steps`, the refinement of its first view (evaluation/refinement.py). They get a slider.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,8 @@ from utils.files import json_in_page, write_atomically
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PLACEHOLDER = "__REPORT_DATA__"
-CURVES = (
-    "train/lm_loss",
-    "train/exact_accuracy",
-    "ARC/pass@1",
-    "all.exact_accuracy",
-)  # metrics that the page draws over steps
+# Metrics that the page draws over steps.
+CURVES = ("train/lm_loss", "train/exact_accuracy", "ARC/pass@1", "all.exact_accuracy")
 CURVE_POINTS = 400  # at most, per curve: more than a screen shows
 
 
@@ -39,8 +35,10 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tupl
 
 
 def context_map(vectors: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """The two principal components of task vectors of equal length: `points` task id -> (x, y), and `explained`, the share of
-    the variance along x and y. A component's sign is that of its largest weight, so that the same vectors give the same map.
+    """The two principal components of task vectors of equal length.
+
+    Returns `points`, task id -> (x, y), and `explained`, the share of the variance along x and y. A
+    component's sign is that of its largest weight, so that the same vectors give the same map.
     """
     centred = np.array(list(vectors.values()), float)
     centred -= centred.mean(axis=0)
@@ -64,12 +62,12 @@ def render_report(
 
     Args:
         results: the run's description, counts and scores.
-        records: one dict per query, in the order in which their tasks shall appear; `steps` in one is a list of
-            `{"grid", "q", "halted"}` per ACT step.
+        records: one dict per query, in the order in which their tasks shall appear. `steps` in one is a list
+            of `{"grid", "q", "halted"}` per ACT step.
         puzzles: task id to its "train" and "test" pairs; only tasks with a record are embedded.
         metrics: the lines of the run's metrics.jsonl, for the training curves.
-        contexts: task id to the vector that the model computed from its demonstrations, all of one length, for the map of
-            which tasks look alike to the model; tasks without a record are left out.
+        contexts: task id to the vector that the model computed from its demonstrations, all of one length.
+            They make the map of which tasks look alike to the model. Tasks without a record are left out.
 
     Raises:
         TypeError: a value is neither a JSON type nor something with `tolist()`.

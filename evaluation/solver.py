@@ -8,28 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator
 
 from dataset.batch import DataConfig
 from dataset.canvas import smallest_bucket
-from dataset.layouts import LAYOUTS
 from dataset.leaks import tasks_seen
 from dataset.sources import file_source
-from dataset.store import Store
 from dataset.task import Task
 from dataset.views import EvaluationSet
 from dataset.writer import About, pack
-from evaluation.inference import collect
-from evaluation.protocols import Adaptation, ProtocolConfig, adaptation_of, described, label, typed_protocol
+from evaluation.adaptation import AS_IT_IS, Adaptation
+from evaluation.inference import Inference
+from evaluation.protocols import ProtocolConfig, adaptation_of, described, label
+from evaluation.records import answers_of, known_output, records_of
 from evaluation.refinement import Step, refinements
-from evaluation.run import AS_IT_IS, answered_of, records_of
+from evaluation.respondent import Respondent
+from evaluation.run import Ask
+from evaluation.trained_model import TrainedModel
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
-from models.losses import ObjectiveConfig
-from models.pretrained import load_checkpoint
-from utils import checkpoint
 from utils.config import Config
 from utils.device import choose_device
 from utils.distributed import World
@@ -45,12 +43,10 @@ class AskConfig(Config):
     task: str
     task_id: str | None
     weights: Literal["ema", "raw"]
-    protocol: SerializeAsAny[ProtocolConfig]
+    protocol: ProtocolConfig
     num_views: PositiveInt
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
-
-    _typed_protocol = field_validator("protocol", mode="before")(typed_protocol)
 
     @field_validator("task_id", mode="before")
     @classmethod
@@ -62,9 +58,11 @@ class AskConfig(Config):
 class Solution:
     """What a model answers to a task.
 
-    protocol: the label, in words (`evaluation.protocols.described`). num_views: views per query that voted.
-    answers: per query, best first. records: per query, as in an evaluation's per_example.jsonl. notes: what else a reader
-    of the answers should know.
+    protocol: the label, in words (`evaluation.protocols.described`).
+    num_views: views per query that voted.
+    answers: per query, best first.
+    records: per query, as in an evaluation's per_example.jsonl.
+    notes: what else a reader of the answers should know.
     """
 
     task: Task
@@ -76,23 +74,12 @@ class Solution:
 
 
 class Solver:
-    """A model that reads demonstrations, with what its training says of canvases and demonstrations."""
+    """A trained model that reads demonstrations, ready to be asked any task."""
 
-    def __init__(
-        self,
-        model: RecursiveModel,
-        data: DataConfig,
-        trained_pairs: np.ndarray,
-        path: Path,
-        info: dict[str, Any],
-    ):
-        self.model, self.data, self.trained_pairs, self.path, self.info = (
-            model,
-            data,
-            trained_pairs,
-            path,
-            info,
-        )
+    def __init__(self, trained: TrainedModel, device: torch.device):
+        self.trained = trained
+        self.model: RecursiveModel = trained.model.to(device)
+        self.data: DataConfig = trained.data()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, weights: str = "ema", device: str = "auto") -> "Solver":
@@ -100,21 +87,13 @@ class Solver:
 
         Raises `UserError` for one that knows its tasks otherwise than by their demonstrations.
         """
-        path = checkpoint.resolve(path)
-        model, info = load_checkpoint(path, weights)
-        if not info["config"]["encoder"]:
-            knows = LAYOUTS[info["data"]["layout"]].unknown
+        trained = TrainedModel.load(path, weights)
+        if not trained.encoder:
             raise UserError(
-                f"{path}: this model (arch={info['config']['arch']['name']} without an encoder) {knows}; train one with an encoder"
+                f"{trained.path}: this model (arch={trained.arch} without an encoder) "
+                f"{trained.layout.unknown}; train one with an encoder"
             )
-        trained_pairs = checkpoint.load_trained_pairs(path)
-        return cls(
-            model.to(choose_device(device, World())),
-            DataConfig(**info["config"]["data"]),
-            trained_pairs,
-            path,
-            info,
-        )
+        return cls(trained, choose_device(device, World()))
 
     def solve(
         self,
@@ -122,16 +101,18 @@ class Solver:
         num_views: int = 8,
         seed: int = 0,
         batch_size: int = 64,
-        protocol: ProtocolConfig | None = None,
+        protocol: ProtocolConfig = AS_IT_IS,
     ) -> list[list[dict]]:
-        """Per query its answers, best first: `{"grid": rows of colours, "votes": of so many views, "probability": mean halting
-        probability of those views}`; empty when no view gave one.
+        """The answers to each query, best first; none when no view gave one.
 
-        task: in the ARC format, a file that holds one, or a `Task`; answers that it may hold are never read. protocol: what
-        is done with the demonstrations before (evaluation/protocols.py); None: nothing. Raises
-        `UserError` for a malformed task, and for one larger than the model's largest canvas.
+        An answer is `{"grid": rows of colours, "votes": of so many views, "probability": the mean halting
+        probability of those views}`.
+
+        task: in the ARC format, a file that holds one, or a `Task`. Answers that it may hold are never read.
+        protocol: what is done with the demonstrations before (evaluation/protocols.py).
+        Raises `UserError` for a malformed task, and for one larger than the model's largest canvas.
         """
-        answers = self.ask(read_task(task), num_views, seed, batch_size, protocol or AS_IT_IS).answers
+        answers = self.ask(read_task(task), num_views, seed, batch_size, protocol).answers
         return [
             [{"grid": c.grid.tolist(), "votes": c.votes, "probability": c.q} for c in candidates]
             for candidates in answers
@@ -144,32 +125,26 @@ class Solver:
         seed: int,
         batch_size: int,
         protocol: ProtocolConfig = AS_IT_IS,
-        with_steps: bool = False,
+        record_steps: bool = False,
     ) -> Solution:
-        """The answers to every query of `task`; with_steps records `steps`, the refinement of view 0, too."""
-        questions, store = self.questions(task, num_views, seed)
-        found = label(protocol, store, tasks_seen(store, questions.tasks, self.trained_pairs))
-        adaptation = self._adaptation(protocol, seed, batch_size, store)
-        table = store.grid_table.to(self.device)
-        predictions = collect(
-            self.model, questions, table, batch_size, World(), adaptation=adaptation, every_step=with_steps
-        )
-        votes = predictions.vote()
-        answered = answered_of(questions, votes)
-        records = records_of(questions, answered, found)
-        for number, steps in refinements(predictions).items() if with_steps else ():
-            records[number]["steps"] = steps
-        notes = self._notes(questions, num_views, found)
-        if adaptation is not None and not questions.can_adapt(questions.queries[0]):
-            notes.append(f"one demonstration is too few for {protocol.name}: the model answered as it is")
-        answers = [query.candidates for query in answered]
+        """The answers to every query of `task`.
+
+        record_steps: whether the records hold `steps`, the refinement of view 0.
+        """
+        respondent = self.respondent(task)
+        store, questions = respondent.store, self.questions(respondent, num_views, seed)
+        name = label(protocol, store, tasks_seen(store, questions.tasks, respondent.trained_pairs))
+        adaptation = adaptation_of(protocol, respondent, seed, batch_size)
+        predictions = Inference(respondent, questions, adaptation).collect(record_steps=record_steps)
+        answers = answers_of(questions, predictions.vote())
+        steps = refinements(predictions) if record_steps else {}
         return Solution(
-            task,
-            described(found, protocol.name),
-            questions.num_views_of(questions.queries[0]),
-            answers,
-            records,
-            notes,
+            task=task,
+            protocol=described(name, protocol.name),
+            num_views=questions.num_views_of(questions.queries[0]),
+            answers=[query.candidates for query in answers],
+            records=records_of(questions, answers, name, steps),
+            notes=self._notes(questions, num_views, name, adaptation),
         )
 
     def refine(
@@ -181,8 +156,12 @@ class Solver:
         seed: int = 0,
         protocol: ProtocolConfig = AS_IT_IS,
     ) -> list[Step]:
-        """The refinement of one query in one of `num_views` views. Raises `UserError` when the task has no such query or view."""
-        questions, store = self.questions(task, num_views, seed)
+        """The refinement of one query in one of `num_views` views.
+
+        Raises `UserError` when the task has no such query or view.
+        """
+        respondent = self.respondent(task)
+        questions = self.questions(respondent, num_views, seed)
         if not 0 <= query < len(questions.queries):
             raise UserError(
                 f"task {task.id} has no query {query}; it has {len(questions.queries)}, counted from 0"
@@ -190,62 +169,80 @@ class Solver:
         if view >= questions.num_views_of(questions.queries[query]):
             why = "a regular task has few, a model trained without turned grids has one"
             raise UserError(f"task {task.id} has no view {view} among num_views={num_views}: {why}")
-        adaptation = self._adaptation(protocol, seed, num_views, store)
-        table = store.grid_table.to(self.device)
-        predictions = collect(
-            self.model, questions, table, num_views, World(), adaptation=adaptation, every_step=True
-        )
+        adaptation = adaptation_of(protocol, respondent, seed, batch_size=num_views)
+        predictions = Inference(respondent, questions, adaptation).collect(record_steps=True)
         return refinements(predictions, view)[query]
 
-    def questions(self, task: Task, num_views: int, seed: int) -> tuple[EvaluationSet, Store]:
-        """The views of one task's queries. Raises `UserError` when the task is larger than the largest canvas."""
-        store = _store_of(task)
-        questions = EvaluationSet(store, self.data, "test", num_views, seed)
+    def respondent(self, task: Task) -> Respondent:
+        """The model with one task to be asked, which is drawn, augmented and asked as any evaluation task."""
+        store = pack({SUBSET: [task]}, [SUBSET], About(layout="fewshot", source="one task", seed=0)).store()
+        return Respondent(
+            model=self.model,
+            store=store,
+            table=store.grid_table.to(self.device),
+            data=self.data,
+            objective=self.trained.objective,
+            trained_pairs=self.trained.trained_pairs,
+        )
+
+    def questions(self, respondent: Respondent, num_views: int, seed: int) -> EvaluationSet:
+        """The views of one task's queries. Raises `UserError` for a task larger than the largest canvas."""
+        questions = Ask(seed).questions(respondent, num_views)
         if questions.too_large:
-            side, largest = questions.sides[0], self.data.sides[-1]
+            task, side, largest = respondent.store.task_ids[0], questions.sides[0], self.data.sides[-1]
             raise UserError(
-                f"task {task.id} has a grid with a side of {side}, but the model's largest canvas is {largest}x{largest}"
+                f"task {task} has a grid with a side of {side}, "
+                f"but the model's largest canvas is {largest}x{largest}"
             )
-        return questions, store
+        return questions
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
 
-    def _adaptation(
-        self, protocol: ProtocolConfig, seed: int, batch_size: int, store: Store
-    ) -> Adaptation | None:
-        return adaptation_of(
-            protocol, ObjectiveConfig(**self.info["config"]["objective"]), seed, batch_size, store.layout
-        )
-
-    def _notes(self, questions: EvaluationSet, num_views: int, protocol: str) -> list[str]:
-        data, task, notes = self.data, questions.store.task(0), []
+    def _notes(
+        self, questions: EvaluationSet, num_views: int, protocol: str, adaptation: Adaptation
+    ) -> list[str]:
+        """What else a reader of the answers should know; `protocol` is the label."""
+        data, notes = self.data, []
+        demonstrations = len(questions.store.task(0).demonstrations)
         if protocol == "transductive":
             notes.append(
-                "the model was trained on a pair of this task, up to symmetry and colours: its answer may be remembered"
+                "the model was trained on a pair of this task, up to symmetry and colours: "
+                "its answer may be remembered"
             )
-        shown = len(task.demonstrations)
         if questions.truncated:
             notes.append(
-                f"the task has {shown} demonstrations, more than data.max_demos={data.max_demos}; the first ones were used"
+                f"the task has {demonstrations} demonstrations, more than data.max_demos={data.max_demos}; "
+                "the first ones were used"
             )
-        if shown < data.min_demos:
+        if demonstrations < data.min_demos:
             notes.append(
-                f"the task has {shown} demonstration(s); the model was trained with at least {data.min_demos} (data.min_demos)"
+                f"the task has {demonstrations} demonstration(s); "
+                f"the model was trained with at least {data.min_demos} (data.min_demos)"
             )
         if questions.num_views < num_views:
             notes.append("one view only: the model was trained without turned grids")
         elif (views := questions.num_views_of(questions.queries[0])) < num_views:
             notes.append(f"{views} views only: the task is so regular that it has no more")
-        side = smallest_bucket(int(questions.sides[0]), data.sides)
+        notes += self._answers_that_do_not_fit(questions)
+        if adaptation.adapts and not questions.can_adapt(questions.queries[0]):
+            name = adaptation.config.name
+            notes.append(f"one demonstration is too few for {name}: the model answered as it is")
+        return notes
+
+    def _answers_that_do_not_fit(self, questions: EvaluationSet) -> list[str]:
+        """A note for every known answer that is larger than the canvas, which is chosen without answers."""
+        notes, side = [], smallest_bucket(int(questions.sides[0]), self.data.sides)
         for query in questions.queries:
-            if not questions.answer_fits(query):
-                rows, columns = task.queries[query.number].output.shape
+            output = known_output(questions, query)
+            if output is not None and not questions.answer_fits(query):
+                rows, columns = output.shape
                 notes.append(
-                    f"query {query.number}: the known answer is {rows}x{columns}, larger than the {side}x{side} canvas that "
-                    "demonstrations and inputs ask for, so that no answer can be right"
+                    f"query {query.number}: the known answer is {rows}x{columns}, "
+                    f"larger than the {side}x{side} canvas that demonstrations and inputs ask for, "
+                    "so that no answer can be right"
                 )
         return notes
 
@@ -260,13 +257,9 @@ def read_task(task: "Task | dict | str | Path", task_id: str | None = None) -> T
     found = {one.id: one for one in file_source(file)[file.stem]()}
     if task_id is None and len(found) > 1:
         raise UserError(
-            f"{file} holds {len(found)} tasks; say which one with task_id=ID, for example task_id={min(found)}"
+            f"{file} holds {len(found)} tasks; "
+            f"say which one with task_id=ID, for example task_id={min(found)}"
         )
     if task_id is not None and task_id not in found:
         raise UserError(f"{file} has no task {task_id}{nearest(task_id, found)}")
     return found[task_id] if task_id else next(iter(found.values()))
-
-
-def _store_of(task: Task) -> Store:
-    """The task as a dataset of its own, so that it is drawn, augmented and asked as any evaluation task."""
-    return pack({SUBSET: [task]}, [SUBSET], About(layout="fewshot", source="one task", seed=0)).store()

@@ -1,4 +1,7 @@
-"""Intervals and tests over tasks, the independent units: the queries of a task depend on each other. All deterministic."""
+"""Intervals and tests over tasks, all deterministic.
+
+Tasks are the independent units: the queries of a task depend on each other.
+"""
 
 import math
 
@@ -11,8 +14,8 @@ _AT_ONCE = 1_000  # resamples held in memory together
 def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % percentile interval (low, high) of the mean of `values` over T tasks.
 
-    values (T,), or (T, M) for M quantities that are resampled together, so that the interval of a difference, given as a
-    column, is a paired one. The bounds are scalars or (M,). No tasks: `ValueError`.
+    values (T,), or (T, M) for M quantities that are resampled together, so that the interval of a difference,
+    given as a column, is a paired one. The bounds are scalars or (M,). Raises `ValueError` without any task.
     """
     values = np.asarray(values, np.float64)
     tasks = len(values)
@@ -32,8 +35,8 @@ def bootstrap(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
     """Exact two-sided McNemar test of solved / unsolved, (T,) bool each.
 
-    Returns the tasks that only the first solved, those that only the second solved, and the p-value: under the null
-    hypothesis each of them goes either way with probability 1/2.
+    Returns the tasks that only the first solved, those that only the second solved, and the p-value. Under
+    the null hypothesis each of them goes either way with probability 1/2 (McNemar, 1947).
     """
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     discordant = only_first + only_second
@@ -42,7 +45,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> tuple[int, int, float]:
 
 
 def permutation_test(differences: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> float:
-    """Two-sided p-value of a mean paired difference (T,) when the sign of each is drawn anew `resamples` times.
+    """Two-sided p-value of a mean paired difference (T,), by drawing the signs anew `resamples` times.
 
     The observed signs count as one more draw, so that no p-value is below 1 / (resamples + 1).
     """

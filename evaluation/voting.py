@@ -1,37 +1,72 @@
-"""Votes over augmented views, and the rules that rank the answers. Memory grows with distinct answers, not with views."""
+"""Votes over augmented views, and the rules that rank the answers.
+
+Memory grows with distinct answers, not with views.
+"""
 
 import math
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field, PositiveInt, model_validator
 
+from utils.config import Config
 from utils.errors import UserError
 
 _ONE = 1 << 53  # probabilities are summed as integers, so that the order of views and processes cannot matter
 
 Ranking = Literal["votes", "confidence", "product", "agreement"]
+Controls = Literal["query_only", "shuffled_demonstrations", "copy_input"]
 AnswerKey = tuple[tuple[int, int], bytes]  # what makes answers the same: shape and cells
 
-# Sort keys, best first, of (votes, summed halting probability, summed agreement, earliest view). No two answers share an
-# earliest view, so that every order is total.
+# Sort keys, best first, of (votes, summed halting probability, summed agreement, earliest view). No two
+# answers share an earliest view, so every order is total. Of equal votes the larger sum is the larger mean,
+# which makes `votes` the original's rule.
 _ORDERS = {
-    "votes": lambda votes, total, agreed, view: (
-        -votes,
-        -total,
-        view,
-    ),  # the original's: of equal votes the larger sum is the larger mean
+    "votes": lambda votes, total, agreed, view: (-votes, -total, view),
     "confidence": lambda votes, total, agreed, view: (-total / votes, -votes, view),
     "product": lambda votes, total, agreed, view: (-total, -votes, view),
     "agreement": lambda votes, total, agreed, view: (-agreed, -votes, -total, view),
 }
 
 
+class VotingConfig(Config):
+    """How a split is asked and scored.
+
+    num_views: augmented views per query that vote.
+    batch_size: views that are answered together.
+    pass_ks: the k of pass@k and tasks_solved@k.
+    ranking: how votes order the answers (`VoteTable`).
+    vote_stop: leave out the further views of a query whose first max(pass_ks) answers are certain.
+    controls: what the score is compared with, on the same queries.
+    """
+
+    num_views: PositiveInt
+    batch_size: PositiveInt
+    pass_ks: Annotated[list[PositiveInt], Field(min_length=1)]
+    ranking: Ranking
+    vote_stop: bool
+    controls: list[Controls]
+
+    @model_validator(mode="after")
+    def _check_voting(self) -> "VotingConfig":
+        if self.vote_stop and self.ranking == "confidence":
+            raise ValueError(
+                "vote_stop=true saves nothing with ranking=confidence: "
+                "any further view could change the first answer"
+            )
+        return self
+
+
 @dataclass(frozen=True)
 class Candidate:
-    """One distinct answer: the grid, its votes, the mean halting probability of those views, the first view that gave it, and
-    their mean agreement with the demonstrations, None where it was not computed."""
+    """One distinct answer to a query.
+
+    grid: its colours (rows, columns). votes: the views that gave it. first_view: the earliest of them.
+    q: their mean halting probability.
+    agreement: their mean agreement with the demonstrations, None where it was not computed.
+    """
 
     grid: np.ndarray
     votes: int
@@ -54,10 +89,13 @@ def grid_of(key: AnswerKey) -> np.ndarray:
 class VoteTable:
     """Counts answers per question; a new table is made for every evaluation.
 
-    ranking: `votes` orders the answers by count, then mean halting probability (the original's rule); `confidence` by mean
-    halting probability, then count; `product` by the sum of the halting probabilities, which is count times mean, then
-    count; `agreement` by the sum of the views' agreement, the share of the demonstrations that the model answers exactly
-    in that view from the others, then count. What is still equal is ordered by the earliest view that gave the answer.
+    ranking says what orders the answers:
+        votes       the count, then the mean halting probability (the original's rule)
+        confidence  the mean halting probability, then the count
+        product     the sum of the halting probabilities, which is count times mean, then the count
+        agreement   the sum of the views' agreement, then the count
+    A view's agreement is the share of its demonstrations that the model answers exactly from the others.
+    Answers that are still equal are ordered by the earliest view that gave them.
     """
 
     def __init__(self, ranking: Ranking = "votes") -> None:
@@ -84,7 +122,10 @@ class VoteTable:
         q_halt_logit: float,
         agreement: float = math.nan,
     ) -> None:
-        """`add` for an answer given by its key. Raises `UserError` when the ranking asks for an agreement that is not known."""
+        """`add` for an answer given by its key.
+
+        Raises `UserError` when the ranking asks for an agreement that is not known.
+        """
         if not answer[1]:
             return
         known = not math.isnan(agreement)
@@ -127,17 +168,18 @@ class VoteTable:
         return sum(entry[0] for entry in self._votes.get(question, {}).values())
 
     def settled(self, question: Hashable, k: int, remaining: int) -> bool:
-        """Whether the first k answers and their order are certain, whatever the `remaining` views will answer.
+        """Whether the first k answers and their order are certain, whatever the `remaining` views answer.
 
-        A view adds at most 1 to an answer's votes, summed probability and summed agreement. So for all rankings but
-        `confidence` the first k are certain as soon as each of them leads the next one by more than `remaining`; the next one may be an
-        answer that nobody has given yet, which stands at 0. By mean probability nothing is certain before the last view.
+        A view adds at most 1 to an answer's votes, summed probability and summed agreement. So the first k
+        are certain as soon as each of them leads the next one by more than `remaining`. The next one may be
+        an answer that no view has given yet, which stands at 0.
+        With `confidence` nothing is certain before the last view.
         """
         if remaining <= 0 or self.ranking == "confidence":
             return remaining <= 0
         column, one = {"votes": (0, 1), "product": (1, _ONE), "agreement": (2, _ONE)}[self.ranking]
         scores = sorted((entry[column] for entry in self._votes.get(question, {}).values()), reverse=True)
-        scores = (scores + [0] * (k + 1))[: k + 1]
+        scores = (scores + [0] * (k + 1))[: k + 1]  # answers that no view has given yet count, too
         return all(
             first - second > remaining * one for first, second in zip(scores, scores[1:], strict=False)
         )

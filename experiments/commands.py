@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from config import compose
 from evaluation.predictions import StoredPredictions
-from evaluation.protocols import adapts
+from evaluation.protocols import adaptation_class
 from evaluation.session import EvaluateConfig, Session
 from evaluation.voting import Ranking
 from utils.arguments import natural, parser_of
@@ -40,7 +40,7 @@ def for_model(module: str, description: str) -> ArgumentParser:
 def opened(overrides: list[str]) -> Session:
     """A session that asks the model as it is. Raises `UserError` for a protocol that adapts it."""
     config = compose.load(EvaluateConfig, "evaluate", overrides)
-    if adapts(config.protocol):
+    if adaptation_class(config.protocol).adapts:
         raise UserError(f"protocol={config.protocol.name}: this experiment asks the model as it is")
     return Session.open(config)
 
@@ -48,7 +48,7 @@ def opened(overrides: list[str]) -> Session:
 def folder_of(session: Session) -> Path:
     """Where an experiment that runs a model writes: output_dir, or a folder in the run's `experiments`."""
     # Not in the evaluation's own folder: evaluate.py replaces that as a whole.
-    beside = session.path.parent.parent / "experiments" / session.folder().name
+    beside = session.trained.run_folder / "experiments" / session.folder().name
     return Path(session.config.output_dir or beside)
 
 

@@ -41,27 +41,28 @@ from utils.files import write_json
 
 def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
     """The content of exp6_results.json, a name of the ancestor's. Raises `UserError` without a query."""
-    on_gpu = session.device.type == "cuda"
+    respondent = session.respondent
+    device = respondent.device
+    on_gpu = device.type == "cuda"
     batches = list(session.questions().batches(session.config.batch_size))
     if not batches or steps < 1 or warmup < 0:
         raise UserError(
             "nothing to measure: it takes a query that fits the canvas, "
             "--steps of 1 or more and --warmup of 0 or more"
         )
-    table = session.store.grid_table.to(session.device)
-    model = session.model.eval()
+    model = respondent.model.eval()
     loading, solving, samples, act_steps = [], [], 0, 0.0
-    started = first_timed = clock(session.device)
+    started = first_timed = clock(device)
     for i, batch in enumerate(islice(cycle(batches), warmup + steps)):
         if i == warmup:
-            first_timed = clock(session.device)
+            first_timed = clock(device)
             if on_gpu:  # a process's own peak on a CPU cannot be reset
-                torch.cuda.reset_peak_memory_stats(session.device)
-        begin = clock(session.device)
-        data = materialise(batch.samples, session.store, table, with_labels=False).data
-        drawn = clock(session.device)
+                torch.cuda.reset_peak_memory_stats(device)
+        begin = clock(device)
+        data = materialise(batch.samples, respondent.store, respondent.table, with_labels=False).data
+        drawn = clock(device)
         answer = solve(model, data)
-        done = clock(session.device)
+        done = clock(device)
         if i >= warmup:
             loading.append(drawn - begin)
             solving.append(done - drawn)
@@ -73,7 +74,7 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
         "throughput_samples_per_sec": samples / sum(solving),
         "avg_latency_batch_ms": 1e3 * float(np.mean(solving)),
         "avg_latency_sample_ms": 1e3 * sum(solving) / samples,
-        "peak_memory_gb": peak_memory(session.device) / 1e9,
+        "peak_memory_gb": peak_memory(device) / 1e9,
         "peak_memory_of": "GPU" if on_gpu else "process",
         "warmup_steps": warmup,
         "warmup_seconds": first_timed - started,
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50, help="timed batches (default: %(default)s)")
     options = parser.parse_intermixed_args()
     session = opened(options.overrides)
-    if session.world.size > 1:
+    if session.respondent.world.size > 1:
         raise UserError("one process is measured, without torchrun")
     result = measure(session, options.warmup, options.steps)
     path = folder_of(session) / "exp6_results.json"

@@ -88,31 +88,33 @@ def ablate(session: Session) -> dict[str, Any]:
 
     Raises `UserError` for a model without puzzle identifiers, and for queries without known answers.
     """
-    identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.layout.learns_rows
-    if not identified or len(session.store.task_ids) < 2:
+    model, store = session.respondent.model, session.respondent.store
+    identified = isinstance(model.context, PuzzleEmbedding) and store.layout.learns_rows
+    if not identified or len(store.task_ids) < 2:
         raise UserError(
-            f"{session.path} knows its tasks by no puzzle identifiers, so that there are none to replace"
+            f"{session.trained.path} knows its tasks by no puzzle identifiers, so that there are none to "
+            "replace"
         )
     modes, shares = {}, {}
     for mode in MODES:
         # The seed of the evaluation, so that one number repeats all of it.
-        told = identifiers_told(session.store, mode, session.config.seed).to(session.device)
-        with told_instead(session.model, told):
+        told = identifiers_told(store, mode, session.config.seed).to(session.respondent.device)
+        with told_instead(model, told):
             evaluation = session.evaluate()
         labelled = [record for record in evaluation.records if record["label_hash"] is not None]
         if not labelled:
             raise UserError(
-                f"{session.data.path}: no query that is asked has a known answer, "
+                f"{session.respondent.data.path}: no query that is asked has a known answer, "
                 "so that nothing can be compared"
             )
         right = solved_within([record["rank_of_truth"] for record in labelled], 1)
         shares[mode] = task_means([record["task"] for record in labelled], right)
         modes[mode] = {"puzzle_id_mode": mode, "ARC": evaluation.metrics()}
-        if session.world.is_main and mode != "normal":
+        if session.respondent.world.is_main and mode != "normal":
             modes[mode]["against_normal"] = paired(shares["normal"], shares[mode], session.config.seed)
     return {
-        "checkpoint": str(session.path),
-        "data_paths": [session.data.path],
+        "checkpoint": str(session.trained.path),
+        "data_paths": [session.respondent.data.path],
         "protocol": evaluation.protocol,
         "ranking": session.config.ranking,
         "aggregated_voting": evaluation.num_views > 1,
@@ -128,7 +130,7 @@ def main() -> None:
     # Controls would ask every query again in each mode, and are not compared.
     session = opened([*options.overrides, "controls=[]"])
     result = ablate(session)
-    if session.world.is_main:
+    if session.respondent.world.is_main:
         path = folder_of(session) / "puzzle_id.json"
         write_json(path, result, indent=1)
         for mode, found in result["modes"].items():

@@ -21,7 +21,7 @@ from dataset.batch import BatchData, leave_one_out
 from models.act import Carry, act_step, initial_carry, solve
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
-from utils.config import Config
+from utils.config import NamedConfig
 
 
 class LeaveOneOut:
@@ -104,7 +104,7 @@ class LeaveOneOut:
         return self.losses(solve(self.model, self.rows, shift=shift).logits)
 
 
-class LatentSearchConfig(Config):
+class LatentSearchConfig(NamedConfig):
     """How a context is searched.
 
     start: from the context of all demonstrations, or from the mean of those that leave one out.

@@ -8,7 +8,6 @@ import torch
 from config import compose
 from dataset.canvas import PAD
 from dataset.views import EvaluationSet
-from evaluation.inference import predict
 from models import encoders
 from models.act import act_step, initial_carry
 from models.context import Context, ContextModule, EncoderConfig
@@ -19,6 +18,7 @@ from models.trm import RecursiveModel
 from tests.support.encoders import CASES, make_case, normal
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model
 from tests.support.reads import unread_settings
+from tests.support.respondents import inference
 from tests.support.runs import ALONE, CPU, Trainer, load_config
 from training.step import train_step
 
@@ -177,7 +177,7 @@ def test_evaluation_encodes_once_but_refines_at_every_act_step(fewshot):
     for case, calls_per_batch in (("memory", 1), ("iterative", 3)):
         model, calls = make_case(case, fewshot), []
         model.context.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        predict(model, questions, fewshot.grid_table, 64, ALONE)
+        inference(Trainer(fewshot), questions, 64, model=model).predict()
         assert len(calls) == batches * calls_per_batch
 
 

@@ -11,11 +11,13 @@ import torch
 
 from config import compose
 from evaluation import predictions
+from evaluation.in_training import respondent_of
 from evaluation.session import EvaluateConfig, Session
+from evaluation.trained_model import TrainedModel
 from evaluation.voting import VoteTable
 from experiments import acc_vs_aug, efficiency, puzzle_id, steps, votes_against_one_view
 from tests.support.predictions import synthetic, write
-from tests.support.runs import ALONE, CPU, Trainer, called
+from tests.support.runs import Trainer, called
 from tools import published
 from utils.errors import UserError
 
@@ -119,17 +121,8 @@ def opened(puzzle):
     ]
     config = compose.load(EvaluateConfig, "evaluate", settings)
     info = {"config": trainer.config.model_dump()}
-    session = Session(
-        config,
-        ALONE,
-        CPU,
-        puzzle.path,
-        model,
-        info,
-        trainer.config.data,
-        puzzle,
-        trainer.sampler.trained_pairs,
-    )
+    trained = TrainedModel(puzzle.path, "ema", model, info, trainer.sampler.trained_pairs)
+    session = Session(config, trained, respondent_of(trainer))
     session.about = dict
     return session
 
@@ -142,7 +135,7 @@ def test_the_puzzle_id_ablation_changes_what_the_model_is_told_and_nothing_else(
     assert (owner[random[1:]] != owner[1:]).all() and (owner[random[1:]] >= 0).all() and random[0] == 0
     assert not puzzle_id.identifiers_told(puzzle, "blank", 0).any()
     looked_up = []
-    hook = opened.model.context.register_forward_hook(
+    hook = opened.trained.model.context.register_forward_hook(
         lambda module, arguments, output: looked_up.append(arguments[0]["puzzle_identifiers"])
     )
     result = puzzle_id.ablate(opened)
@@ -159,7 +152,7 @@ def test_the_puzzle_id_ablation_refuses_queries_without_answers(opened, monkeypa
 
     def evaluate(session):
         found = plain(session)
-        return replace(found, answered=[replace(query, truth=None) for query in found.answered])
+        return replace(found, answers=[replace(query, truth=None) for query in found.answers])
 
     monkeypatch.setattr(Session, "evaluate", evaluate)
     with pytest.raises(UserError, match="no query that is asked has a known answer"):
@@ -191,7 +184,7 @@ def test_efficiency_measures_what_it_says(opened):
     assert result["steps_measured"] == 3 and result["peak_memory_gb"] > 0.01 and result["warmup_seconds"] > 0
     assert result["throughput_samples_per_sec"] == pytest.approx(1e3 / result["avg_latency_sample_ms"])
     assert result["throughput_with_loading_samples_per_sec"] < result["throughput_samples_per_sec"]
-    assert result["act_steps_per_sample"] == opened.model.config.halt_max_steps
+    assert result["act_steps_per_sample"] == opened.trained.model.config.halt_max_steps
     with pytest.raises(UserError, match="--steps"):
         efficiency.measure(opened, warmup=1, steps=0)
 

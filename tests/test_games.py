@@ -14,7 +14,7 @@ from dataset.generate import sudoku
 from dataset.layouts import LAYOUTS
 from dataset.samplers import PairSampler
 from dataset.store import Store
-from evaluation.run import metric_names
+from evaluation.scoreboard import metric_names
 from evaluation.session import EvaluateConfig
 from tests.support.runs import TINY, load_config, run
 from utils.errors import UserError

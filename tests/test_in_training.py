@@ -12,11 +12,12 @@ from dataset.batch import materialise
 from dataset.store import Store
 from dataset.writer import write_dataset
 from evaluation import inference
-from evaluation.run import evaluate
+from evaluation.in_training import respondent_of
+from evaluation.run import Ask, evaluate
 from evaluation.session import EvaluateConfig, Session
 from models.act import Answer
 from tests.support.grids import random_task
-from tests.support.runs import ALONE, CPU, Trainer, train_here, untrained
+from tests.support.runs import Trainer, train_here, untrained
 from utils.errors import UserError
 
 
@@ -86,7 +87,7 @@ def test_evaluation_inside_training_uses_the_averages_and_gives_them_back(fewsho
 def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
     """The whole path from batches to pass@k: views are undone, votes counted, answers matched."""
     trainer = Trainer(fewshot)
-    model, config = trainer.state.model, trainer.config
+    config = trainer.config
     truth = {}
     for index in range(len(fewshot.task_ids)):
         for number, pair in enumerate(fewshot.task(index).pairs):
@@ -114,20 +115,8 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
     monkeypatch.setattr(inference, "materialise", remember)
     monkeypatch.setattr(inference, "solve", answer)
     settings = config.evaluation.model_copy(update={"num_views": 5, "controls": ["copy_input"]})
-    trained_pairs = trainer.sampler.trained_pairs
     for split, protocol in (("test", "inductive"), ("train", "transductive")):
-        result = evaluate(
-            model,
-            fewshot,
-            config.data,
-            settings,
-            config.objective,
-            CPU,
-            ALONE,
-            seed=0,
-            trained_pairs=trained_pairs,
-            split=split,
-        )
+        result = evaluate(respondent_of(trainer), settings, Ask(seed=0, split=split))
         assert result.metrics()["tasks_solved@1"] == result.metrics()["ARC/single_view"] == 1.0
         assert result.metrics()["ARC/pass@1/copy_input"] == 0.0 and result.protocol == protocol
         assert all(record["top1_correct"] and record["num_votes"] == 5 for record in result.records)

@@ -5,7 +5,8 @@ import torch
 
 from dataset import canvas
 from dataset.batch import leave_one_out
-from evaluation.protocols import LatentSearch
+from evaluation.adaptation import LatentSearch
+from evaluation.in_training import respondent_of
 from models.latent_search import LeaveOneOut, search
 from tests.support.protocols import SEARCH, copied_weights, drawn_episodes, outspoken, unchanged
 from tests.support.runs import Trainer
@@ -118,9 +119,9 @@ def test_a_latent_step_needs_a_context_to_move(fewshot, puzzle):
 
 
 def test_searches_of_a_large_batch_are_cut_into_portions(memory):
-    model, _, trainer = memory
+    _, _, trainer = memory
     data = drawn_episodes(trainer, 2)
     whole, cut = (
-        LatentSearch(SEARCH, trainer.config.objective, 0, rows).shift(model, data) for rows in (64, 4)
+        LatentSearch(SEARCH, respondent_of(trainer), 0, batch_size).shift(data) for batch_size in (64, 4)
     )
     torch.testing.assert_close(whole, cut, rtol=1e-3, atol=1e-4)

@@ -18,7 +18,7 @@ from dataset.task import Pair
 from dataset.views import EvaluationSet
 from evaluation import pictures
 from evaluation.canvas_scores import CanvasScores
-from evaluation.run import metric_names
+from evaluation.scoreboard import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
@@ -212,7 +212,7 @@ def test_a_picture_shows_cells_in_their_colours_and_frames_the_prediction():
     grid = np.array([[1, 2], [3, 4]], np.uint8)
     red = pictures.COLOURS[2]
     for prediction, frame in ((grid, pictures.RIGHT), (grid.T, pictures.WRONG), (None, pictures.WRONG)):
-        pixels = pictures.draw([pictures.Shown([Pair(grid, grid)], grid, prediction, grid)])
+        pixels = pictures.draw([pictures.Example([Pair(grid, grid)], grid, prediction, grid)])
         count = (pixels == red).all(-1).sum()
         # a pair, the query, the truth, and a prediction if there is one, each with a red cell in its lines
         assert count == (4 + (prediction is not None)) * (pictures.CELL - 1) ** 2
@@ -221,7 +221,9 @@ def test_a_picture_shows_cells_in_their_colours_and_frames_the_prediction():
 
 
 def test_an_unknown_truth_is_neither_right_nor_wrong():
-    pixels = pictures.draw([pictures.Shown([], np.zeros((3, 1), np.uint8), np.zeros((1, 1), np.uint8), None)])
+    pixels = pictures.draw(
+        [pictures.Example([], np.zeros((3, 1), np.uint8), np.zeros((1, 1), np.uint8), None)]
+    )
     assert not any((pixels == colour).all(-1).any() for colour in (pictures.RIGHT, pictures.WRONG))
 
 

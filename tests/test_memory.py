@@ -89,10 +89,10 @@ def test_evaluation_holds_no_second_copy_of_weights_or_optimiser(fewshot, tmp_pa
     found = {}
     real_log, real_evaluate = in_training.log_evaluation, in_training.evaluate
 
-    def evaluate(model, *arguments, **named):
+    def evaluate(respondent, *arguments, **named):
         found["inside"] = living()
-        found["averaged"] = [p.detach().clone() for p in model.parameters()]
-        return real_evaluate(model, *arguments, **named)
+        found["averaged"] = [p.detach().clone() for p in respondent.model.parameters()]
+        return real_evaluate(respondent, *arguments, **named)
 
     def log_evaluation(run, *arguments):
         state: TrainState = run.state

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from evaluation.metrics import Answered, score, wilson
+from evaluation.metrics import AnsweredQuery, score, wilson
 from evaluation.predictions import Predictions
 from evaluation.voting import Candidate, VoteTable
 
@@ -57,10 +57,10 @@ def candidates(*grids: np.ndarray) -> list[Candidate]:
 
 def test_scores_have_both_definitions_and_the_whole_denominator():
     answered = [
-        Answered(0, candidates(A, B), A),  # task 0: both queries, the second at rank 2
-        Answered(0, candidates(A, B), B),
-        Answered(1, candidates(C), A),  # task 1: wrong
-        Answered(2, [], A),  # task 2: nothing predicted counts as wrong
+        AnsweredQuery(0, candidates(A, B), A),  # task 0: both queries, the second at rank 2
+        AnsweredQuery(0, candidates(A, B), B),
+        AnsweredQuery(1, candidates(C), A),  # task 1: wrong
+        AnsweredQuery(2, [], A),  # task 2: nothing predicted counts as wrong
     ]
     values = {s.metric: (s.value, s.n) for s in score(answered, [1, 2])}
     assert values["ARC/pass@1"] == (pytest.approx(0.5 / 3), 3)

@@ -1,6 +1,7 @@
 """Asking a trained model one task: the answers are an evaluation's, unusual tasks are answered or refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import predict
 from dataset.batch import materialise
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from evaluation.inference import collect
+from evaluation.adaptation import as_it_is
+from evaluation.inference import Inference
 from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
 from evaluation.voting import Candidate
@@ -18,7 +20,7 @@ from models.act import solve
 from models.trm import ETRM
 from tests.support.grids import random_task
 from tests.support.images import read_gif
-from tests.support.runs import ALONE, ROOT, run, untrained
+from tests.support.runs import ROOT, run, untrained
 from tools import timeline
 from tools.publish import MOST_BYTES
 from utils.errors import UserError
@@ -79,7 +81,8 @@ def test_three_lines_of_python_answer_a_task(trained, tmp_path):
 
 def test_answers_are_those_of_an_evaluation(solver, fewshot):
     questions = EvaluationSet(fewshot, solver.data, "test", 4, 0, max_tasks=2)
-    votes = collect(solver.model, questions, fewshot.grid_table, 64, ALONE).vote()
+    respondent = replace(solver.respondent(a_task()), store=fewshot, table=fewshot.grid_table)
+    votes = Inference(respondent, questions, as_it_is(respondent, 64)).predict()
     ours = [
         candidates
         for index in fewshot.tasks_of("test", 2)
@@ -99,7 +102,7 @@ def test_known_answers_are_never_read(solver):
 
 
 def test_the_recorded_steps_end_in_the_answer(solver, monkeypatch):
-    records = solver.ask(a_task(queries=2), 1, 0, 64, with_steps=True).records
+    records = solver.ask(a_task(queries=2), 1, 0, 64, record_steps=True).records
     for record in records:
         steps = record["steps"]
         assert len(steps) == solver.model.config.halt_max_steps == 3
@@ -282,9 +285,9 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
 
 def test_solve_gives_what_the_recorded_steps_end_in(solver):
     """The model itself, asked without views or votes."""
-    questions, store = solver.questions(a_task(), 1, 0)
-    (batch,) = questions.batches(1)
-    answer = solve(solver.model, materialise(batch.samples, store, store.grid_table, with_labels=False).data)
+    asked = solver.respondent(a_task())
+    (batch,) = solver.questions(asked, 1, 0).batches(1)
+    answer = solve(solver.model, materialise(batch.samples, asked.store, asked.table, with_labels=False).data)
     assert solver.refine(a_task(), 0)[-1]["q"] == pytest.approx(
         answer.q_halt_logits.sigmoid().item(), abs=1e-5
     )

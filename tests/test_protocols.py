@@ -1,6 +1,9 @@
 """The protocols: what they are called, what they refuse, and that no answer leaks."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,17 +14,20 @@ from dataset.batch import leave_one_out
 from dataset.layouts import LAYOUTS
 from dataset.leaks import UNKNOWN_PAIRS, tasks_seen
 from dataset.views import EvaluationSet
+from evaluation.adaptation import AS_IT_IS, Adaptation, AsItIsConfig
+from evaluation.in_training import respondent_of
 from evaluation.inference import agreement
-from evaluation.protocols import AsItIsConfig, adaptation_of, label
-from evaluation.run import evaluate
+from evaluation.lessons import lessons_of
+from evaluation.protocols import PROTOCOLS, Protocol, adaptation_of, label, less_memory
+from evaluation.run import Ask, evaluate
 from evaluation.session import EvaluateConfig, Session
 from evaluation.solver import Solver
-from evaluation.task_training import lessons_of
 from evaluation.voting import VoteTable
 from tests.support.grids import random_task, write_store
 from tests.support.protocols import SEARCH, drawn_episodes, outspoken, ttt_config
 from tests.support.report import embedded
-from tests.support.runs import ALONE, CPU, Trainer, untrained
+from tests.support.runs import Trainer, untrained
+from utils.config import NamedConfig
 from utils.errors import UserError
 
 
@@ -29,24 +35,12 @@ def test_what_cannot_learn_is_answered_as_it_is_and_said(tmp_path):
     """A task with one demonstration; the control without any."""
     store = write_store(tmp_path / "data")
     trainer = Trainer(store, "encoder=memory", "data.max_demos=1")
-    model = outspoken(trainer)
+    outspoken(trainer)
+    respondent = replace(respondent_of(trainer), trained_pairs=np.zeros(0, np.uint64))
     for config in (ttt_config(), SEARCH):
         plain, adapted = (
-            evaluate(
-                *(
-                    model,
-                    store,
-                    trainer.config.data,
-                    trainer.config.evaluation,
-                    trainer.config.objective,
-                    CPU,
-                    ALONE,
-                ),
-                seed=0,
-                trained_pairs=np.zeros(0, np.uint64),
-                protocol=protocol,
-            )
-            for protocol in (AsItIsConfig(name="auto"), config)
+            evaluate(respondent, trainer.config.evaluation, Ask(seed=0, protocol=protocol))
+            for protocol in (AS_IT_IS, config)
         )
         assert np.array_equal(plain.predictions.columns["answer"], adapted.predictions.columns["answer"])
         assert adapted.protocol == config.name
@@ -86,12 +80,57 @@ def test_a_named_protocol_is_checked(fewshot, puzzle):
         label(names["inductive"], puzzle, none)
     with pytest.raises(UserError, match="none of the evaluated tasks shares"):
         label(names["transductive"], fewshot, none)
-    with pytest.raises(UserError, match="no encoder"):
-        adaptation_of(SEARCH, None, 0, 8, LAYOUTS["puzzle"])
-    with pytest.raises(UserError, match="share one rule have none"):
-        adaptation_of(ttt_config(), None, 0, 8, LAYOUTS["pairs"])
+    for config, layout, words in (
+        (SEARCH, "puzzle", "no encoder"),
+        (ttt_config(), "pairs", "share one rule have none"),
+        (ttt_config("parameters=encoder"), "puzzle", "its puzzle rows learn in any case"),
+    ):
+        with pytest.raises(UserError, match=words):
+            adaptation_of(config, SimpleNamespace(store=SimpleNamespace(layout=LAYOUTS[layout])), 0, 8)
     with pytest.raises(UserError, match="protocol.name='ttt' is unknown"):
         compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", "protocol.name=ttt"])
+
+
+class ToyConfig(NamedConfig):
+    """size: by how much every context is moved."""
+
+    name: Literal["toy"]
+    size: float
+
+
+class Toy(Adaptation):
+    """Moves all contexts in the same direction."""
+
+    @classmethod
+    def less_memory(cls, config, batch_size):
+        return f"lower protocol.size={config.size}"
+
+    def shift(self, data):
+        return torch.full_like(self.respondent.model.context(data).told, self.config.size)
+
+
+def test_a_new_protocol_is_a_row(fewshot, tmp_path, monkeypatch):
+    """Command line, label, folder, files and a single task know it by its row alone."""
+    path = untrained(fewshot, tmp_path / "run" / "checkpoints")
+    monkeypatch.setitem(PROTOCOLS, "toy", Protocol(ToyConfig, Toy))
+    found = {}
+    for size in (0.0, 1.0):
+        keys = ["protocol.name=toy", f"+protocol.size={size}", "num_views=1", "controls=[]", "report=false"]
+        config = compose.load(EvaluateConfig, "evaluate", [f"checkpoint={path}", "device=cpu", *keys])
+        session = Session.open(config)
+        found[size] = session.evaluate()
+        session.write(session.folder(), found[size], 1.0)
+        assert found[size].protocol == found[size].described == "toy"
+    assert less_memory(config.protocol, 8) == "lower protocol.size=1.0"
+    folders = sorted((tmp_path / "run" / "evaluations").iterdir())
+    assert [folder.name for folder in folders] == ["step_0-ema-test-toy", "step_0-ema-test-toy-2"]
+    results = json.loads((folders[1] / "results.json").read_text())
+    assert results["adaptation"] == results["settings"]["protocol"] == {"name": "toy", "size": 1.0}
+    plain = evaluate(session.respondent, config, Ask(seed=0))
+    answers = [list(one.predictions.answers) for one in (plain, found[0.0], found[1.0])]
+    assert answers[0] == answers[1] != answers[2]
+    new = fewshot.task(int(fewshot.tasks_of("test")[0]))
+    assert Solver.from_pretrained(path).ask(new, 1, 0, 8, config.protocol).protocol == "toy"
 
 
 def test_one_task_is_answered_under_a_protocol(fewshot, tmp_path):
@@ -128,19 +167,12 @@ def test_agreement_is_the_share_of_demonstrations_answered_exactly_from_the_othe
     assert agreement(model, data).tolist() == right.view(-1, 2).float().mean(1).tolist()
 
 
-def test_agreement_on_contexts_that_were_not_searched_is_refused(memory, fewshot):
-    model, _, trainer = memory
-    config, protocol = (
-        trainer.config.evaluation.model_copy(update={"ranking": "agreement"}),
-        SEARCH.model_copy(update={"start": "mean"}),
-    )
+def test_agreement_on_contexts_that_were_not_searched_is_refused(memory):
+    _, _, trainer = memory
+    config = trainer.config.evaluation.model_copy(update={"ranking": "agreement"})
+    protocol = SEARCH.model_copy(update={"start": "mean"})
     with pytest.raises(UserError, match="use protocol.start=encoder"):
-        evaluate(
-            *(model, fewshot, trainer.config.data, config, trainer.config.objective, CPU, ALONE),
-            seed=0,
-            trained_pairs=np.zeros(0, np.uint64),
-            protocol=protocol,
-        )
+        evaluate(respondent_of(trainer), config, Ask(seed=0, protocol=protocol))
 
 
 def test_votes_ranked_by_agreement():
@@ -176,7 +208,7 @@ def test_an_evaluation_writes_what_its_page_shows(fewshot, tmp_path):
     )
     session.write(tmp_path / "out", session.evaluate(), 1.0)
     records = [json.loads(line) for line in (tmp_path / "out" / "per_example.jsonl").read_text().splitlines()]
-    assert {len(record["steps"]) for record in records} == {session.model.config.halt_max_steps}
+    assert {len(record["steps"]) for record in records} == {session.trained.model.config.halt_max_steps}
     assert {record["protocol"] for record in records} == {"latent_search"}
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert (

@@ -9,22 +9,34 @@ import torch
 from config import compose
 from dataset.batch import materialise
 from dataset.views import EvaluationSet
-from evaluation.inference import collect
+from evaluation.in_training import respondent_of
+from evaluation.lessons import EpisodeSampler, lessons_of, rows_of
 from evaluation.predictions import Predictions
 from evaluation.session import EvaluateConfig, Session
-from evaluation.task_training import TaskTraining, Trained, _Episodes, holding, lessons_of
+from evaluation.task_training import TaskTraining
+from evaluation.task_weights import TaskWeights, weights_lent
 from models.latent_search import LeaveOneOut
-from models.losses import ObjectiveConfig
 from tests.support.grids import write_store
 from tests.support.protocols import copied_weights, ttt_config, unchanged
-from tests.support.runs import ALONE, Trainer, run, untrained
+from tests.support.respondents import inference
+from tests.support.runs import Trainer, run, untrained
 from utils.distributed import World
 from utils.errors import UserError
 
 
+def training_of(trainer: Trainer, *overrides: str) -> TaskTraining:
+    return TaskTraining(ttt_config(*overrides), respondent_of(trainer), seed=0, batch_size=8)
+
+
+def weights_of(trainer: Trainer, questions, lessons, parameters: str) -> TaskWeights:
+    """The stacked weights before any step."""
+    rows = [rows_of(questions, lesson)[0] for lesson in lessons]
+    return TaskWeights(trainer.state.model, rows, parameters, rank=2)
+
+
 @pytest.mark.parametrize("parameters", ["all", "encoder", "core", "low_rank"])
 def test_tasks_trained_side_by_side_are_trained_as_one_by_one_and_the_model_is_itself_again(
-    memory, fewshot, parameters
+    memory, parameters
 ):
     model, questions, trainer = memory
     before, found = copied_weights(model), []
@@ -35,9 +47,9 @@ def test_tasks_trained_side_by_side_are_trained_as_one_by_one_and_the_model_is_i
         if (lesson.side, len(lesson.pairs)) == (lessons[0].side, len(lessons[0].pairs))
     ][:2]
     assert len(lessons) == 2
-    training = TaskTraining(ttt_config(f"parameters={parameters}", "rank=2"), trainer.config.objective, 0)
+    training = training_of(trainer, f"parameters={parameters}", "rank=2")
     for stack in (lessons, lessons[:1], lessons[1:]):
-        trained = training.train(model, questions, fewshot.grid_table, stack)
+        trained = training.train(questions, stack)
         found.append([trained.weights(number) for number in range(len(stack))])
     assert unchanged(model, before) and not model.training
     for side_by_side, (alone,) in zip(found[0], found[1:], strict=True):
@@ -61,16 +73,14 @@ def test_what_training_keeps_fixed_stays_fixed(fewshot):
     lessons = lessons_of(questions, questions.asked)[0][:1]
     names = {name for name, parameter in trainer.state.model.named_parameters() if parameter.requires_grad}
     for parameters in ("all", "encoder"):
-        values = Trained(
-            trainer.state.model, questions, lessons, ttt_config(f"parameters={parameters}")
-        ).values
+        values = weights_of(trainer, questions, lessons, parameters).values
         assert set(values) == {name for name in names if parameters == "all" or name.startswith("context.")}
     assert "context.start.context" in dict(trainer.state.model.named_parameters()).keys() - names
 
 
 def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
     model, questions, trainer = memory
-    training = TaskTraining(ttt_config("steps=30", "lr=5e-3"), trainer.config.objective, 0)
+    training = training_of(trainer, "steps=30", "lr=5e-3")
     lesson = lessons_of(questions, questions.asked)[0][0]
     asked = np.arange(len(questions.queries)) == lesson.queries[0]
     (batch,) = questions.batches(1, views=slice(0, 1), queries=asked)
@@ -78,8 +88,8 @@ def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
         model, materialise(batch.samples, fewshot, fewshot.grid_table, False).data, trainer.config.objective
     )
     untrained_loss = left_out.solved(left_out.each(left_out.no_shift()))
-    trained = training.train(model, questions, fewshot.grid_table, [lesson])
-    with holding(model, trained.weights(0), torch.zeros(0), None):
+    trained = training.train(questions, [lesson])
+    with weights_lent(model, trained.weights(0), torch.zeros(0), None):
         left_out = LeaveOneOut(
             model,
             materialise(batch.samples, fewshot, fewshot.grid_table, False).data,
@@ -88,35 +98,27 @@ def test_training_on_the_demonstrations_lowers_their_loss(memory, fewshot):
         assert left_out.solved(left_out.each(left_out.no_shift())) < 0.8 * untrained_loss
 
 
-def test_an_error_while_a_task_is_asked_gives_the_weights_back(memory, fewshot):
+def test_an_error_while_a_task_is_asked_gives_the_weights_back(memory):
     model, questions, trainer = memory
     before = copied_weights(model)
-    training = TaskTraining(ttt_config(), trainer.config.objective, 0)
 
-    def report(views: int) -> None:
+    def fail(views: int) -> None:
         assert not unchanged(model, before)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(model, questions, fewshot.grid_table, 8, ALONE, report, adaptation=training)
+        inference(trainer, questions, protocol=ttt_config()).collect(progress=fail)
     assert unchanged(model, before)
 
 
-def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, fewshot, monkeypatch):
-    model, questions, trainer = memory
+def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, monkeypatch):
+    _, questions, trainer = memory
     drawn = []
     monkeypatch.setattr(
         "evaluation.task_training.materialise",
         lambda samples, *a: drawn.append(samples) or materialise(samples, *a),
     )
-    whole = collect(
-        model,
-        questions,
-        fewshot.grid_table,
-        8,
-        ALONE,
-        adaptation=TaskTraining(ttt_config(), trainer.config.objective, 0),
-    )
+    whole = inference(trainer, questions, protocol=ttt_config()).collect()
     asked = {query.pair for query in questions.queries}
     shown = {int(pair) for samples in drawn for pair in (*samples.query, *samples.demos.flatten())}
     assert not shown & asked and shown <= {pair for query in questions.queries for pair in query.demos}
@@ -124,23 +126,22 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, few
         assert (samples.query[:, None] != samples.demos).all()
     halves = Predictions()
     for rank in (0, 1):
-        training = TaskTraining(ttt_config(), trainer.config.objective, 0)
-        halves.merge([collect(model, questions, fewshot.grid_table, 8, World(rank, 2), adaptation=training)])
+        half = inference(trainer, questions, protocol=ttt_config(), world=World(rank, 2))
+        halves.merge([half.collect()])
     one, two = whole.columns, halves.columns
     assert len(one["query"]) == len(questions.queries) * 2
     assert all(np.array_equal(one[name], two[name]) for name in ("query", "view", "step"))
     assert [list(whole.answers)[i] for i in one["answer"]] == [list(halves.answers)[i] for i in two["answer"]]
 
 
-def test_seconds_are_a_budget_per_task(memory, fewshot, monkeypatch):
-    model, questions, trainer = memory
+def test_seconds_are_a_budget_per_task(memory, monkeypatch):
+    _, questions, trainer = memory
     clock = iter(range(1000))
     monkeypatch.setattr("evaluation.task_training.clock", lambda device: float(next(clock)))
-    training = TaskTraining(ttt_config("steps=1000", "seconds=3"), trainer.config.objective, 0)
-    training.train(model, questions, fewshot.grid_table, lessons_of(questions, questions.asked)[0][:1])
-    assert (
-        next(clock) == 5
-    )  # the beginning, before each of three steps, and before the fourth, which is not taken
+    training = training_of(trainer, "steps=1000", "seconds=3")
+    training.train(questions, lessons_of(questions, questions.asked)[0][:1])
+    # The beginning, before each of three steps, and before the fourth, which is not taken.
+    assert next(clock) == 5
 
 
 def test_training_turns_grids_only_if_the_model_has_seen_turned_grids(fewshot):
@@ -151,7 +152,7 @@ def test_training_turns_grids_only_if_the_model_has_seen_turned_grids(fewshot):
     ):
         config = Trainer(fewshot, "encoder=memory", f"data.augmentation={augmentation}").config.data
         questions = EvaluationSet(fewshot, config, "test", 4, 0)
-        samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(64)
+        samples = EpisodeSampler(questions, lessons_of(questions, questions.asked)[0][0], 0).draw(64)
         assert (
             bool(samples.transform.any()) == turned
             and bool((samples.colours != np.arange(10)).any()) == recoloured
@@ -163,7 +164,7 @@ def test_training_places_pairs_as_the_model_has_seen_them(fewshot):
     for translate, places in ((False, 0), (True, 1), ("each", None)):
         config = trained.model_copy(update={"translate": translate, "canvas": "full"})
         questions = EvaluationSet(fewshot, config, "test", 4, 0)
-        samples = _Episodes(questions, lessons_of(questions, questions.asked)[0][0], 0)(16)
+        samples = EpisodeSampler(questions, lessons_of(questions, questions.asked)[0][0], 0).draw(16)
         if places is None:
             assert (
                 samples.offset.shape == (16, 1 + samples.bucket.demos, 2)
@@ -193,7 +194,8 @@ def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on
         "protocol.row_steps=1",
     ]
     session = Session.open(compose.load(EvaluateConfig, "evaluate", [*keys, *steps]))
-    table = session.model.context.weights
+    model = session.trained.model
+    table = model.context.weights
     assert len(table) == other.metadata.num_puzzle_identifiers and (table == table[0]).all()
     evaluation = session.evaluate()
     assert (
@@ -204,19 +206,17 @@ def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on
     questions = session.questions()
     lesson = lessons_of(questions, questions.asked)[0][0]
     config = ttt_config("steps=1", "row_steps=1", "batch_size=32")
-    trained = TaskTraining(config, ObjectiveConfig(**session.info["config"]["objective"]), 0).train(
-        session.model, questions, other.grid_table, [lesson]
-    )
+    trained = TaskTraining(config, session.respondent, 0, batch_size=8).train(questions, [lesson])
     assert (trained.rows(0) != table[0]).any(dim=1).all(), "rows of all views learn"
-    own = dict(session.model.named_parameters())
+    own = dict(model.named_parameters())
     assert all(torch.equal(value, own[name]) for name, value in trained.weights(0).items()), (
         "and at first nothing else"
     )
 
 
 def test_a_broken_gradient_counts_as_none(memory):
-    model, questions, trainer = memory
-    trained = Trained(model, questions, lessons_of(questions, questions.asked)[0][:2], ttt_config())
+    _, questions, trainer = memory
+    trained = weights_of(trainer, questions, lessons_of(questions, questions.asked)[0][:2], "all")
     for value in trained.values.values():
         value.grad = torch.ones_like(value)
         value.grad[0, ...] = 5.0
@@ -234,9 +234,9 @@ def test_tasks_on_a_large_canvas_are_trained_side_by_side(tmp_path):
     trainer = Trainer(store, "encoder=memory", "data.buckets=[10]", "arch.halt_max_steps=1")
     questions = EvaluationSet(store, trainer.config.data, "test", 1, 0)
     lesson = lessons_of(questions, questions.asked)[0][0]
-    training = TaskTraining(ttt_config("steps=1"), trainer.config.objective, 0)
-    trained = training.train(trainer.state.model, questions, store.grid_table, [lesson, lesson])
-    alone = training.train(trainer.state.model, questions, store.grid_table, [lesson]).weights(0)
+    training = training_of(trainer, "steps=1")
+    trained = training.train(questions, [lesson, lesson])
+    alone = training.train(questions, [lesson]).weights(0)
     for name, value in trained.weights(1).items():
         torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
 

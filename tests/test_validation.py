@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -28,25 +28,19 @@ def answer_with(monkeypatch, scores: dict[int, float]) -> list[tuple[str, int]]:
     def log_evaluation(run, *arguments):
         state = run.state
 
-        def evaluate(*positional, **named):
-            asked.append((named["split"], state.step))
-            named["report"](1)
+        def evaluate(respondent, config, ask, progress):
+            asked.append((ask.split, state.step))
+            progress(1)
             found = Score("none", "ARC/pass@1", scores[state.step], 0.0, 1.0, 2)
-            unread = dict.fromkeys(
-                (
-                    "adaptation",
-                    "num_views",
-                    "questions",
-                    "predictions",
-                    "prediction_seconds",
-                    "by_subset",
-                    "answered",
-                    "with_steps",
-                )
-            )
-            return Evaluation(
-                "inductive", **dict.fromkeys(unread), scores=[found], means={}, counts={"tasks": 2}, notes=[]
-            )
+            unread = dict.fromkeys(field.name for field in fields(Evaluation))
+            read = {
+                "protocol": "inductive",
+                "scores": [found],
+                "means": {},
+                "counts": {"tasks": 2},
+                "notes": [],
+            }
+            return Evaluation(**unread | read)
 
         monkeypatch.setattr(in_training, "evaluate", evaluate)
         real(run, *arguments)

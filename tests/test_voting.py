@@ -9,14 +9,16 @@ import torch
 
 from config import compose
 from dataset.views import EvaluationSet
-from evaluation.inference import VIEWS_PER_ROUND, VoteStop, collect
+from evaluation.in_training import respondent_of
+from evaluation.inference import VIEWS_PER_ROUND, Inference, VoteStop
 from evaluation.predictions import Predictions
-from evaluation.run import evaluate
+from evaluation.run import Ask, evaluate
 from evaluation.session import EvaluateConfig
 from evaluation.voting import VoteTable, key_of
 from models.act import Answer, act_step, initial_carry, solve
 from tests.support.predictions import NOTHING, A, B, C
-from tests.support.runs import ALONE, CPU, Trainer
+from tests.support.respondents import inference
+from tests.support.runs import Trainer
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -98,36 +100,32 @@ def test_a_vote_is_settled_as_soon_as_every_lead_exceeds_the_remaining_views():
 
 @pytest.fixture(scope="module")
 def untrained(fewshot):
-    """A tiny model with answers that differ between views, and its evaluation set of 24 views."""
+    """The run of a tiny model with answers that differ between views, and its evaluation set of 24 views."""
     trainer = Trainer(fewshot)
     torch.manual_seed(3)
     torch.nn.init.normal_(trainer.state.model.q_head.weight, std=0.5)
-    return (
-        trainer.state.model.eval(),
-        EvaluationSet(fewshot, trainer.config.data, "test", 24, 0, "none", 2),
-        fewshot.grid_table,
-    )
+    return trainer, EvaluationSet(fewshot, trainer.config.data, "test", 24, 0, "none", 2)
 
 
 @pytest.mark.parametrize("ranking", ["votes", "product"])
 def test_stopping_votes_leaves_views_out_and_the_first_answers_as_they_are(untrained, monkeypatch, ranking):
     """Answers are made by hand per view: unanimous, close, and a late reversal."""
-    model, questions, table = untrained
+    trainer, questions = untrained
     rng = np.random.default_rng(0)
     shares = ([0.95, 0.05, 0.0], [0.6, 0.4, 0.0], [0.34, 0.33, 0.33])
     drawn = {query: rng.choice(3, 24, p=shares[query % 3]) for query in range(len(questions.queries))}
     logit = {query: rng.normal(3, 1, 24) for query in range(len(questions.queries))}
 
-    def answer(model, questions, table, batch, kept, *options):
+    def answer(self, batch, kept, *options):
         for query, view in zip(
             batch.query[: batch.valid].tolist(), batch.view[: batch.valid].tolist(), strict=True
         ):
             kept.add(query, view, 1, (A, B, C)[drawn[query][view]], float(np.float32(logit[query][view])))
 
-    monkeypatch.setattr("evaluation.inference._answer", answer)
-    full = collect(model, questions, table, 5, ALONE)
+    monkeypatch.setattr(Inference, "_answer", answer)
+    full = inference(trainer, questions, batch_size=5).collect()
     for k in (1, 2):
-        stopped = collect(model, questions, table, 7, ALONE, stop=VoteStop(k, ranking))
+        stopped = inference(trainer, questions, batch_size=7).collect(stop=VoteStop(k, ranking))
         assert len(questions.queries) * VIEWS_PER_ROUND <= len(stopped) and (
             k > 1 or len(stopped) < len(full) == 24 * len(questions.queries)
         )
@@ -144,19 +142,7 @@ def test_answers_are_ranked_once_and_every_process_could_write_the_files(fewshot
     config = trainer.config.evaluation.model_copy(update={"num_views": 2, "controls": []})
     for rank in (0, 1):
         calls.clear()
-        pairs, objective = trainer.sampler.trained_pairs, trainer.config.objective
-        world = World(rank, 2)
-        found = evaluate(
-            trainer.state.model,
-            fewshot,
-            trainer.config.data,
-            config,
-            objective,
-            CPU,
-            world,
-            seed=0,
-            trained_pairs=pairs,
-        )
+        found = evaluate(replace(respondent_of(trainer), world=World(rank, 2)), config, Ask(seed=0))
         queries = found.counts["queries"]
         assert sorted(calls) == list(range(queries))
         assert len(found.records) == queries == sum(len(task["test"]) for task in found.puzzles.values())
@@ -221,14 +207,16 @@ def test_halted_rows_leave_the_batch_and_the_answers_stay_the_same(fewshot, enco
 
 
 def test_recorded_steps_end_in_the_answers_of_a_plain_run(untrained):
-    model, questions, table = untrained
-    plain = collect(model, questions, table, 16, ALONE)
-    recorded = collect(model, questions, table, 16, ALONE, every_step=True)
-    assert len(recorded) == model.config.halt_max_steps * len(plain)
+    trainer, questions = untrained
+    plain, recorded = (
+        inference(trainer, questions, batch_size=16).collect(record_steps=record) for record in (False, True)
+    )
+    most = trainer.state.model.config.halt_max_steps
+    assert len(recorded) == most * len(plain)
     ours, theirs = recorded.rows(), plain.rows()
     for name in ("query", "view", "step", "q_halt_logit"):
         assert np.array_equal(ours[name], theirs[name])
-    for early in range(1, model.config.halt_max_steps + 1):
+    for early in range(1, most + 1):
         assert set(recorded.rows(early)["step"]) == {early}
     keys = list(recorded.answers), list(plain.answers)
     assert [keys[0][i] for i in ours["answer"]] == [keys[1][i] for i in theirs["answer"]]

@@ -27,8 +27,8 @@ from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import Samples
 from dataset.samplers import Sampler
-from evaluation.in_training import averaged_weights, check_best_metric, log_pictures
-from evaluation.run import evaluate
+from evaluation.in_training import averaged_weights, check_best_metric, log_pictures, respondent_of
+from evaluation.run import Ask, evaluate
 from tools.find_batch_size import cells_of
 from training.diagnostics import context_diagnostics
 from training.meter import Meter
@@ -168,20 +168,10 @@ class Rehearsal:
         run, config = self.run, self.run.config
         # A control asks every query once more, which would check nothing new.
         settings = config.evaluation.model_copy(update={"controls": []})
+        tasks = max(1, settings.batch_size // settings.num_views)
         with averaged_weights(run.state):
-            result = evaluate(
-                run.model,
-                run.store,
-                config.data,
-                settings,
-                config.objective,
-                run.device,
-                run.world,
-                seed=config.seed,
-                trained_pairs=run.state.trained_pairs,
-                split=config.evaluated_split,
-                max_tasks=max(1, settings.batch_size // settings.num_views),
-            )
+            ask = Ask(config.seed, config.evaluated_split, max_tasks=tasks)
+            result = evaluate(respondent_of(run), settings, ask)
         self.scores = result.metrics()
         counts = result.counts
         asked = f"{counts['tasks']} tasks, {counts['queries']} queries"

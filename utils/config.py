@@ -7,3 +7,9 @@ class Config(BaseModel):
     """Fields have no defaults: the YAML files hold the values, the classes hold types and rules."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class NamedConfig(Config):
+    """One of several choices, whose `name` is that of its YAML file."""
+
+    name: str

@@ -20,8 +20,8 @@ import torch
 
 from dataset import augment, canvas
 from dataset.views import BLANK_ID
-from evaluation.metrics import Answered, score
-from evaluation.run import attempts
+from evaluation.metrics import AnsweredQuery, score
+from evaluation.records import attempts
 from evaluation.voting import VoteTable
 from models.act import act_step, initial_carry
 from models.core import RecursiveModel
@@ -187,7 +187,7 @@ def check_voting(case: Path) -> dict[str, Difference]:
                     float(q),
                 )
     answered = [
-        Answered(task, votes.ranked((name, number)), truth)
+        AnsweredQuery(task, votes.ranked((name, number)), truth)
         for task, (name, queries) in enumerate(puzzles.items())
         for number, (_, truth) in enumerate(queries)
     ]

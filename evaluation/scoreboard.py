@@ -1,0 +1,54 @@
+"""The scores of an evaluation and of its controls, which are asked the same queries."""
+
+import numpy as np
+
+from dataset.layouts import Layout
+from dataset.store import Store
+from dataset.views import EvaluationSet
+from evaluation.canvas_scores import NAMES
+from evaluation.metrics import AnsweredQuery, Score, score, score_pairs
+from evaluation.voting import Controls, VotingConfig
+
+
+def metric_names(config: VotingConfig, layout: Layout) -> list[str]:
+    """What `Evaluation.metrics` has where answers are known and fit their canvas."""
+    controls = ("none", *controls_of(config, layout))
+    scores = [one.name for control in controls for one in scores_of([], config, layout, control)]
+    return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
+
+
+def controls_of(config: VotingConfig, layout: Layout) -> list[Controls]:
+    """The configured controls, of which games without demonstrations have only `copy_input`."""
+    return [control for control in config.controls if control == "copy_input" or not layout.shares_rule]
+
+
+def scores_of(
+    answers: list[AnsweredQuery], config: VotingConfig, layout: Layout, control: str
+) -> list[Score]:
+    """The scores of queries whose answers are known, by the rules of the layout."""
+    return score_pairs(answers, control) if layout.shares_rule else score(answers, config.pass_ks, control)
+
+
+class Scoreboard:
+    """The scores of all tasks, and those of each subset where there are several."""
+
+    def __init__(self, store: Store, tasks: np.ndarray, config: VotingConfig):
+        self.config, self.layout = config, store.layout
+        self.subset_of = {task: store.subset_names[store.task_subset[task]] for task in tasks.tolist()}
+        self.scores: list[Score] = []
+        self.by_subset: dict[str, list[Score]] = {}
+
+    def add(self, questions: EvaluationSet, answers: list[AnsweredQuery], control: str = "none") -> None:
+        """Score the queries that were asked and have a known answer."""
+        known = [
+            answered
+            for answered, was_asked in zip(answers, questions.asked, strict=True)
+            if was_asked and answered.truth is not None
+        ]
+        self.scores.extend(scores_of(known, self.config, self.layout, control))
+        names = dict.fromkeys(self.subset_of.values())
+        if len(names) > 1:
+            for name in names:
+                of_subset = [answered for answered in known if self.subset_of[answered.task] == name]
+                found = scores_of(of_subset, self.config, self.layout, control)
+                self.by_subset.setdefault(name, []).extend(found)
