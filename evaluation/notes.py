@@ -78,7 +78,7 @@ def _about_questions(questions: EvaluationSet, config: VotingConfig) -> Iterator
 def _about_stopped_votes(questions: EvaluationSet, k: int, views: int) -> str:
     """How much of the work was saved by stopping once the first k answers were certain, and what it costs."""
     asked = (query for query in questions.queries if query not in questions.too_large)
-    in_full = sum(map(questions.views_of, asked))
+    in_full = sum(map(questions.num_views_of, asked))
     note = f"{views} of {in_full} views were asked: "
     note += f"a query's votes stopped once its first {k} answers were certain"
     if k < SUBMISSION_ATTEMPTS:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # noqa: F401  an optimiser's import after `start` keeps the group alive
+import torch.distributed.nn.functional  # noqa: F401  imported after `start`, it keeps the group alive
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
