@@ -37,9 +37,12 @@ def run(config: EvaluateConfig) -> None:
         evaluation = session.evaluate(progress=bar.update)
     if is_main:
         seconds = time.monotonic() - started
-        print(table(evaluation, config), flush=True)  # whatever becomes of the files
         folder = session.folder()
-        session.write(folder, evaluation, seconds)
+        # Files first: a terminal may be closed. The table is printed whatever becomes of the files.
+        try:
+            session.write(folder, evaluation, seconds)
+        finally:
+            print(table(evaluation, config), flush=True)
         print(f"{folder}: {', '.join(files_of(config.report, config.save_predictions))}")
     distributed.close()
 
@@ -55,7 +58,8 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
         f"protocol {evaluation.described}, split {config.split}: "
         f"{counts['tasks']} tasks, {counts['queries']} queries "
         f"({counts['no_prediction']} without a prediction, "
-        f"{counts['answer_exceeds_canvas']} larger than their canvas, {counts['unlabelled']} unlabelled), "
+        f"{counts['answer_exceeds_canvas']} whose answer is larger than their canvas, "
+        f"{counts['unlabelled']} unlabelled), "
         f"{views} view{'s' * (views > 1)}, 95 % intervals",
     ]
     if columns:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -147,6 +148,11 @@ class Session:
             and adaptation_class(config.protocol).leaves_weights
         )
         contexts = task_contexts(respondent, evaluation.questions, config.batch_size) if with_map else None
+        if contexts and not np.isfinite(list(contexts.values())).all():
+            contexts = None
+            evaluation.notes.append(
+                "the report has no map of the tasks: the model's contexts hold numbers that are not finite"
+            )
         write_files(
             folder,
             evaluation,

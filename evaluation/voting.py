@@ -51,6 +51,8 @@ class VotingConfig(Config):
 
     @model_validator(mode="after")
     def _check_voting(self) -> "VotingConfig":
+        if len(set(self.pass_ks)) < len(self.pass_ks):
+            raise ValueError(f"pass_ks={self.pass_ks} names a number more than once")
         if self.vote_stop and self.ranking == "confidence":
             raise ValueError(
                 "vote_stop=true saves nothing with ranking=confidence: "

@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from dataset.views import EvaluationSet
 from dataset.writer import write_dataset
 from evaluation.session import EvaluateConfig, Session
 from tests.support.grids import random_task
-from tests.support.runs import evaluate_here, load_config, run, train_here, without_digests
+from tests.support.runs import ROOT, evaluate_here, load_config, run, train_here, without_digests
 from tools.publish import MOST_BYTES, publish
 from utils import checkpoint, distributed
 from utils.errors import UserError
@@ -307,3 +309,47 @@ def test_a_model_whose_numbers_are_no_numbers_is_evaluated_to_the_end(trained, t
         "NaN" not in (tmp_path / "out" / "per_example.jsonl").read_text()
         and len(records) == results["counts"]["queries"]
     )
+
+
+def test_a_report_without_finite_contexts_has_no_map_and_says_so(trained, tmp_path):
+    copied = shutil.copytree(checkpoint.resolve(trained), tmp_path / "checkpoints" / "step_1")
+    weights = load_file(copied / "ema.safetensors")
+    broken = {name: value * math.nan for name, value in weights.items() if name.startswith("context")}
+    save_file(weights | broken, copied / "ema.safetensors")
+    without_digests(copied)
+    evaluate_here(f"checkpoint={copied}", "num_views=1", "controls=[]", f"output_dir={tmp_path / 'out'}")
+    results, records, _ = results_of(tmp_path / "out")
+    assert any("no map of the tasks" in note for note in results["notes"]) and records
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '"records"' in page and '"map"' not in page
+
+
+@pytest.mark.parametrize("reader", ["true", "head -c 1"])
+def test_a_closed_pipe_loses_no_file_of_an_evaluation(trained, tmp_path, reader):
+    command = f"{sys.executable} evaluate.py checkpoint={trained} num_views=1 controls=[] device=cpu "
+    command += f"output_dir={tmp_path / 'out'} | {reader}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in done.stderr
+    assert {"results.json", "per_example.jsonl", "submission.json", "report.html"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_a_terminal_that_cannot_show_a_name_loses_no_result(tmp_path):
+    rng = np.random.default_rng(0)
+    tasks = {name: [random_task(rng, f"задача-{name}{i}") for i in range(3)] for name in ("a", "б")}
+    write_dataset(tmp_path / "data", tasks, ["б"], layout="fewshot", source="x", seed=0)
+    store = Store.load(tmp_path / "data")
+    run_folder = train_here(store, tmp_path, "train_steps=1", "data.buckets=[8]")
+    done = run(
+        *("evaluate.py", f"checkpoint={run_folder}", "num_views=1", "controls=[]", "device=cpu"),
+        f"output_dir={tmp_path / 'aus'}",
+        env={"PYTHONIOENCODING": "ascii"},
+    )
+    assert done.returncode == 0 and "Traceback" not in done.stderr and "ARC/pass@1" in done.stdout
+    assert len(results_of(tmp_path / "aus")[1]) == 3
+
+
+def test_a_number_of_attempts_that_is_named_twice_is_refused_before_the_work(trained):
+    with pytest.raises(UserError, match="names a number more than once"):
+        evaluate_here(f"checkpoint={trained}", "pass_ks=[1,2,2]")
