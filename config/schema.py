@@ -14,10 +14,10 @@ from models.context import EncoderConfig
 from models.core import ArchConfig
 from models.encoders import ENCODERS
 from models.encoders.pairs import PairConfig
-from models.losses import ObjectiveConfig
 from models.pretrained import PretrainedConfig
 from models.trm import arch_config
 from training.optim import OptimConfig
+from training.splits import DescentConfig, Sizes
 from training.step import FixedStepsConfig, ModeConfig, mode_config
 from utils.logging import LoggingConfig
 
@@ -63,7 +63,7 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
     encoder: SerializeAsAny[EncoderConfig] | None
     data: DataConfig
     mode: SerializeAsAny[ModeConfig]
-    objective: ObjectiveConfig
+    objective: DescentConfig
     evaluation: EvaluationConfig
     logging: LoggingConfig
 
@@ -114,6 +114,8 @@ class PretrainConfig(OptimConfig, PretrainedConfig):
                 f"objective.contrastive_weight={objective.contrastive_weight} compares all samples of a batch,"
                 f" which micro_batch_size={self.micro_batch_size} would take apart; set micro_batch_size=null"
             )
+        sizes = Sizes(self.arch.halt_max_steps, self.global_batch_size, self.data.sides[-1] ** 2)
+        objective.refuse(mode.name, getattr(self.arch, "H_cycles", 1), sizes)
         for name in ("encoder_lr", "encoder_weight_decay"):
             if getattr(self, name) is not None and not self.encoder:
                 raise ValueError(

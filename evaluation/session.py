@@ -100,7 +100,7 @@ class Session:
             self.store,
             self.data,
             self.config,
-            ObjectiveConfig(**self.info["config"]["objective"]),
+            ObjectiveConfig.of_run(self.info["config"]["objective"]),
             self.device,
             self.world,
             seed=self.config.seed,

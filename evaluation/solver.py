@@ -146,7 +146,7 @@ class Solver:
         return next(self.model.parameters()).device
 
     def _adaptation(self, protocol: ProtocolConfig, seed: int, batch_size: int, store: Store) -> Adaptation | None:
-        return adaptation_of(protocol, ObjectiveConfig(**self.info["config"]["objective"]), seed, batch_size, store.metadata.layout)
+        return adaptation_of(protocol, ObjectiveConfig.of_run(self.info["config"]["objective"]), seed, batch_size, store.metadata.layout)
 
     def _notes(self, questions: EvaluationSet, num_views: int, protocol: str) -> list[str]:
         data, task, notes = self.data, questions.store.task(0), []

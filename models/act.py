@@ -60,6 +60,7 @@ class StepOutput:
 
     losses: auxiliary terms by name, (B,) each, with gradient.
     target_q_continue (B,): the bootstrapped target of Q-learning, only with no_ACT_continue=false in training.
+    earlier_logits: (B, L, V) after each H cycle but the last, where the model was asked for them.
     """
 
     carry: Carry
@@ -69,6 +70,7 @@ class StepOutput:
     context: Context
     losses: dict[str, Tensor]
     target_q_continue: Tensor | None = None
+    earlier_logits: tuple[Tensor, ...] = ()
 
 
 def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
@@ -148,7 +150,16 @@ def act_step(
         elif not model.training and config.halt_threshold is not None:
             halted = last | ((output.q_halt_logits - against).sigmoid() >= config.halt_threshold)
     carry = Carry(states, steps, halted, carry.data, context_state)
-    return StepOutput(carry, output.logits, output.q_halt_logits, output.q_continue_logits, context, dict(context.losses), target)
+    return StepOutput(
+        carry,
+        output.logits,
+        output.q_halt_logits,
+        output.q_continue_logits,
+        context,
+        dict(context.losses),
+        target,
+        output.earlier_logits,
+    )
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Token losses and the ACT loss. Shapes: B batch, L cells, V vocabulary."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,11 @@ class ObjectiveConfig(Config):
     reconstruct_weight: NonNegativeFloat
     contrastive_weight: NonNegativeFloat
     contrastive_temperature: PositiveFloat
+
+    @classmethod
+    def of_run(cls, values: dict[str, Any]) -> "ObjectiveConfig":
+        """What a loss is, of a run's whole `objective`, which also says how it was trained."""
+        return cls(**{name: values[name] for name in cls.model_fields if name in values})
 
     def weight(self, name: str) -> float:
         """The weight of the auxiliary term `name`."""
@@ -60,13 +66,56 @@ def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> T
     return TOKEN_LOSSES[objective.loss_type](logits, labels).sum(-1) / cells.clamp_min(1)
 
 
+def token_shares(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """What each cell contributes to the token loss of its sample, (B, L)."""
+    cells = (labels != IGNORE_LABEL_ID).sum(-1, keepdim=True)
+    return TOKEN_LOSSES[objective.loss_type](logits, labels) / cells.clamp_min(1)
+
+
+def halting_losses(output: StepOutput) -> dict[str, Tensor]:
+    """The halting losses (B,) by name, zero without labels: the target of `q_halt` is "every supervised cell is right"."""
+    labels = output.carry.data["labels"]
+    supervised = labels != IGNORE_LABEL_ID
+    exact = ((output.logits.argmax(-1) == labels) | ~supervised).all(-1)
+    targets = {"q_halt": (output.q_halt_logits, exact.float())}
+    if output.target_q_continue is not None:
+        targets["q_continue"] = (output.q_continue_logits, output.target_q_continue)
+    return {
+        name: torch.where(supervised.any(-1), F.binary_cross_entropy_with_logits(logits, target, reduction="none"), 0.0)
+        for name, (logits, target) in targets.items()
+    }
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What the loss of a batch is the sum of, every term with its weight and zero where it has no labels: `tokens` (B, L) by
+    cell, `halting` (B,) and `auxiliary` (B,) by name; and `earlier` (B, L), like `tokens`, after each H cycle but the last."""
+
+    tokens: Tensor
+    halting: Tensor
+    auxiliary: dict[str, Tensor]
+    earlier: tuple[Tensor, ...]
+
+
+def loss_terms(output: StepOutput, objective: ObjectiveConfig) -> LossTerms:
+    """The terms of `act_loss`, apart."""
+    labels = output.carry.data["labels"]
+    labelled = (labels != IGNORE_LABEL_ID).any(-1)
+    weights = {name: objective.weight(name) for name in output.losses}
+    return LossTerms(
+        token_shares(output.logits, labels, objective),
+        objective.halt_loss_weight * sum(halting_losses(output).values()),
+        {name: weights[name] * torch.where(labelled, terms, 0.0) for name, terms in output.losses.items() if weights[name]},
+        tuple(token_shares(logits, labels, objective) for logits in output.earlier_logits),
+    )
+
+
 def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss summed over the batch, and metric sums.
 
-    lm_loss is the mean over a row's supervised cells, summed over rows; the halting target is "every supervised cell is
-    right". The auxiliary terms of `output.losses` are summed over rows in the same way. A row without labels counts nowhere.
-    Of the metrics, all losses sum over all rows (denominator `rows`), the others over rows that halted at this step
-    (denominator `count`), as in the original.
+    lm_loss is the mean over a row's supervised cells, summed over rows. The auxiliary terms of `output.losses` are summed over
+    rows in the same way. A row without labels counts nowhere. Of the metrics, all losses sum over all rows (denominator
+    `rows`), the others over rows that halted at this step (denominator `count`), as in the original.
     """
     labels, logits = output.carry.data["labels"], output.logits
     supervised = labels != IGNORE_LABEL_ID
@@ -78,8 +127,7 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
         correct = (supervised & (logits.argmax(-1) == labels)).sum(-1)
         exact = correct == cells
         counted = output.carry.halted & labelled
-    q_halt = F.binary_cross_entropy_with_logits(output.q_halt_logits, exact.float(), reduction="none")
-    q_loss = q_halt_loss = torch.where(labelled, q_halt, 0.0).sum()
+    halting = {name: terms.sum() for name, terms in halting_losses(output).items()}
     metrics = {
         "rows": labelled.sum(),
         "count": counted.sum(),
@@ -88,14 +136,9 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
         "q_halt_accuracy": (counted & ((output.q_halt_logits >= 0) == exact)).sum(),
         "steps": torch.where(counted, output.carry.steps, 0).sum(),
         "lm_loss": lm_loss.detach(),
-        "q_halt_loss": q_halt_loss.detach(),
+        **{f"{name}_loss": term.detach() for name, term in halting.items()},
     }
-    if output.target_q_continue is not None:
-        q_continue = F.binary_cross_entropy_with_logits(output.q_continue_logits, output.target_q_continue, reduction="none")
-        q_continue_loss = torch.where(labelled, q_continue, 0.0).sum()
-        metrics["q_continue_loss"] = q_continue_loss.detach()
-        q_loss = q_loss + q_continue_loss
-    loss = lm_loss + objective.halt_loss_weight * q_loss
+    loss = lm_loss + objective.halt_loss_weight * sum(halting.values())
     for name, terms in output.losses.items():
         term = torch.where(labelled, terms, 0.0).sum()
         metrics[f"{name}_loss"] = term.detach()

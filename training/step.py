@@ -22,11 +22,13 @@ from models.act import Carry, StepOutput, act_step, exploration, initial_carry, 
 from models.context import Context, Noise
 from models.core import RecursiveModel
 from models.latent_search import inner_step
-from models.losses import ObjectiveConfig, act_loss
+from models.losses import act_loss
 from training.diagnostics import gradient_norms, watch_gradient
+from training.jacobian import Jacobian, OneObjective, objectives_of
 from training.objectives import auxiliary_losses
 from training.optim import OptimConfig, SparseSignSGD, set_trainable
 from training.schedule import learning_rate
+from training.splits import DescentConfig
 from training.state import TrainState
 from utils import distributed
 from utils.distributed import World
@@ -74,7 +76,7 @@ class StepSettings:
     """
 
     mode: ModeConfig
-    objective: ObjectiveConfig
+    objective: DescentConfig
     optim: OptimConfig
     seed: int
     global_batch_size: int
@@ -164,14 +166,16 @@ def supervised_mode(state: TrainState, batch: Batch, settings: StepSettings) -> 
     carry = initial_carry(state.model, batch.data)
     done = torch.zeros_like(carry.halted)
     sums: dict[str, Tensor] = {}
+    objectives = objectives_of(state, carry, batch, settings)
     for _ in range(state.model.config.halt_max_steps):
-        carry, metrics = accumulate(state, carry, batch, settings, divisor=1)
+        carry, metrics = accumulate(state, carry, batch, settings, divisor=1, objectives=objectives)
         _add(sums, metrics)
         done = done | carry.halted
         if not distributed.sum_tensor((~done).sum()).item():  # all processes take equally many steps
             break
         labels = carry.data["labels"].masked_fill(done[:, None], IGNORE_LABEL_ID)
         carry = replace(carry, halted=torch.zeros_like(done), data={**carry.data, "labels": labels})
+    sums |= objectives.finish()
     pairs = distributed.sum_tensor(sums["rows"].clone()).clamp_min(1)
     for parameter in state.model.parameters():
         if parameter.grad is not None:
@@ -201,23 +205,28 @@ def accumulate(
     settings: StepSettings,
     step: Callable[..., StepOutput] = act_step,
     divisor: int | None = None,
+    objectives: OneObjective | Jacobian | None = None,
 ) -> tuple[Carry, dict[str, Tensor]]:
-    """One ACT step of every row: the new carry and metric sums. Adds the gradients of the summed loss, divided by `divisor`
-    (None: the global batch size), to those that the parameters have."""
+    """One ACT step of every row: the new carry and metric sums. The gradients of the objectives, divided by `divisor` (None:
+    the global batch size), are added to those that `objectives` has; None: they become the parameters' gradient at once."""
     set_trainable(state.optimizers, settings.optim, state.step)
     min_halt_steps = _min_halt_steps(state, batch, settings)
+    found = objectives or objectives_of(state, carry, batch, settings)
     carries, sums = [], {}
-    for rows in settings.micro_batches:
+    for rows in found.portions():
         data = {name: value[rows] for name, value in batch.data.items()}
         noise = _noise(state, batch, settings, rows)
-        output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, settings))
+        with found.forward():
+            output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, settings))
         output.losses.update(auxiliary_losses(state.model, output, settings.objective, noise, settings.world))
         loss, metrics = act_loss(output, settings.objective)
         reached = watch_gradient(output.context)
-        (loss / (divisor or settings.global_batch_size)).backward()
+        metrics |= found.backward(output, loss, rows, divisor or settings.global_batch_size)
         _add(sums, metrics | {"context_gradient": reached.sum()})
         carries.append(output.carry)
-    return Carry.join(carries), sums
+    if objectives is None:
+        sums |= found.finish()
+    return found.joined(carries), sums
 
 
 def _latent_step(state: TrainState, settings: StepSettings) -> dict[str, Callable[[Context, Carry], Context]]:

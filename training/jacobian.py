@@ -1,0 +1,262 @@
+"""One update of one objective, or of many: the portions in which its samples are computed, and what becomes of the gradients.
+
+Every objective has a row of the Jacobian, its gradient by all that learns, puzzle rows included. A row is an ordinary backward
+pass, added up over portions and ACT steps, so that no operation of a model needs to know of it. Where the objectives are
+samples, or groups of them, they are computed one after the other: as many samples in all as in plain training, and the
+activations of one objective at a time. The other splits share one forward pass and have a backward pass each.
+Shapes: B samples of this process, L cells, m objectives.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dataset.batch import Batch
+from dataset.canvas import IGNORE_LABEL_ID
+from dataset.samplers import step_rng
+from models.act import Carry, StepOutput
+from models.context import PuzzleEmbedding
+from models.core import answers_after_every_cycle
+from models.losses import LossTerms, loss_terms
+from training.aggregation import statistics, weigh, weighting
+from training.splits import Numbering, Sizes
+from training.state import TrainState
+from utils import distributed
+from utils.device import clock
+
+if TYPE_CHECKING:
+    from training.step import StepSettings
+
+GROUPS_STREAM, AGGREGATION_STREAM = 4, 5
+COLUMNS = 1 << 18  # of the Jacobian that are multiplied, and sent, at once
+
+
+class OneObjective:
+    """Plain training: the gradient of the summed loss."""
+
+    def __init__(self, settings: "StepSettings"):
+        self.settings = settings
+
+    def portions(self) -> list[slice]:
+        """The rows of this process's batch that are computed together, in the order in which they are."""
+        return self.settings.micro_batches
+
+    def forward(self) -> AbstractContextManager:
+        """Around the forward pass of a portion."""
+        return nullcontext()
+
+    def backward(self, output: StepOutput, loss: Tensor, rows: slice, divisor: int) -> dict[str, Tensor]:
+        """Add the gradients of a portion's summed loss over `divisor`. Returns metric sums."""
+        (loss / divisor).backward()
+        return {}
+
+    def joined(self, carries: list[Carry]) -> Carry:
+        """The carry of the whole batch, from those of the portions; ends the ACT step."""
+        return Carry.join(carries)
+
+    def finish(self) -> dict[str, Tensor]:
+        """Leave the update's gradient in the parameters. Returns metric sums."""
+        return {}
+
+
+class Row:
+    """An objective's gradient: by parameter, and by the rows of the puzzle table as (identifiers (n,), gradients (n, X))."""
+
+    def __init__(self) -> None:
+        self.of: dict[nn.Parameter, Tensor] = {}
+        self.table: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def nbytes(self) -> int:
+        """Of its numbers."""
+        return sum(gradient.nbytes for gradient in (*self.of.values(), *(rows for _, rows in self.table)))
+
+
+class Jacobian:
+    """Many objectives: their gradients, kept apart until their aggregate is known.
+
+    Processes share objectives as they share the batch: the Gramian is that of the global rows, so that the update is the one
+    of a single process. It costs a message of all rows.
+    """
+
+    def __init__(self, state: TrainState, carry: Carry, batch: Batch, settings: "StepSettings"):
+        # Several backward passes through one graph, which compiled functions otherwise refuse.
+        torch._functorch.config.donated_buffer = False
+        self.objective, self.settings, self.model = settings.objective, settings, state.model
+        self.method = weighting(self.objective.aggregator)
+        labels = batch.data["labels"]
+        count, cells = labels.shape
+        self.samples = np.arange(count) + settings.world.rank * count
+        self.sizes = Sizes(self.model.config.halt_max_steps, settings.global_batch_size, cells)
+        real, rng = None, None
+        if self.objective.groups is not None:
+            worked_on = torch.where(carry.halted[:, None], labels, carry.data["labels"]) != IGNORE_LABEL_ID
+            real = distributed.gather_rows(worked_on.to(torch.uint8)).bool().cpu().numpy()
+            rng = step_rng(settings.seed, state.step, GROUPS_STREAM)
+        self.numbering = Numbering(self.objective, self.sizes, real, rng)
+        self.seed = int(step_rng(settings.seed, state.step, AGGREGATION_STREAM).integers(2**63))
+        self.rows: dict[int, Row] = {}
+        self.identifiers: list[Tensor] = []  # of the puzzle rows that were read
+        self.step = 0
+
+    def portions(self) -> list[np.ndarray]:
+        """The rows of this process's batch that are computed together, in the order in which they are: where objectives are
+        samples, or groups of them, those of one objective."""
+        together = [np.arange(len(self.samples))]
+        if "sample" in self.objective.axes and "cell" not in self.objective.axes:
+            numbers = self.numbering.of_cells(self.step, self.samples)[:, 0]
+            together = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
+        size = self.settings.micro_batch_size or len(self.samples)
+        return [rows[start : start + size] for rows in together for start in range(0, len(rows), size)]
+
+    def forward(self) -> AbstractContextManager:
+        """Around the forward pass of a portion."""
+        return answers_after_every_cycle(self.model, "cycle" in self.objective.axes)
+
+    def backward(self, output: StepOutput, loss: Tensor, rows: np.ndarray, divisor: int) -> dict[str, Tensor]:
+        """Add the gradients of a portion's objectives over `divisor` to their rows. Returns metric sums."""
+        terms = loss_terms(output, self.objective)
+        numbers, objectives = self.objectives(terms, output.carry.data["labels"] != IGNORE_LABEL_ID, rows)
+        for place, number in enumerate(numbers):
+            (objectives[place] / divisor).backward(retain_graph=place + 1 < len(numbers))
+            self._collect(self.rows.setdefault(number, Row()))
+        for identifiers, _ in self._gathered():
+            self.identifiers.append(identifiers)
+        self._gathered().clear()
+        return {
+            f"cycle_{number}_lm_loss": earlier.detach().sum()
+            for number, earlier in enumerate(terms.earlier, 1)
+        }
+
+    def objectives(self, terms: LossTerms, real: Tensor, rows: np.ndarray) -> tuple[list[int], Tensor]:
+        """The numbers (m,) of the objectives that the samples `rows` of this process have a part in, and that part (m,), with
+        gradient, of the terms of their loss; real (B, L) has a label."""
+        axes, numbering, samples = self.objective.axes, self.numbering, self.samples[rows]
+        apart = self.objective.halting == "apart" or "term" in axes
+        inside = [] if apart else [terms.halting]
+        inside += [] if "term" in axes else list(terms.auxiliary.values())
+        spread = real / real.sum(1, keepdim=True).clamp_min(1)  # what belongs to a sample, over its cells
+        tokens = terms.tokens + sum(inside, torch.zeros_like(terms.halting))[:, None] * spread
+        pieces = [(tokens, real, numbering.of_cells(self.step, samples))]
+        if apart:
+            pieces.append((terms.halting, real.any(1), numbering.of_halting(self.step, samples)))
+        more = [(term, real.any(1)) for term in terms.auxiliary.values()] if "term" in axes else []
+        weight = self.objective.internal_weight if "final" in axes else 1.0
+        more += [(weight * term, real) for term in terms.earlier]
+        pieces += [
+            (*piece, np.full(piece[0].shape, numbering.total + place)) for place, piece in enumerate(more)
+        ]
+        values = torch.cat([value.flatten() for value, _, _ in pieces])
+        places = torch.from_numpy(np.concatenate([number.reshape(-1) for *_, number in pieces])).to(
+            real.device
+        )
+        counted = torch.cat([mask.flatten() for _, mask, _ in pieces]) & (places >= 0)
+        numbers, inverse = places[counted].unique(return_inverse=True)
+        return numbers.tolist(), values.new_zeros(len(numbers)).index_add(0, inverse, values[counted])
+
+    def joined(self, carries: list[Carry]) -> Carry:
+        """The carry of the whole batch, from those of the portions; ends the ACT step."""
+        order = np.concatenate(self.portions())
+        self.step += 1
+        return Carry.join(carries)[np.argsort(order)]
+
+    @torch.no_grad()
+    def finish(self) -> dict[str, Tensor]:
+        """Aggregate the rows, and leave the update's gradient in the parameters. Returns metric sums."""
+        device = self.model.lm_head.weight.device
+        started = clock(device)
+        memory = sum(row.nbytes for row in self.rows.values())
+        numbers, parameters = self._agreed()
+        identifiers = (
+            distributed.gather_rows(torch.cat(self.identifiers)).unique() if self.identifiers else None
+        )
+        rows = [self.rows.get(number, Row()) for number in numbers]
+        tables = None if identifiers is None else self._tables(rows, identifiers)
+        gramian = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
+        for block in self._blocks(rows, parameters, tables):
+            distributed.sum_tensor(block)
+            gramian += block @ block.T
+        weights, failed = weigh(self.objective.aggregator, self.method, gramian, self.seed)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+            for weight, row in zip(weights.tolist(), rows, strict=True):
+                if parameter in row.of:
+                    parameter.grad.add_(row.of.pop(parameter), alpha=weight)
+        if tables is not None:
+            self._gathered().append(
+                (identifiers, self._leaf(identifiers, weights.to(tables) @ tables.flatten(1)))
+            )
+        values = statistics(gramian, weights) if rows else {}
+        values |= {
+            "updates": 1.0,
+            "fallbacks": float(failed),
+            "memory_gb": memory / 1e9,
+            "ms": 1000 * (clock(device) - started),
+        }
+        return {f"jacobian/{name}": torch.tensor(value, device=device) for name, value in values.items()}
+
+    def _agreed(self) -> tuple[list[int], list[nn.Parameter]]:
+        """The objectives, and the parameters, of which some process has a gradient."""
+        learns = [
+            any(parameter in row.of for row in self.rows.values()) for parameter in self.model.parameters()
+        ]
+        found = distributed.gather_objects((sorted(self.rows), learns))
+        numbers = sorted(set().union(*(theirs for theirs, _ in found)))
+        anywhere = np.any([theirs for _, theirs in found], axis=0)
+        return numbers, [
+            parameter for parameter, here in zip(self.model.parameters(), anywhere, strict=True) if here
+        ]
+
+    def _blocks(
+        self, rows: list[Row], parameters: list[nn.Parameter], tables: Tensor | None
+    ) -> Iterator[Tensor]:
+        """The columns of the Jacobian (m, n), in portions."""
+        for parameter in parameters:
+            nothing = torch.zeros_like(parameter).flatten()
+            flat = [row.of[parameter].flatten() if parameter in row.of else nothing for row in rows]
+            for start in range(0, len(nothing), COLUMNS):
+                yield torch.stack([part[start : start + COLUMNS] for part in flat])
+        if tables is not None:
+            yield tables.flatten(1).clone()
+
+    def _tables(self, rows: list[Row], identifiers: Tensor) -> Tensor:
+        """(m, U, X) the objectives' gradients by the puzzle rows `identifiers` (U,)."""
+        tables = self.model.context.weights.new_zeros(
+            len(rows), len(identifiers), self.model.context.weights.shape[1]
+        )
+        for table, row in zip(tables, rows, strict=True):
+            for theirs, gradients in row.table:
+                table.index_add_(0, torch.searchsorted(identifiers, theirs), gradients)
+        return tables
+
+    def _leaf(self, identifiers: Tensor, gradient: Tensor) -> Tensor:
+        leaf = self.model.context.weights[identifiers]
+        leaf.grad = gradient.view_as(leaf)
+        return leaf
+
+    def _collect(self, row: Row) -> None:
+        """Move what a backward pass left behind to `row`."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                row.of[parameter] = (
+                    row.of[parameter].add_(parameter.grad) if parameter in row.of else parameter.grad
+                )
+                parameter.grad = None
+        for identifiers, leaf in self._gathered():
+            if leaf.grad is not None:
+                row.table.append((identifiers, leaf.grad))
+                leaf.grad = None
+
+    def _gathered(self) -> list[tuple[Tensor, Tensor]]:
+        return self.model.context.gathered if isinstance(self.model.context, PuzzleEmbedding) else []
+
+
+def objectives_of(
+    state: TrainState, carry: Carry, batch: Batch, settings: "StepSettings"
+) -> OneObjective | Jacobian:
+    """What an update that begins with this carry and batch descends."""
+    return Jacobian(state, carry, batch, settings) if settings.objective.axes else OneObjective(settings)
