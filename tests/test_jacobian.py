@@ -1,13 +1,20 @@
 """Jacobian descent: what an objective is, its gradient, how gradients are combined, and when all of it is plain training."""
 
+import copy
 import itertools
+import json
+import multiprocessing
+import re
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from config import compose
 from config.schema import PretrainConfig
@@ -16,17 +23,20 @@ from dataset.canvas import IGNORE_LABEL_ID
 from models.act import act_step, initial_carry
 from models.context import Noise, PuzzleEmbedding
 from models.core import answers_after_every_cycle
-from models.losses import TOKEN_LOSSES, act_loss, halting_losses, sample_loss
+from models.losses import TOKEN_LOSSES, ObjectiveConfig, act_loss, halting_losses, sample_loss
+from pretrain_etrm import train
 from tests.conftest import load_config
 from tests.test_modes import start
-from tests.test_training import ALONE, TRAINER, Trainer
+from tests.test_training import ALONE, TRAINER, Trainer, arguments_for
 from training.aggregation import AGGREGATORS, REGULARISATION, statistics, weigh, weighting
 from training.jacobian import Jacobian, objectives_of
-from training.splits import SPLITS, Numbering, Sizes
+from training.splits import ALIASES, SPLITS, Numbering, Sizes
 from training.step import _noise, accumulate, train_step
 from utils.distributed import World
 from utils.errors import UserError
 
+UPGRAD, PCGRAD = ("upgrad", "pcgrad") if find_spec("torchjd") else ("mean", "mean")
+BASE = (*TRAINER, "global_batch_size=4", "lr=1e-3", "data.min_demos=2")
 MANY = [name for name in SPLITS if name != "sum"]
 SUPERVISED = {name: axes for name, axes in SPLITS.items() if "step" in axes}
 CASES = {
@@ -47,7 +57,7 @@ def cases(fewshot, puzzle):
     def build(case: str, *options: str, world: World = ALONE) -> Trainer:
         layout, *rest = CASES[case]
         store = stores[layout]
-        config = load_config(store, *TRAINER, "global_batch_size=4", "lr=1e-3", "data.min_demos=2", *rest, *options)
+        config = load_config(store, *BASE, *rest, *options)
         return start((store, config), world)
 
     return build
@@ -338,7 +348,7 @@ def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tens
         ("trm", ["objective.split=cell", "objective.aggregator=mgda", "objective.groups=1"]),
         ("etrm memory", ["objective.split=loss_terms", "objective.aggregator=mean"]),
         ("etrm memory", ["mode=supervised", "objective.split=supervision", "objective.aggregator=sum"]),
-        ("etrm prefix", ["objective.split=instance", "objective.aggregator=mean", "optimizer=adamw", "freeze_decoder_steps=2"]),
+        ("etrm prefix", ["objective.split=instance", "objective.aggregator=mean", "freeze_decoder_steps=2"]),
         ("trm", ["mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2", "objective.split=instance", "objective.aggregator=mean"]),
     ],
 )
@@ -374,3 +384,128 @@ def test_no_objective_of_the_batch_rises_to_first_order(cases, case, split):
     assert metrics["jacobian/fallbacks"] == 0 and metrics["jacobian/objectives"] == len(rows)
     cosine = torch.nn.functional.cosine_similarity(update, rows.sum(0), dim=0)
     assert metrics["jacobian/gd_similarity"] == pytest.approx(cosine.item(), abs=1e-4)
+
+
+def refused(mode: str, split: str) -> bool:
+    return split in SUPERVISED and mode != "supervised"
+
+
+@pytest.mark.parametrize("mode", ["act", "fct", "supervised"])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("case", ["trm", "etrm memory"])
+def test_every_split_trains_in_every_mode_or_says_why_not(cases, case, split, mode):
+    """With UPGrad where torchjd is installed, and 16 groups where there would be more than 64 objectives."""
+    options = [f"mode={mode}", f"objective.split={split}", f"objective.aggregator={UPGRAD}"]
+    options += ["mode.num_act_steps=2", "arch.halt_max_steps=2"] if mode == "fct" else []
+    options += ["objective.groups=5"] if split.endswith("cell") else []
+    if refused(mode, split):
+        with pytest.raises(UserError, match="which only mode=supervised has"):
+            cases(case, *options)
+        return
+    trainer = cases(case, *options)
+    before = copy.deepcopy(trainer.state.model.state_dict())
+    trained(trainer, 3)
+    moved = [name for name, value in trainer.state.model.state_dict().items() if not torch.equal(value, before[name])]
+    assert "L_level.layers.0.mlp.down_proj.weight" in moved and "q_head.weight" in moved
+    assert all(value.isfinite().all() for value in trainer.state.model.state_dict().values())
+
+
+def test_a_resumed_run_deals_and_draws_as_the_uninterrupted_one(cases, tmp_path):
+    options = ("objective.split=cell", "objective.groups=4", f"objective.aggregator={PCGRAD}")
+    whole, resumed = cases("etrm prefix", *options), cases("etrm prefix", *options)
+    trained(whole, 2)
+    resumed.state.load(whole.state.save(tmp_path, ALONE, {}, keep=2), ALONE, torch.device("cpu"))
+    losses, weights = trained(whole, 3)
+    found, theirs = trained(resumed, 3)
+    assert found == losses and all(torch.equal(weights[name], theirs[name]) for name in weights)
+
+
+# With groups objectives are shared between processes, without them each is at home in one.
+SHARED = {
+    "instance": ("trm", ("objective.split=instance",)),
+    "instance groups": ("etrm memory", ("objective.split=instance", "objective.groups=3", "objective.halting=apart")),
+    "cell": ("trm", ("objective.split=cell", "objective.groups=5")),
+    "supervision": ("etrm memory", ("mode=supervised", "objective.split=supervision")),
+}
+
+
+def worker(rank: int, size: int, folder: Path, stores: dict) -> None:
+    """One process's summed losses and first weights in each case."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
+    found = {name: shared(stores, name, World(rank, size)) for name in SHARED}
+    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def shared(stores: dict, name: str, world: World = ALONE) -> dict[str, Tensor]:
+    case, options = SHARED[name]
+    layout, *rest = CASES[case]
+    config = load_config(stores[layout], *BASE, *rest, *options, f"objective.aggregator={UPGRAD}")
+    trainer = start((stores[layout], config), world)
+    for _ in range(2):
+        result = train_step(trainer.state, trainer.batch(), trainer.settings)
+    return {**trainer.state.model.state_dict(), "similarity": result.metrics["jacobian/gd_similarity"]}
+
+
+def test_processes_descend_like_one(fewshot, puzzle, tmp_path):
+    stores = {"fewshot": fewshot, "puzzle": puzzle}
+    multiprocessing.set_forkserver_preload(["tests.test_jacobian"])
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=worker, args=(rank, 2, tmp_path, stores)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    for name in SHARED:
+        alone = shared(stores, name)
+        for rank in range(2):
+            found = torch.load(tmp_path / f"{rank}.pt")[name]
+            assert all((found[key] - value).abs().max() < 2e-5 for key, value in alone.items()), name
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["objective.split=instances"], "objective.split=instances: there is no such split (did you mean 'instance'?)"),
+        (["objective.aggregator=upgrade"], "there is no such aggregator (did you mean 'upgrad'?)"),
+        (["objective.split=supervision"], "compares the ACT steps of one update, which only mode=supervised has"),
+        (["objective.split=internal", "arch.H_cycles=1"], "needs arch.H_cycles of at least 2, found 1"),
+        (["objective.halting=apart"], "say split=loss_terms"),
+        (["objective.split=instance", "objective.halting=apart", "objective.halt_loss_weight=0"], "there is no halting loss"),
+        (["objective.split=internal", "objective.groups=3"], "deals samples, cells or ACT steps; split=internal has none"),
+        (["objective.split=instance", "objective.contrastive_weight=1"], "which objective.split=instance takes apart"),
+        (["objective.split=instance", "global_batch_size=65"], "up to 65 objectives, and aggregator=upgrad takes 64"),
+        (["objective.split=cell", "objective.halting=apart"], "set objective.groups=32 or less"),
+        (["objective.split=instance", "objective.groups=65", "global_batch_size=80"], "up to 65 objectives"),
+    ],
+)
+def test_what_cannot_be_combined_is_refused_with_the_reason(overrides, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        compose.load(PretrainConfig, "pretrain", overrides)
+
+
+@pytest.mark.parametrize("alias, meaning", ALIASES.items())
+def test_the_ancestors_names_are_understood(alias, meaning):
+    mode = ["mode=supervised"] if alias.startswith("stack_supervisions") else []
+    options = [f"objective.split={alias}", "objective.aggregator=mgda", *mode]
+    objective = compose.load(PretrainConfig, "pretrain", options).objective
+    assert objective.split in SPLITS
+    assert {name: getattr(objective, name) for name in meaning} == meaning
+
+
+def test_an_evaluation_reads_the_loss_alone(fewshot):
+    values = load_config(fewshot, "objective.split=instance").objective.model_dump()
+    assert ObjectiveConfig.of_run(values) == ObjectiveConfig.of_run({name: values[name] for name in ObjectiveConfig.model_fields})
+
+
+def test_the_log_says_how_the_objectives_differ(fewshot, tmp_path):
+    options = ("objective.split=instance", f"objective.aggregator={UPGRAD}", "train_steps=2")
+    _, *arguments = arguments_for(fewshot, tmp_path, *options)
+    train(compose.load(PretrainConfig, "pretrain", arguments))
+    lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
+    line = next(line for line in lines if "train/loss" in line)
+    assert line["jacobian/objectives"] == 8 and line["jacobian/fallbacks"] == 0 and line["jacobian/memory_gb"] > 0
+    assert -1 <= line["gd_similarity"] == line["jacobian/gd_similarity"] <= 1
+    assert line["grammian_min"] <= line["grammian_median"] and 0 <= line["jacobian/conflicts"] <= 1

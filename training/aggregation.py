@@ -20,6 +20,12 @@ INSTALL = "pip install 'torchjd[quadprog_projector]>=0.18,<0.19'"
 # Beside gradients of length 1 / sqrt(m); with torchjd's own 1e-4 an update of many objectives may raise some of them.
 REGULARISATION = 1e-8
 
+# What an ancestor logs -> our name of it.
+ANCESTORS_NAMES = {
+    "gd_similarity": "jacobian/gd_similarity",
+    **{f"grammian_{kind}": f"jacobian/gramian_{kind}" for kind in ("min", "mean", "median")},
+}
+
 Weighting = Callable[[Tensor], Tensor]
 
 
