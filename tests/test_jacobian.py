@@ -45,7 +45,12 @@ CASES = {
     "hrm": ("puzzle", "arch=hrm", "arch.H_layers=1", "arch.L_layers=1", "arch.H_cycles=2"),
     "trm_hier6": ("puzzle", "arch=trm_hier6", "arch.H_cycles=2", "arch.L_cycles=6"),
     "etrm memory": ("fewshot", "arch.H_cycles=3", "arch.L_cycles=2"),
-    "etrm prefix": ("fewshot", "encoder=hybrid_variational", "encoder.num_layers=1", "objective.kl_weight=0.1"),
+    "etrm prefix": (
+        "fewshot",
+        "encoder=hybrid_variational",
+        "encoder.num_layers=1",
+        "objective.kl_weight=0.1",
+    ),
 }
 
 
@@ -64,7 +69,11 @@ def cases(fewshot, puzzle):
 
 
 def split_of(name: str) -> list[str]:
-    return [f"objective.split={name}", "objective.aggregator=sum", *(["mode=supervised"] if name in SUPERVISED else [])]
+    return [
+        f"objective.split={name}",
+        "objective.aggregator=sum",
+        *(["mode=supervised"] if name in SUPERVISED else []),
+    ]
 
 
 def rows_of(trainer: Trainer, steps: int = 1) -> Jacobian:
@@ -97,7 +106,9 @@ def gradient(trainer: Trainer, loss: Tensor) -> Tensor:
     """The gradient of a loss as a row of `matrix`."""
     model = trainer.state.model
     leaves = [rows for _, rows in getattr(model.context, "gathered", [])]
-    found = torch.autograd.grad(loss, [*model.parameters(), *leaves], retain_graph=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        loss, [*model.parameters(), *leaves], retain_graph=True, materialize_grads=True
+    )
     parts = list(found[: len(found) - len(leaves)])
     if leaves:
         table = torch.zeros_like(model.context.weights)
@@ -123,17 +134,27 @@ def written_out(trainer: Trainer, split: str, halting: str) -> list[Tensor]:
         return sum(objective.weight(name) * terms[sample] for name, terms in output.losses.items())
 
     halt = objective.halt_loss_weight * sum(halting_losses(output).values())
-    cells = [(sample, cell) for sample, cell in itertools.product(range(len(real)), range(real.shape[1])) if real[sample, cell]]
+    cells = [
+        (sample, cell)
+        for sample, cell in itertools.product(range(len(real)), range(real.shape[1]))
+        if real[sample, cell]
+    ]
     halting_of = {sample: halt[sample] if halting == "inside" else 0.0 for sample in range(len(real))}
-    whole = {(s, c): share(output.logits, s, c) + (halting_of[s] + extra(s)) / real[s].sum() for s, c in cells}
+    whole = {
+        (s, c): share(output.logits, s, c) + (halting_of[s] + extra(s)) / real[s].sum() for s, c in cells
+    }
     apart = [halt[sample] for sample in range(len(real))] if halting == "apart" else []
     if split == "loss_terms":
         terms = [sum(share(output.logits, s, c) for s, c in cells), halt.sum()]
-        return terms + [objective.weight(n) * t.sum() for n, t in output.losses.items() if objective.weight(n)]
+        return terms + [
+            objective.weight(n) * t.sum() for n, t in output.losses.items() if objective.weight(n)
+        ]
     if split in ("instance", "supervision_instance"):
         return [sum(whole[s, c] for s, c in cells if s == sample) for sample in range(len(real))] + apart
     if split in ("cell", "supervision_cell"):
-        return [sum(whole[s, c] for s, c in cells if c == cell) for cell in sorted({c for _, c in cells})] + apart
+        return [
+            sum(whole[s, c] for s, c in cells if c == cell) for cell in sorted({c for _, c in cells})
+        ] + apart
     if split in ("instance_cell", "supervision_instance_cell"):
         return [whole[place] for place in cells] + apart
     final = sum(whole.values())
@@ -152,8 +173,15 @@ ROWS = [
     *(("trm", split, "inside") for split in MANY if not split.endswith("instance_cell")),
     *(("trm", split, "apart") for split in MANY if split not in ("loss_terms", "supervision_instance_cell")),
     *(("etrm memory", split, "apart") for split in ("instance", "cell", "internal", "supervision")),
-    *(("etrm prefix", split, "inside") for split in ("loss_terms", "instance", "internal", "supervision_instance")),
-    *((case, split, "inside") for case in ("hrm", "trm_hier6") for split in ("loss_terms", "instance", "internal_only")),
+    *(
+        ("etrm prefix", split, "inside")
+        for split in ("loss_terms", "instance", "internal", "supervision_instance")
+    ),
+    *(
+        (case, split, "inside")
+        for case in ("hrm", "trm_hier6")
+        for split in ("loss_terms", "instance", "internal_only")
+    ),
     *(("trm bf16", split, "inside") for split in ("instance", "internal")),
 ]
 
@@ -187,12 +215,13 @@ def test_the_rows_add_up_to_the_summed_loss(cases, case, split):
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-
 def test_the_rows_of_later_steps_add_up_too_with_portions_and_groups(cases):
     """Three ACT steps of samples dealt into groups, computed one sample at a time, against all at once."""
     options = ("mode=supervised", "objective.aggregator=sum", "arch.halt_exploration_prob=1")
     whole = cases("trm", *options)
-    parts = cases("trm", *options, "objective.split=supervision_instance", "objective.groups=3", "micro_batch_size=1")
+    parts = cases(
+        "trm", *options, "objective.split=supervision_instance", "objective.groups=3", "micro_batch_size=1"
+    )
     batch = whole.batch()
     carry = initial_carry(whole.state.model, batch.data)
     for _ in range(3):
@@ -205,23 +234,32 @@ def test_the_rows_of_later_steps_add_up_too_with_portions_and_groups(cases):
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-@pytest.mark.parametrize("axes", ["instance", "cell", "instance_cell", "supervision", "supervision_cell", "supervision_instance_cell"])
+@pytest.mark.parametrize(
+    "axes",
+    ["instance", "cell", "instance_cell", "supervision", "supervision_cell", "supervision_instance_cell"],
+)
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
 def test_random_groups_partition_the_real_cells(axes, count):
     rng = np.random.default_rng(0)
     real = rng.random((5, 9)) < 0.5
     real[2], real[:, 4] = False, False
-    config = compose.load(PretrainConfig, "pretrain", []).objective.model_copy(update={"split": axes, "groups": count})
+    config = compose.load(PretrainConfig, "pretrain", []).objective.model_copy(
+        update={"split": axes, "groups": count}
+    )
     numbering = Numbering(config, Sizes(3, 5, 9), real, np.random.default_rng(1))
     groups = np.stack([numbering.of_cells(step, np.arange(5)) for step in range(3)])  # (S, G, L)
     units = {}  # what is dealt -> its group
     for step, sample, cell in itertools.product(range(3), range(5), range(9)):
         if real[sample, cell]:
             place = {"step": step, "sample": sample, "cell": cell}
-            units.setdefault(tuple(place[axis] for axis in SPLITS[axes]), set()).add(int(groups[step, sample, cell]))
+            units.setdefault(tuple(place[axis] for axis in SPLITS[axes]), set()).add(
+                int(groups[step, sample, cell])
+            )
     assert all(len(found) == 1 for found in units.values())
     sizes = np.bincount([found.pop() for found in units.values()], minlength=min(count, len(units)))
-    assert sizes.sum() == len(units) and sizes.max() - sizes.min() <= 1 and len(sizes) == min(count, len(units))
+    assert (
+        sizes.sum() == len(units) and sizes.max() - sizes.min() <= 1 and len(sizes) == min(count, len(units))
+    )
 
 
 def test_groups_are_drawn_anew_at_every_step_and_alike_after_a_resume(cases):
@@ -247,7 +285,9 @@ def solved(gramian: Tensor) -> Tensor:
         for free in itertools.product((False, True), repeat=count):
             free, weights = np.array(free), bound.copy()
             if free.any():
-                weights[free] = np.linalg.solve(gramian[np.ix_(free, free)], -gramian[np.ix_(free, ~free)] @ bound[~free])
+                weights[free] = np.linalg.solve(
+                    gramian[np.ix_(free, free)], -gramian[np.ix_(free, ~free)] @ bound[~free]
+                )
             if (weights >= bound - 1e-12).all():
                 candidates.append(weights)
         total += min(candidates, key=lambda weights: weights @ gramian @ weights)
@@ -257,7 +297,10 @@ def solved(gramian: Tensor) -> Tensor:
 def jacobians() -> dict[str, Tensor]:
     """Random and degenerate ones (m, n), float64."""
     generator = torch.Generator().manual_seed(0)
-    found = {f"random {m} x {n}": torch.randn(m, n, generator=generator).double() for m, n in ((2, 5), (5, 20), (8, 8), (7, 3))}
+    found = {
+        f"random {m} x {n}": torch.randn(m, n, generator=generator).double()
+        for m, n in ((2, 5), (5, 20), (8, 8), (7, 3))
+    }
     base = torch.randn(6, 10, generator=generator).double()
     twins, opposed, idle, scaled = base.clone(), base.clone(), base.clone(), base.clone()
     twins[3] = twins[1]
@@ -329,7 +372,9 @@ def test_a_solver_that_fails_leaves_the_mean_and_says_so():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
-    with pytest.raises(UserError, match=r"objective.aggregator=mgda needs the package torchjd: pip install 'torchjd\["):
+    with pytest.raises(
+        UserError, match=r"objective.aggregator=mgda needs the package torchjd: pip install 'torchjd\["
+    ):
         weighting("mgda")
 
 
@@ -337,7 +382,9 @@ def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tens
     """The losses of some updates, and the weights after them."""
     results = [train_step(trainer.state, trainer.batch(), trainer.settings) for _ in range(updates)]
     assert all(result.updated for result in results)
-    return [(result.metrics["loss"] / result.metrics["rows"]).item() for result in results], trainer.state.model.state_dict()
+    return [
+        (result.metrics["loss"] / result.metrics["rows"]).item() for result in results
+    ], trainer.state.model.state_dict()
 
 
 @pytest.mark.parametrize(
@@ -349,7 +396,16 @@ def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tens
         ("etrm memory", ["objective.split=loss_terms", "objective.aggregator=mean"]),
         ("etrm memory", ["mode=supervised", "objective.split=supervision", "objective.aggregator=sum"]),
         ("etrm prefix", ["objective.split=instance", "objective.aggregator=mean", "freeze_decoder_steps=2"]),
-        ("trm", ["mode=fct", "mode.num_act_steps=2", "arch.halt_max_steps=2", "objective.split=instance", "objective.aggregator=mean"]),
+        (
+            "trm",
+            [
+                "mode=fct",
+                "mode.num_act_steps=2",
+                "arch.halt_max_steps=2",
+                "objective.split=instance",
+                "objective.aggregator=mean",
+            ],
+        ),
     ],
 )
 def test_one_objective_and_the_mean_are_plain_training(cases, case, options):
@@ -405,7 +461,11 @@ def test_every_split_trains_in_every_mode_or_says_why_not(cases, case, split, mo
     trainer = cases(case, *options)
     before = copy.deepcopy(trainer.state.model.state_dict())
     trained(trainer, 3)
-    moved = [name for name, value in trainer.state.model.state_dict().items() if not torch.equal(value, before[name])]
+    moved = [
+        name
+        for name, value in trainer.state.model.state_dict().items()
+        if not torch.equal(value, before[name])
+    ]
     assert "L_level.layers.0.mlp.down_proj.weight" in moved and "q_head.weight" in moved
     assert all(value.isfinite().all() for value in trainer.state.model.state_dict().values())
 
@@ -423,7 +483,10 @@ def test_a_resumed_run_deals_and_draws_as_the_uninterrupted_one(cases, tmp_path)
 # With groups objectives are shared between processes, without them each is at home in one.
 SHARED = {
     "instance": ("trm", ("objective.split=instance",)),
-    "instance groups": ("etrm memory", ("objective.split=instance", "objective.groups=3", "objective.halting=apart")),
+    "instance groups": (
+        "etrm memory",
+        ("objective.split=instance", "objective.groups=3", "objective.halting=apart"),
+    ),
     "cell": ("trm", ("objective.split=cell", "objective.groups=5")),
     "supervision": ("etrm memory", ("mode=supervised", "objective.split=supervision")),
 }
@@ -468,15 +531,33 @@ def test_processes_descend_like_one(fewshot, puzzle, tmp_path):
 @pytest.mark.parametrize(
     "overrides, words",
     [
-        (["objective.split=instances"], "objective.split=instances: there is no such split (did you mean 'instance'?)"),
+        (
+            ["objective.split=instances"],
+            "objective.split=instances: there is no such split (did you mean 'instance'?)",
+        ),
         (["objective.aggregator=upgrade"], "there is no such aggregator (did you mean 'upgrad'?)"),
-        (["objective.split=supervision"], "compares the ACT steps of one update, which only mode=supervised has"),
+        (
+            ["objective.split=supervision"],
+            "compares the ACT steps of one update, which only mode=supervised has",
+        ),
         (["objective.split=internal", "arch.H_cycles=1"], "needs arch.H_cycles of at least 2, found 1"),
         (["objective.halting=apart"], "say split=loss_terms"),
-        (["objective.split=instance", "objective.halting=apart", "objective.halt_loss_weight=0"], "there is no halting loss"),
-        (["objective.split=internal", "objective.groups=3"], "deals samples, cells or ACT steps; split=internal has none"),
-        (["objective.split=instance", "objective.contrastive_weight=1"], "which objective.split=instance takes apart"),
-        (["objective.split=instance", "global_batch_size=65"], "up to 65 objectives, and aggregator=upgrad takes 64"),
+        (
+            ["objective.split=instance", "objective.halting=apart", "objective.halt_loss_weight=0"],
+            "there is no halting loss",
+        ),
+        (
+            ["objective.split=internal", "objective.groups=3"],
+            "deals samples, cells or ACT steps; split=internal has none",
+        ),
+        (
+            ["objective.split=instance", "objective.contrastive_weight=1"],
+            "which objective.split=instance takes apart",
+        ),
+        (
+            ["objective.split=instance", "global_batch_size=65"],
+            "up to 65 objectives, and aggregator=upgrad takes 64",
+        ),
         (["objective.split=cell", "objective.halting=apart"], "set objective.groups=32 or less"),
         (["objective.split=instance", "objective.groups=65", "global_batch_size=80"], "up to 65 objectives"),
     ],
@@ -497,7 +578,9 @@ def test_the_ancestors_names_are_understood(alias, meaning):
 
 def test_an_evaluation_reads_the_loss_alone(fewshot):
     values = load_config(fewshot, "objective.split=instance").objective.model_dump()
-    assert ObjectiveConfig.of_run(values) == ObjectiveConfig.of_run({name: values[name] for name in ObjectiveConfig.model_fields})
+    assert ObjectiveConfig.of_run(values) == ObjectiveConfig.of_run(
+        {name: values[name] for name in ObjectiveConfig.model_fields}
+    )
 
 
 def test_the_log_says_how_the_objectives_differ(fewshot, tmp_path):
@@ -506,6 +589,10 @@ def test_the_log_says_how_the_objectives_differ(fewshot, tmp_path):
     train(compose.load(PretrainConfig, "pretrain", arguments))
     lines = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     line = next(line for line in lines if "train/loss" in line)
-    assert line["jacobian/objectives"] == 8 and line["jacobian/fallbacks"] == 0 and line["jacobian/memory_gb"] > 0
+    assert (
+        line["jacobian/objectives"] == 8
+        and line["jacobian/fallbacks"] == 0
+        and line["jacobian/memory_gb"] > 0
+    )
     assert -1 <= line["gd_similarity"] == line["jacobian/gd_similarity"] <= 1
     assert line["grammian_min"] <= line["grammian_median"] and 0 <= line["jacobian/conflicts"] <= 1

@@ -89,7 +89,9 @@ class EvenProjector:
         """Weights (..., m) of the projections of what `preferences` (..., m) weigh, from the Gramian (m, m)."""
         lengths = gramian.diagonal().sqrt()
         lengths = torch.where(lengths > 0, lengths, 1.0)
-        return self.projector(preferences * lengths, positive(gramian / torch.outer(lengths, lengths))) / lengths
+        return (
+            self.projector(preferences * lengths, positive(gramian / torch.outer(lengths, lengths))) / lengths
+        )
 
 
 def weigh(name: str, method: Weighting | None, gramian: Tensor, seed: int) -> tuple[Tensor, bool]:
