@@ -288,7 +288,7 @@ def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on
     questions = session.questions()
     lesson = lessons_of(questions, questions.asked)[0][0]
     config = ttt_config("steps=1", "row_steps=1", "batch_size=32")
-    trained = TestTimeTraining(config, ObjectiveConfig(**session.info["config"]["objective"]), 0).train(
+    trained = TestTimeTraining(config, ObjectiveConfig.of_run(session.info["config"]["objective"]), 0).train(
         session.model, questions, other.grid_table, [lesson]
     )
     assert (trained.rows(0) != table[0]).any(dim=1).all(), "rows of all views learn"
