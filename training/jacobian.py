@@ -120,43 +120,31 @@ class Jacobian:
     def backward(self, output: StepOutput, loss: Tensor, rows: np.ndarray, divisor: int) -> dict[str, Tensor]:
         """Add the gradients of a portion's objectives over `divisor` to their rows. Returns metric sums."""
         terms = loss_terms(output, self.objective)
-        numbers, objectives = self.objectives(terms, output.carry.data["labels"] != IGNORE_LABEL_ID, rows)
-        for place, number in enumerate(numbers):
-            (objectives[place] / divisor).backward(retain_graph=place + 1 < len(numbers))
+        objectives = self.objectives(terms, output.carry.data["labels"] != IGNORE_LABEL_ID, rows)
+        for left, (number, objective) in zip(reversed(range(len(objectives))), objectives, strict=True):
+            (objective / divisor).backward(retain_graph=left > 0)
             self._collect(self.rows.setdefault(number, Row()))
-        for identifiers, _ in self._gathered():
-            self.identifiers.append(identifiers)
+        self.identifiers += [identifiers for identifiers, _ in self._gathered()]
         self._gathered().clear()
-        return {
-            f"cycle_{number}_lm_loss": earlier.detach().sum()
-            for number, earlier in enumerate(terms.earlier, 1)
-        }
+        return {f"cycle_{place}_lm_loss": one.detach().sum() for place, one in enumerate(terms.earlier, 1)}
 
-    def objectives(self, terms: LossTerms, real: Tensor, rows: np.ndarray) -> tuple[list[int], Tensor]:
-        """The numbers (m,) of the objectives that the samples `rows` of this process have a part in, and that part (m,), with
-        gradient, of the terms of their loss; real (B, L) has a label."""
+    def objectives(self, terms: LossTerms, real: Tensor, rows: np.ndarray) -> list[tuple[int, Tensor]]:
+        """The objectives that the samples `rows` of this process have a part in: number and that part, with gradient, of the
+        terms of their loss; real (B, L) has a label."""
         axes, numbering, samples = self.objective.axes, self.numbering, self.samples[rows]
+        labelled = real.any(1)
         apart = self.objective.halting == "apart" or "term" in axes
         inside = [] if apart else [terms.halting]
         inside += [] if "term" in axes else list(terms.auxiliary.values())
         spread = real / real.sum(1, keepdim=True).clamp_min(1)  # what belongs to a sample, over its cells
         tokens = terms.tokens + sum(inside, torch.zeros_like(terms.halting))[:, None] * spread
-        pieces = [(tokens, real, numbering.of_cells(self.step, samples))]
+        found = _by_number(tokens, real, numbering.of_cells(self.step, samples))
         if apart:
-            pieces.append((terms.halting, real.any(1), numbering.of_halting(self.step, samples)))
-        more = [(term, real.any(1)) for term in terms.auxiliary.values()] if "term" in axes else []
+            found += _by_number(terms.halting, labelled, numbering.of_halting(self.step, samples))
         weight = self.objective.internal_weight if "final" in axes else 1.0
-        more += [(weight * term, real) for term in terms.earlier]
-        pieces += [
-            (*piece, np.full(piece[0].shape, numbering.total + place)) for place, piece in enumerate(more)
-        ]
-        values = torch.cat([value.flatten() for value, _, _ in pieces])
-        places = torch.from_numpy(np.concatenate([number.reshape(-1) for *_, number in pieces])).to(
-            real.device
-        )
-        counted = torch.cat([mask.flatten() for _, mask, _ in pieces]) & (places >= 0)
-        numbers, inverse = places[counted].unique(return_inverse=True)
-        return numbers.tolist(), values.new_zeros(len(numbers)).index_add(0, inverse, values[counted])
+        single = [weight * one.sum() for one in terms.earlier]
+        single += [one.sum() for one in terms.auxiliary.values()] if "term" in axes else []
+        return found + [(numbering.total + place, one) for place, one in enumerate(single) if found]
 
     def joined(self, carries: list[Carry]) -> Carry:
         """The carry of the whole batch, from those of the portions; ends the ACT step."""
@@ -253,6 +241,15 @@ class Jacobian:
 
     def _gathered(self) -> list[tuple[Tensor, Tensor]]:
         return self.model.context.gathered if isinstance(self.model.context, PuzzleEmbedding) else []
+
+
+def _by_number(values: Tensor, counted: Tensor, numbers: np.ndarray) -> list[tuple[int, Tensor]]:
+    """The sums of the values that count, by their numbers, which are all of one shape; below zero, there is none."""
+    places = torch.from_numpy(np.array(numbers)).to(counted.device)
+    counted = counted & (places >= 0)
+    present, inverse = places[counted].unique(return_inverse=True)
+    sums = values.new_zeros(len(present)).index_add(0, inverse, values[counted])
+    return list(zip(present.tolist(), sums, strict=True))
 
 
 def objectives_of(
