@@ -8,9 +8,11 @@ BIN := $(VENV)/bin
 
 setup: $(VENV)/.installed
 
-$(VENV)/.installed: requirements.txt
+# The project itself is installed in place, so that its modules can be imported from any folder.
+$(VENV)/.installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
 demo: setup
@@ -25,6 +27,7 @@ test-slow: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: setup
 	$(BIN)/ruff check --fix .
@@ -34,4 +37,4 @@ smoke: setup
 	PYTHON=$(BIN)/python bash experiments/smoke.sh
 
 clean:
-	rm -rf outputs .pytest_cache .ruff_cache .hypothesis
+	rm -rf outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -11,12 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.compose import launch
-from config.schema import EvaluateConfig
-from evaluation.evaluate import RESULTS, Evaluation
 from evaluation.metrics import Score
 from evaluation.predictions import FILE
 from evaluation.protocols import less_memory
-from evaluation.session import Session
+from evaluation.run import RESULTS, Evaluation
+from evaluation.session import EvaluateConfig, Session
 from utils import distributed
 from utils.device import explains_out_of_memory
 from utils.errors import reports_user_errors
@@ -31,7 +30,9 @@ def run(config: EvaluateConfig) -> None:
         check_replaceable(Path(config.output_dir), RESULTS)  # before hours of work, not after them
     session = Session.open(config)
     with (
-        tqdm(unit="view", disable=not session.world.is_main, desc="views", leave=False, file=sys.stderr) as bar,
+        tqdm(
+            unit="view", disable=not session.world.is_main, desc="views", leave=False, file=sys.stderr
+        ) as bar,
         explains_out_of_memory("the evaluation", less_memory(config.protocol, config.batch_size)),
     ):
         evaluation = session.evaluate(report=bar.update)
@@ -40,7 +41,11 @@ def run(config: EvaluateConfig) -> None:
         print(table(evaluation, config), flush=True)  # whatever becomes of the files
         folder = session.folder()
         session.write(folder, evaluation, seconds)
-        also = [name for name, wanted in ((FILE, config.save_predictions), ("report.html", config.report)) if wanted]
+        also = [
+            name
+            for name, wanted in ((FILE, config.save_predictions), ("report.html", config.report))
+            if wanted
+        ]
         print(f"{folder}: {', '.join([RESULTS, 'per_example.jsonl', 'submission.json', *also])}")
     distributed.close()
 
@@ -71,9 +76,14 @@ def _rows(columns: dict[str, list[Score]]) -> list[str]:
     """A heading and a line per control; a column is one score of every control."""
     lines = [f"{'':<26}" + "".join(f"{name:<26}" for name in columns)]
     for of_control in zip(*columns.values(), strict=True):
-        cells = (f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" if s.n else "    -" for s in of_control)
+        cells = (
+            f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" if s.n else "    -"
+            for s in of_control
+        )
         control = of_control[0].control
-        lines.append(f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells))
+        lines.append(
+            f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells)
+        )
     return lines
 
 

@@ -10,17 +10,17 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import PositiveInt
 
 from config.compose import launch
-from config.schema import PredictConfig
-from evaluation.evaluate import SUBMISSION_ATTEMPTS, attempts
 from evaluation.pictures import COLOURS
 from evaluation.protocols import less_memory
 from evaluation.report import write_report
-from evaluation.solver import Solution, Solver, read_task
+from evaluation.run import SUBMISSION_ATTEMPTS, attempts
+from evaluation.solver import AskConfig, Solution, Solver, read_task
 from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
 
@@ -28,12 +28,27 @@ GAP = 4  # characters between grids
 VERDICTS = {True: "right", False: "wrong", None: "answer unknown"}
 
 
+class PredictConfig(AskConfig):
+    """Answers to one task (config/predict.yaml)."""
+
+    batch_size: PositiveInt
+    format: Literal["text", "json"]
+    page: str | None
+
+
 def run(config: PredictConfig) -> None:
     """One task, from the checkpoint to its answers."""
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
     with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
-        solution = solver.ask(task, config.num_views, config.seed, config.batch_size, config.protocol, with_steps=config.page is not None)
+        solution = solver.ask(
+            task,
+            config.num_views,
+            config.seed,
+            config.batch_size,
+            config.protocol,
+            with_steps=config.page is not None,
+        )
     about = description(config, solver, solution)
     if config.format == "json":
         submission = {task.id: [attempts(candidates) for candidates in solution.answers]}
@@ -54,8 +69,17 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
         "task": solution.task.id,
         "protocol": solution.protocol.split(",")[0],
         "adaptation": config.protocol.model_dump(),
-        "checkpoint": {"path": str(solver.path), "step": info["step"], "weights": config.weights, "git_commit": info["git_commit"]},
-        "model": {"arch": info["config"]["arch"]["name"], "encoder": info["config"]["encoder"]["name"], "parameters": info["parameters"]},
+        "checkpoint": {
+            "path": str(solver.path),
+            "step": info["step"],
+            "weights": config.weights,
+            "git_commit": info["git_commit"],
+        },
+        "model": {
+            "arch": info["config"]["arch"]["name"],
+            "encoder": info["config"]["encoder"]["name"],
+            "parameters": info["parameters"],
+        },
         "num_views": solution.num_views,
         "seed": config.seed,
         "device": describe(solver.device),
@@ -98,7 +122,9 @@ def grid_lines(grid: np.ndarray, coloured: bool) -> list[str]:
     """A grid's rows: two background-coloured blanks per cell, or digits."""
     if not coloured:
         return [" ".join(map(str, row)) for row in grid]
-    return ["".join("\033[48;2;{};{};{}m  ".format(*COLOURS[cell]) for cell in row) + "\033[0m" for row in grid]
+    return [
+        "".join("\033[48;2;{};{};{}m  ".format(*COLOURS[cell]) for cell in row) + "\033[0m" for row in grid
+    ]
 
 
 def side_by_side(blocks: list[list[str]], width: int) -> list[str]:
@@ -108,8 +134,13 @@ def side_by_side(blocks: list[list[str]], width: int) -> list[str]:
     for block in [*blocks, None]:
         if row and (block is None or sum(_width(one) + GAP for one in row) + _width(block) > width):
             height = max(map(len, row))
-            padded = [[line + " " * (_width(one) - _visible(line)) for line in one + [""] * (height - len(one))] for one in row]
-            lines += ([""] if lines else []) + [(" " * GAP).join(parts).rstrip() for parts in zip(*padded, strict=True)]
+            padded = [
+                [line + " " * (_width(one) - _visible(line)) for line in one + [""] * (height - len(one))]
+                for one in row
+            ]
+            lines += ([""] if lines else []) + [
+                (" " * GAP).join(parts).rstrip() for parts in zip(*padded, strict=True)
+            ]
             row = []
         if block is not None:
             row.append(block)

@@ -20,12 +20,31 @@ from pathlib import Path
 import torch
 
 from benchmarks.equality import check
-from benchmarks.loaders import BATCH, EPISODES, EPISODES_THEIRS, PUZZLES, PUZZLES_THEIRS, SMALL_EPISODES, Rates, batches
-from benchmarks.processes import ROOT, TEST_SUBSET, Cost, measured, our_build, require_checkout, require_room, their_build
+from benchmarks.loaders import (
+    BATCH,
+    EPISODES,
+    EPISODES_THEIRS,
+    PUZZLES,
+    PUZZLES_THEIRS,
+    SMALL_EPISODES,
+    Rates,
+    batches,
+)
+from benchmarks.processes import (
+    ROOT,
+    TEST_SUBSET,
+    Cost,
+    measured,
+    our_build,
+    require_checkout,
+    require_room,
+    their_build,
+)
 from dataset import sources
-from utils.checkpoint import git_commit
+from utils.arguments import parser_of
 from utils.device import choose_device
 from utils.distributed import World
+from utils.environment import git_commit
 from utils.errors import UserError, nearest, reports_user_errors
 from utils.files import write_atomically
 
@@ -52,7 +71,13 @@ def table(theirs: Cost, ours: Cost) -> list[tuple[str, str, str, str]]:
     rows = []
     for name, unit in quantities:
         values = [getattr(cost, name) / unit for cost in (theirs, ours)]
-        rows.append((name if unit == 1 else f"{name}, MB", *(f"{value:,.1f}" for value in values), f"{values[0] / values[1]:,.1f}"))
+        rows.append(
+            (
+                name if unit == 1 else f"{name}, MB",
+                *(f"{value:,.1f}" for value in values),
+                f"{values[0] / values[1]:,.1f}",
+            )
+        )
     return rows
 
 
@@ -71,7 +96,9 @@ def claims(theirs: Cost, ours: Cost, rates: dict[str, Rates], num_aug: int) -> d
 def machine(device: torch.device) -> str:
     """The processor's model, its cores, and the GPU if it is used."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU")
+    model = next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown CPU"
+    )
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
     return f"{model}, {os.cpu_count()} cores{gpu}"
 
@@ -87,15 +114,31 @@ def record(file: Path, cells: list[str], section: str) -> None:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line, its paths absolute."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("benchmarks.data", __doc__)
     add = parser.add_argument
     add("--against", type=Path, required=True, metavar="TRM", help=f"a checkout of {TRM}")
-    add("--against-etrm", type=Path, metavar="ETRM", help=f"a checkout of {ETRM}; without it our episodes are measured alone")
-    add("--num-aug", type=int, default=CLAIMED_AUGMENTATIONS, help="of the build (default: %(default)s, which takes some 17 GB of memory)")
-    add("--subsets", nargs="+", default=["training", "evaluation", "concept"], help=f"must hold {TEST_SUBSET}, which is held out")
-    add("--input-file-prefix", help="Kaggle's files (default: the original's own, kaggle/combined/arc-agi in its checkout)")
+    add(
+        "--against-etrm",
+        type=Path,
+        metavar="ETRM",
+        help=f"a checkout of {ETRM}; without it our episodes are measured alone",
+    )
+    add(
+        "--num-aug",
+        type=int,
+        default=CLAIMED_AUGMENTATIONS,
+        help="of the build (default: %(default)s, which takes some 17 GB of memory)",
+    )
+    add(
+        "--subsets",
+        nargs="+",
+        default=["training", "evaluation", "concept"],
+        help=f"must hold {TEST_SUBSET}, which is held out",
+    )
+    add(
+        "--input-file-prefix",
+        help="Kaggle's files (default: the original's own, kaggle/combined/arc-agi in its checkout)",
+    )
     add("--rounds", type=int, default=7, help="of the batches' measurement")
     add("--seconds", type=float, default=3.0, help="per loader and round")
     add("--threads", type=int, default=2, help="of PyTorch, for our batches")
@@ -109,7 +152,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.against_etrm:
         options.against_etrm = options.against_etrm.resolve()
         require_checkout(options.against_etrm, ETRM_FILES, ETRM)
-    options.input_file_prefix = str(Path(options.input_file_prefix or options.against / "kaggle/combined/arc-agi").resolve())
+    options.input_file_prefix = str(
+        Path(options.input_file_prefix or options.against / "kaggle/combined/arc-agi").resolve()
+    )
     return options
 
 
@@ -118,7 +163,9 @@ def count_pairs(prefix: str, subsets: list[str]) -> int:
     available = sources.kaggle_source(prefix)
     for name in subsets:
         if name not in available:
-            raise UserError(f"{prefix}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}")
+            raise UserError(
+                f"{prefix}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}"
+            )
     if TEST_SUBSET not in subsets:
         raise UserError(f"--subsets must hold '{TEST_SUBSET}'")
     return sum(len(task.pairs) for name in subsets for task in available[name]())
@@ -128,9 +175,16 @@ def measure(options: argparse.Namespace, work: Path) -> bool:
     """All three parts, printed; whether all comparisons came out equal."""
     device = choose_device(options.device, World())
     torch.set_num_threads(options.threads)
-    trm, etrm, prefix, subsets = options.against, options.against_etrm, options.input_file_prefix, options.subsets
+    trm, etrm, prefix, subsets = (
+        options.against,
+        options.against_etrm,
+        options.input_file_prefix,
+        options.subsets,
+    )
     require_room(count_pairs(prefix, subsets) * (options.num_aug + 1), work)
-    print(f"{machine(device)}; {git_commit()}\n\nbuild, {options.num_aug} augmentations of {' '.join(subsets)}")
+    print(
+        f"{machine(device)}; {git_commit()}\n\nbuild, {options.num_aug} augmentations of {' '.join(subsets)}"
+    )
     theirs, ours = build(trm, prefix, subsets, options.num_aug, work)
     costs = table(theirs, ours)
     for row in [("", "original", "ours", "ratio"), *costs]:
@@ -139,10 +193,14 @@ def measure(options: argparse.Namespace, work: Path) -> bool:
     equal = check(trm, prefix, subsets, work)
     for what, same in equal.items():
         print(f"{'same' if same else 'DIFFERENT':<10}{what}")
-    print(f"\nbatches of {BATCH}, {options.threads} threads, examples/s: median [lowest, highest] of {options.rounds} rounds")
+    print(
+        f"\nbatches of {BATCH}, {options.threads} threads, examples/s: median [lowest, highest] of {options.rounds} rounds"
+    )
     rates = batches(trm, etrm, work, options.rounds, options.seconds, device)
     print(
-        "\nclaims" if options.num_aug >= CLAIMED_AUGMENTATIONS else f"\nclaims; those on the build need --num-aug {CLAIMED_AUGMENTATIONS}"
+        "\nclaims"
+        if options.num_aug >= CLAIMED_AUGMENTATIONS
+        else f"\nclaims; those on the build need --num-aug {CLAIMED_AUGMENTATIONS}"
     )
     for claim, holds in claims(theirs, ours, rates, options.num_aug).items():
         print(f"{'holds' if holds else 'FAILS':<10}{claim}")
@@ -150,9 +208,24 @@ def measure(options: argparse.Namespace, work: Path) -> bool:
         words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
         command = f"python -m benchmarks.data {shlex.join(words)}"
         builds = [f"{row[1]} / {row[2]} ({row[3]})" for row in costs]
-        loaders = [str(rates.get(name, "-")) for name in (PUZZLES_THEIRS, PUZZLES, EPISODES_THEIRS, EPISODES, SMALL_EPISODES)]
+        loaders = [
+            str(rates.get(name, "-"))
+            for name in (PUZZLES_THEIRS, PUZZLES, EPISODES_THEIRS, EPISODES, SMALL_EPISODES)
+        ]
         same = "yes" if all(equal.values()) else "NO"
-        record(RESULTS, [date.today().isoformat(), git_commit() or "-", machine(device), f"`{command}`", *builds, same, *loaders], SECTION)
+        record(
+            RESULTS,
+            [
+                date.today().isoformat(),
+                git_commit() or "-",
+                machine(device),
+                f"`{command}`",
+                *builds,
+                same,
+                *loaders,
+            ],
+            SECTION,
+        )
     return all(equal.values())
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.processes import DRIVE, our_build, run, their_build
-from dataset import npy, store
+from dataset import npy
 from dataset.canvas import EOS, IGNORE_LABEL_ID, PAD
+from dataset.store import Store
 from utils.files import read_json
 
 AUGMENTATIONS = 2
@@ -20,16 +21,23 @@ def check(trm: Path, prefix: str, subsets: list[str], work: Path) -> dict[str, b
     `work`/imported."""
     run(their_build(prefix, subsets, AUGMENTATIONS, work / "original"), trm)
     npy.import_(work / "original", work / "imported")
-    npy.export(store.load(work / "imported", "puzzle"), work / "again")
+    npy.export(Store.load(work / "imported", "puzzle"), work / "again")
     run(our_build(prefix, subsets, AUGMENTATIONS, work / "own"))
-    npy.export(store.load(work / "own", "puzzle"), work / "exported")
+    npy.export(Store.load(work / "own", "puzzle"), work / "exported")
     results = {}
     for split in ("train", "test"):
         original, again = (examples(work / name, split) for name in ("original", "again"))
-        results[f"{original.total():,} {split} examples of the original, imported and exported again"] = original == again
-        shown, written = read_by_original(trm, work / "exported", split), _rows(_arrays(work / "exported", split))
+        results[f"{original.total():,} {split} examples of the original, imported and exported again"] = (
+            original == again
+        )
+        shown, written = (
+            read_by_original(trm, work / "exported", split),
+            _rows(_arrays(work / "exported", split)),
+        )
         same = shown == written if split == "test" else set(shown) <= set(written)
-        results[f"{len(shown):,} {split} examples of ours, exported, as the original's loader reads them"] = bool(shown) and same
+        results[f"{len(shown):,} {split} examples of ours, exported, as the original's loader reads them"] = (
+            bool(shown) and same
+        )
     return results
 
 
@@ -54,19 +62,29 @@ def examples(folder: Path, split: str) -> Counter:
 def _arrays(folder: Path, split: str) -> dict[str, np.ndarray]:
     """inputs (N, L) and labels (N, L) tokens and puzzle_identifiers (N,) of a split in the ancestors' layout."""
     names = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices")
-    inputs, labels, identifiers, first = (np.load(folder / split / f"{npy.SET_NAME}__{name}.npy") for name in names)
+    inputs, labels, identifiers, first = (
+        np.load(folder / split / f"{npy.SET_NAME}__{name}.npy") for name in names
+    )
     return {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers.repeat(np.diff(first))}
 
 
 def _rows(arrays: dict[str, np.ndarray]) -> list[tuple[bytes, bytes, int]]:
     columns = (arrays[name] for name in ("inputs", "labels", "puzzle_identifiers"))
-    return [(question.tobytes(), answer.tobytes(), int(identifier)) for question, answer, identifier in zip(*columns, strict=True)]
+    return [
+        (question.tobytes(), answer.tobytes(), int(identifier))
+        for question, answer, identifier in zip(*columns, strict=True)
+    ]
 
 
 def read_by_original(trm: Path, folder: Path, split: str) -> list[tuple[bytes, bytes, int]]:
     """One epoch of a dataset in the ancestors' layout as the original's loader shows it: input, label, identifier."""
     output = folder.with_name(f"read-{split}.npz")
-    options = {"loader": "puzzle_dataset:PuzzleDataset", "data": str(folder), "split": split, "batch_size": READ_BATCH}
+    options = {
+        "loader": "puzzle_dataset:PuzzleDataset",
+        "data": str(folder),
+        "split": split,
+        "batch_size": READ_BATCH,
+    }
     run([str(DRIVE), "read", json.dumps({**options, "output": str(output)})], trm)
     with np.load(output) as file:
         shown = dict(file)

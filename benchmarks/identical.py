@@ -15,7 +15,11 @@ from models.encoders.pairs import PairVectors
 from models.encoders.pooled import PooledEncoder
 from models.layers import Linear, Packed, Rotary
 
-ENCODER = ["encoder=standard", "encoder.positions=rope", "encoder.attend_padding=true"]  # what our configuration can say of it
+ENCODER = [
+    "encoder=standard",
+    "encoder.positions=rope",
+    "encoder.attend_padding=true",
+]  # what our configuration can say of it
 ATTENTION = ("qkv_proj", "o_proj")
 MLP = ("gate_up_proj", "down_proj")
 
@@ -58,7 +62,9 @@ def as_the_ancestor(model: RecursiveModel) -> RecursiveModel:
 
 def load_ancestor(model: RecursiveModel, weights: dict[str, Tensor]) -> None:
     """Give the encoder of an `as_the_ancestor` model the ancestor's weights, every one of them."""
-    theirs = {name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")}
+    theirs = {
+        name.removeprefix("encoder."): value for name, value in weights.items() if name.startswith("encoder.")
+    }
     ours = {
         "vectors.pairs.colours.0.weight": theirs.pop("grid_encoder.input_embed.embedding_weight"),
         "vectors.pairs.colours.1.weight": theirs.pop("grid_encoder.output_embed.embedding_weight"),
@@ -70,7 +76,9 @@ def load_ancestor(model: RecursiveModel, weights: dict[str, Tensor]) -> None:
             key = f"grid_encoder.layers.{number}.self_attn.{name}.weight"
             ours[f"vectors.pairs.layers.{number}.attention.branch.{name}.weight"] = theirs.pop(key)
         for name in MLP:
-            ours[f"vectors.pairs.layers.{number}.mlp.branch.{name}.weight"] = theirs.pop(f"grid_encoder.layers.{number}.mlp.{name}.weight")
+            ours[f"vectors.pairs.layers.{number}.mlp.branch.{name}.weight"] = theirs.pop(
+                f"grid_encoder.layers.{number}.mlp.{name}.weight"
+            )
     for number in range(len(model.context.aggregate.layers)):
         read, set_layer = f"aggregate.layers.{number}", f"set_encoder.layers.{number}"
         keys, values = (theirs.pop(f"{set_layer}.{name}.weight") for name in ("k_proj", "v_proj"))

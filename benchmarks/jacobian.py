@@ -1,8 +1,9 @@
-"""What Jacobian descent costs beside plain training: python -m benchmarks.jacobian [--hidden 128,512] [key=value ...]
+"""What Jacobian descent costs beside plain training: python -m benchmarks.jacobian [--hidden 128,512]
+[key=value ...]
 
-Every split trains the same TRM on full square canvases with UPGrad, in a process of its own: seconds of an update, the fastest
-of a few, and the most memory that the process held above what it held before the model. Prints a table of both and of their
-ratios to plain training in the same mode.
+Every split trains the same TRM on full square canvases with UPGrad, in a process of its own: seconds of an
+update, the fastest of a few, and the most memory that the process held above what it held before the model.
+Prints a table of both and of their ratios to plain training in the same mode.
 """
 
 import argparse
@@ -14,16 +15,15 @@ import torch
 
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import Batch, Cell
+from dataset.batch import Batch, Bucket, DataSizes
 from dataset.canvas import VOCAB_SIZE
-from models.core import DataSizes
 from models.layers import compile_fused
 from models.trm import build_model
 from training.ema import EMA
 from training.optim import build_optimizers
 from training.splits import SPLITS
 from training.state import TrainState
-from training.step import StepSettings, train_step
+from training.step import train_step
 from utils.device import choose_device, clock, describe, should_compile
 from utils.distributed import World
 from utils.environment import peak_memory_gb
@@ -78,7 +78,7 @@ def measure(split: str, hidden: int, options: argparse.Namespace) -> dict[str, f
     seconds = []
     for _ in range(STEPS + 1):
         started = clock(device)
-        train_step(state, Batch(Cell(options.side, 0), data), StepSettings.of(config, World()))
+        train_step(state, Batch(Bucket(options.side, 0), data), config, World())
         seconds.append(clock(device) - started)
     return {"seconds": min(seconds[1:]), "memory": peak_memory_gb(device) - before}
 

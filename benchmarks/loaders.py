@@ -12,16 +12,20 @@ import torch
 from benchmarks.processes import DRIVE, run, their_build
 from config import compose
 from config.schema import PretrainConfig
-from dataset import store
 from dataset.batch import DataConfig, materialise
 from dataset.samplers import SAMPLERS
+from dataset.store import Store
 from utils.files import write_json
 
 BATCH = 256
 AUGMENTATIONS = 8  # few, so that the ancestor's files stay in the page cache
 # The loaders: whose, what they show, and the canvas.
 PUZZLES_THEIRS, PUZZLES = "original, puzzles, 30x30", "ours, puzzles, 30x30"
-EPISODES_THEIRS, EPISODES, SMALL_EPISODES = "ETRM ancestor, episodes, 30x30", "ours, episodes, 30x30", "ours, episodes, 10x10"
+EPISODES_THEIRS, EPISODES, SMALL_EPISODES = (
+    "ETRM ancestor, episodes, 30x30",
+    "ours, episodes, 30x30",
+    "ours, episodes, 10x10",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class OurRate:
     """Measures training examples per second of a dataset: sampled, and drawn as tokens on the device."""
 
     def __init__(self, dataset: Path, config: DataConfig, device: torch.device):
-        self.store, self.device, self.step = store.load(dataset), device, 0
+        self.store, self.device, self.step = Store.load(dataset), device, 0
         self.sampler = SAMPLERS[self.store.metadata.layout](self.store, config, 0, BATCH)
         self.table = self.store.grid_table.to(device)
         self.sampling = self.drawing = 0.0
@@ -76,10 +80,14 @@ class OurRate:
 def their_rate(checkout: Path, loader: str, data: Path, device: torch.device) -> Callable[[float], float]:
     """Measures training examples per second of an ancestor's loader."""
     options = {"loader": loader, "data": str(data), "batch_size": BATCH, "device": device.type}
-    return lambda seconds: float(run([str(DRIVE), "rate", json.dumps({**options, "seconds": seconds})], checkout))
+    return lambda seconds: float(
+        run([str(DRIVE), "rate", json.dumps({**options, "seconds": seconds})], checkout)
+    )
 
 
-def alternate(contestants: dict[str, Callable[[float], float]], rounds: int, seconds: float) -> dict[str, Rates]:
+def alternate(
+    contestants: dict[str, Callable[[float], float]], rounds: int, seconds: float
+) -> dict[str, Rates]:
     """Every contestant in every round, so that what else the machine does meets all of them."""
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
@@ -91,7 +99,9 @@ def alternate(contestants: dict[str, Callable[[float], float]], rounds: int, sec
 def data_config(name: str, path: Path, *overrides: str) -> DataConfig:
     """A data configuration of config/data, for the dataset at `path`."""
     arch = "trm" if name == "arc1_puzzle" else "etrm"
-    return compose.load(PretrainConfig, "pretrain", [f"arch={arch}", f"data={name}", f"data.path='{path}'", *overrides]).data
+    return compose.load(
+        PretrainConfig, "pretrain", [f"arch={arch}", f"data={name}", f"data.path='{path}'", *overrides]
+    ).data
 
 
 def small_dataset(work: Path) -> Path:
@@ -102,15 +112,20 @@ def small_dataset(work: Path) -> Path:
 
 def etrm_dataset(etrm: Path, dataset: Path, work: Path) -> Path:
     """The ETRM ancestor's dataset of the training tasks of ours."""
-    ours, prefix = store.load(dataset, "fewshot"), work / "tasks"
+    ours, prefix = Store.load(dataset, "fewshot"), work / "tasks"
     tasks = [ours.task(index) for index in ours.tasks_of("train")]
     write_json(Path(f"{prefix}_training_challenges.json"), {task.id: task.to_json() for task in tasks})
     output = work / "small-original"
-    run(their_build(str(prefix), ["training"], AUGMENTATIONS, output, "dataset.build_arc_dataset_encoder"), etrm)
+    run(
+        their_build(str(prefix), ["training"], AUGMENTATIONS, output, "dataset.build_arc_dataset_encoder"),
+        etrm,
+    )
     return output
 
 
-def batches(trm: Path, etrm: Path | None, work: Path, rounds: int, seconds: float, device: torch.device) -> dict[str, Rates]:
+def batches(
+    trm: Path, etrm: Path | None, work: Path, rounds: int, seconds: float, device: torch.device
+) -> dict[str, Rates]:
     """The rates of all loaders; `work` holds what `check` left there."""
     imported, small = work / "imported", small_dataset(work)
     ours = {

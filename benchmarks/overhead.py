@@ -18,30 +18,26 @@ from benchmarks.loaders import Rates, alternate, small_dataset
 from benchmarks.processes import run
 from config import compose
 from config.schema import PretrainConfig
-from dataset import store as datasets
 from dataset.batch import materialise
-from dataset.samplers import SAMPLERS
 from models.act import act_step, initial_carry
-from models.core import DataSizes
 from models.losses import act_loss
-from models.trm import build_model
-from pretrain_etrm import log
 from training.diagnostics import context_diagnostics
-from training.ema import EMA
-from training.meter import Meter
-from training.optim import build_optimizers
-from training.state import TrainState
-from training.step import StepSettings, train_step
-from utils.checkpoint import git_commit
+from training.meter import Meter, log_step
+from training.start import prepare
+from training.step import train_step
 from utils.device import choose_device, describe
 from utils.distributed import World
-from utils.environment import peak_memory_gb
+from utils.environment import git_commit, peak_memory_gb
 from utils.errors import reports_user_errors
 from utils.logging import RunLogger
 
 ALONE = World()
 # The loops, each with everything of the one before it.
-BARE, UPDATE, LOGGED = "forward, backward, update", "+ norms, finiteness, clipping, EMA", "+ metrics, log lines, diagnostics"
+BARE, UPDATE, LOGGED = (
+    "forward, backward, update",
+    "+ norms, finiteness, clipping, EMA",
+    "+ metrics, log lines, diagnostics",
+)
 TARGET = 0.95
 WARM_UP = 3  # steps
 
@@ -51,16 +47,13 @@ class Loop:
 
     def __init__(self, kind: str, config: PretrainConfig, folder: Path, device: torch.device):
         self.kind, self.config, self.device = kind, config, device
-        self.store = datasets.load(config.data.path, *config.layouts)
-        self.table = self.store.grid_table.to(device)
-        self.sampler = SAMPLERS[self.store.metadata.layout](self.store, config.data, config.seed, config.global_batch_size)
-        torch.manual_seed(config.seed)
-        model = build_model(config.arch, DataSizes.of(self.store, config.data), config.encoder).to(device)
-        ema = EMA(model, config.ema_rate) if kind != BARE else None
-        self.state = TrainState(model, build_optimizers(model, config, device)[0], ema)
-        self.settings = StepSettings.of(config, ALONE)
+        changes = {"ema": config.ema and kind != BARE, "device": device.type, "compile": False}
+        run = prepare(config.model_copy(update=changes), ALONE)
+        self.store, self.table, self.sampler, self.state = run.store, run.table, run.sampler, run.state
         folder.mkdir(parents=True)
-        self.logger = RunLogger(config.logging, folder, config.project_name, config.name, {}, ALONE, config.train_steps, 0)
+        self.logger = RunLogger(
+            config.logging, folder, config.project_name, config.name, {}, ALONE, config.train_steps, 0
+        )
         self.meter = Meter()
 
     def __call__(self, steps: float) -> float:
@@ -73,7 +66,7 @@ class Loop:
             if self.kind == BARE:
                 self._bare_step(batch)
                 continue
-            result = train_step(self.state, batch, self.settings)
+            result = train_step(self.state, batch, self.config, ALONE)
             if self.kind == LOGGED:
                 self.meter.add(result, self.config.global_batch_size)
                 if self.state.step % self.config.log_interval == 0:
@@ -85,21 +78,25 @@ class Loop:
     def _bare_step(self, batch) -> None:
         state = self.state
         state.model.train()
-        output = act_step(state.model, state.carries.get(batch.cell) or initial_carry(state.model, batch.data), batch.data)
+        output = act_step(
+            state.model, state.carries.get(batch.bucket) or initial_carry(state.model, batch.data), batch.data
+        )
         loss, _ = act_loss(output, self.config.objective)
         (loss / self.config.global_batch_size).backward()
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        state.carries[batch.cell] = output.carry
+        state.carries[batch.bucket] = output.carry
         state.step += 1
 
     def _log(self, samples) -> None:
         values = self.meter.read()
         with self.meter.paused():
             values["timing/peak_memory_gb"] = peak_memory_gb(self.device)
-            values |= context_diagnostics(self.state.model, samples, self.store, self.table, self.config.seed, self.state.step, ALONE)
-            log(self.logger, self.state.step, values, self.state.optimizers)
+            values |= context_diagnostics(
+                self.state.model, samples, self.store, self.table, self.config.seed, self.state.step, ALONE
+            )
+            log_step(self.logger, self.state, self.config, values)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,8 @@ class Overhead:
 def compare(config: PretrainConfig, rounds: int, work: Path, device: torch.device) -> Overhead:
     """All loops in every round, which is as long as it takes to write one log line; a few steps before that are not counted."""
     loops: dict[str, Callable[[float], float]] = {
-        kind: Loop(kind, config, work / f"run{number}", device) for number, kind in enumerate((BARE, UPDATE, LOGGED))
+        kind: Loop(kind, config, work / f"run{number}", device)
+        for number, kind in enumerate((BARE, UPDATE, LOGGED))
     }
     alternate(loops, 1, WARM_UP)
     return Overhead(alternate(loops, rounds, config.log_interval))
@@ -135,10 +133,27 @@ def configurations(work: Path) -> dict[str, PretrainConfig]:
     """The sizes that are measured, with datasets made for it."""
     rules = work / "rules"
     options = "--families colour_permutation --stages 1 --test-splits test_rules --rows 4 6 --columns 4 6 --train-tasks 2000"
-    run(["-m", "dataset.build_rules_dataset", *options.split(), "--test-tasks", "10", "--output-dir", str(rules)])
-    recipes = {"rules_smoke": (rules,), "demo": (small_dataset(work), "data.query_sampling=any", "data.subset_shares=null")}
+    run(
+        [
+            "-m",
+            "dataset.build_rules_dataset",
+            *options.split(),
+            "--test-tasks",
+            "10",
+            "--output-dir",
+            str(rules),
+        ]
+    )
+    recipes = {
+        "rules_smoke": (rules,),
+        "demo": (small_dataset(work), "data.query_sampling=any", "data.subset_shares=null"),
+    }
     return {
-        name: compose.load(PretrainConfig, "pretrain", [f"experiment={name}", f"data.path='{path}'", "logging.progress=false", *more])
+        name: compose.load(
+            PretrainConfig,
+            "pretrain",
+            [f"experiment={name}", f"data.path='{path}'", "logging.progress=false", *more],
+        )
         for name, (path, *more) in recipes.items()
     }
 
@@ -158,7 +173,10 @@ def main() -> None:
             overhead = compare(config, options.rounds, Path(work) / name, device)
             print(f"\nexperiment={name}", *overhead.lines(), sep="\n", flush=True)
             share = overhead.share(LOGGED)[0]
-            print(f"{'holds' if share >= TARGET else 'FAILS'}  at least {TARGET:.0%} of the bare loop's speed: {share:.1%}", flush=True)
+            print(
+                f"{'holds' if share >= TARGET else 'FAILS'}  at least {TARGET:.0%} of the bare loop's speed: {share:.1%}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

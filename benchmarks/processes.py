@@ -35,20 +35,26 @@ def require_checkout(folder: Path, files: tuple[str, ...], name: str) -> None:
     """Raise `UserError` unless `folder` is a checkout of the repository `name`, which has `files`."""
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise UserError(f"{folder} is no checkout of {name}: it has no {missing[0]}; get one with git clone https://github.com/{name}")
+        raise UserError(
+            f"{folder} is no checkout of {name}: it has no {missing[0]}; get one with git clone https://github.com/{name}"
+        )
 
 
 def require_room(examples: int, work: Path) -> None:
     """Raise `UserError` where the original's builder would run out of memory or disk on this many examples."""
     meminfo = Path("/proc/meminfo")
     if not meminfo.is_file():
-        raise UserError(f"this benchmark needs Linux: it reads {meminfo} before it starts a build of many gigabytes")
+        raise UserError(
+            f"this benchmark needs Linux: it reads {meminfo} before it starts a build of many gigabytes"
+        )
     lines = meminfo.read_text().splitlines()
     wanted = examples * MEMORY_PER_EXAMPLE
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     advice = "measure fewer augmentations with --num-aug"
     if available < wanted:
-        raise UserError(f"the original's build needs about {wanted / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free; {advice}")
+        raise UserError(
+            f"the original's build needs about {wanted / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are free; {advice}"
+        )
     free, needed = shutil.disk_usage(work).free, examples * DISK_PER_EXAMPLE
     if free < needed:
         raise UserError(
@@ -59,12 +65,19 @@ def require_room(examples: int, work: Path) -> None:
 
 def environment(pythonpath: Path) -> dict[str, str]:
     """The environment of a Python command that sees the packages of `pythonpath`."""
-    return {**os.environ, "PYTHONPATH": str(pythonpath), "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(pythonpath),
+        "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
 
 
 def run(command: list[str], pythonpath: Path = ROOT) -> str:
     """Standard output of a Python command that sees the packages of `pythonpath`. Raises `UserError` when it fails."""
-    done = subprocess.run([sys.executable, *command], env=environment(pythonpath), cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *command], env=environment(pythonpath), cwd=ROOT, capture_output=True, text=True
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{shlex.join(command)} failed with exit status {done.returncode}: {last}")
@@ -96,7 +109,9 @@ class Contestant:
         if not answer:
             self.process.wait()
             last = (self.log.read_text().strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{shlex.join(self.command[:2])} ... failed with exit status {self.process.returncode}: {last}")
+            raise UserError(
+                f"{shlex.join(self.command[:2])} ... failed with exit status {self.process.returncode}: {last}"
+            )
         return json.loads(answer)
 
     def close(self) -> None:
@@ -112,7 +127,9 @@ def measured(command: list[str], output: Path, pythonpath: Path = ROOT) -> Cost:
     return Cost(**cost, disk=sum(file.stat().st_size for file in output.rglob("*") if file.is_file()))
 
 
-def their_build(prefix: str, subsets: list[str], num_aug: int, output: Path, module: str = "dataset.build_arc_dataset") -> list[str]:
+def their_build(
+    prefix: str, subsets: list[str], num_aug: int, output: Path, module: str = "dataset.build_arc_dataset"
+) -> list[str]:
     """The command of an ancestor's builder."""
     config = {
         "module": module,

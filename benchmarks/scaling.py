@@ -15,22 +15,26 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from benchmarks.useful import useful_flops
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import Batch, Cell
+from dataset.batch import Batch, Bucket, DataSizes
 from dataset.canvas import VOCAB_SIZE
-from models.core import DataSizes
 from models.layers import compile_fused
 from models.trm import build_model
 from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
-from training.step import StepSettings, train_step
+from training.step import train_step
 from utils.device import choose_device, describe, should_compile
 from utils.distributed import World
 from utils.errors import reports_user_errors
 from utils.files import write_atomically
 
 BASE = {"canvas": 10, "demonstrations": 3, "batch": 8, "width": 256}
-AXES = {"canvas": (5, 10, 15, 20, 30), "demonstrations": (1, 2, 4, 8), "batch": (1, 4, 16, 64), "width": (64, 128, 256, 512)}
+AXES = {
+    "canvas": (5, 10, 15, 20, 30),
+    "demonstrations": (1, 2, 4, 8),
+    "batch": (1, 4, 16, 64),
+    "width": (64, 128, 256, 512),
+}
 HEAD = 64  # channels of a head, where the width has as many
 STEPS = 3  # the fastest counts
 
@@ -39,7 +43,11 @@ def configuration(sizes: dict[str, int], overrides: list[str]) -> PretrainConfig
     """The ETRM of these sizes, with 3 answer updates of 4 latent updates each, as in the comparison with the ancestors."""
     width = [f"arch.hidden_size={sizes['width']}", f"arch.num_heads={max(1, sizes['width'] // HEAD)}"]
     batch = f"global_batch_size={sizes['batch']}"
-    return compose.load(PretrainConfig, "pretrain", ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch, *overrides])
+    return compose.load(
+        PretrainConfig,
+        "pretrain",
+        ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch, *overrides],
+    )
 
 
 def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
@@ -57,7 +65,7 @@ def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
     }
     data |= {"demo_inputs": grids(batch, demos).byte(), "demo_labels": grids(batch, demos).byte()}
     data["demo_mask"] = torch.ones(batch, demos, dtype=torch.bool, device=device)
-    return Batch(Cell(sizes["canvas"], demos), data)
+    return Batch(Bucket(sizes["canvas"], demos), data)
 
 
 def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -> tuple[float, float]:
@@ -66,11 +74,10 @@ def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -
     torch.manual_seed(0)
     model = build_model(config.arch, DataSizes(VOCAB_SIZE, 1, None), config.encoder).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
-    settings = StepSettings(config.mode, config.objective, config, 0, sizes["batch"], config.train_steps, World())
     batch, best = full_batch(sizes, device), float("inf")
     for _ in range(STEPS + 1):
         started = time.perf_counter()
-        train_step(state, batch, settings)
+        train_step(state, batch, config, World())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
@@ -115,7 +122,10 @@ def main() -> None:
                 f"{name:<16}{value:>5}{1000 * second:>12.1f} ms/sample{flop / 1e9:>10.1f} GFLOP{flop / second / 1e9:>8.0f} GFLOP/s",
                 flush=True,
             )
-    write_atomically(options.output / "scaling.png", lambda temporary: draw(measured).savefig(temporary, format="png", dpi=90))
+    write_atomically(
+        options.output / "scaling.png",
+        lambda temporary: draw(measured).savefig(temporary, format="png", dpi=90),
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def useful_flops(config: PretrainConfig, data: dict[str, Tensor]) -> float:
     prefix = arch.puzzle_emb_len
     if encoder:
         inputs, outputs = data["demo_inputs"] != PAD, data["demo_labels"] != PAD
-        pairs = (inputs | outputs).sum(2) if encoder.pair_tokens == "summed" else inputs.sum(2) + outputs.sum(2)  # (B, K)
+        pairs = (
+            (inputs | outputs).sum(2) if encoder.pair_tokens == "summed" else inputs.sum(2) + outputs.sum(2)
+        )  # (B, K)
         total += 3 * encoder.num_layers * float(block_flops(pairs.double(), hidden, expansion).sum())
         prefix = 1
         if encoder.gives_memory:
@@ -66,6 +68,13 @@ def useful_flops(config: PretrainConfig, data: dict[str, Tensor]) -> float:
             total += 3 * arch.L_layers * float((memory * 4 * hidden**2).sum())
         else:
             prefix = encoder.output_tokens
-    passes, tokens = arch.L_layers * (arch.L_cycles + 1) * (arch.H_cycles + 2 * arch.grad_cycles), prefix + cells.cpu()
-    mixed = mixer_flops(tokens, hidden, expansion) if arch.mlp_t else block_flops(tokens, hidden, expansion, memory.cpu())
+    passes, tokens = (
+        arch.L_layers * (arch.L_cycles + 1) * (arch.H_cycles + 2 * arch.grad_cycles),
+        prefix + cells.cpu(),
+    )
+    mixed = (
+        mixer_flops(tokens, hidden, expansion)
+        if arch.mlp_t
+        else block_flops(tokens, hidden, expansion, memory.cpu())
+    )
     return total + passes * float(mixed.sum())

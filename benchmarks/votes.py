@@ -29,7 +29,9 @@ def write(folder: Path, queries: int, views: int) -> None:
         truths.append(key_of(answers[0]))
         for view in range(views):
             made.add(query, view, 16, answers[rng.integers(ANSWERS)], float(rng.normal()))
-    predictions.save(folder / predictions.FILE, made, [f"task{query}" for query in range(queries)], [0] * queries, truths)
+    predictions.save(
+        folder / predictions.FILE, made, [f"task{query}" for query in range(queries)], [0] * queries, truths
+    )
     write_json(folder / "results.json", {})
 
 
@@ -49,7 +51,9 @@ def main() -> None:
             votes.ranked(query)
         done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{options.queries} queries x {options.views} views: load {loaded - started:.2f} s, vote and rank {done - loaded:.2f} s")
+    print(
+        f"{options.queries} queries x {options.views} views: load {loaded - started:.2f} s, vote and rank {done - loaded:.2f} s"
+    )
     print(f"peak memory {peak:.0f} MB, the making of the predictions included")
 
 

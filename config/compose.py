@@ -1,24 +1,34 @@
-"""From the command line to a typed configuration: Hydra composes, pydantic checks, errors name the nearest valid key."""
+"""From the command line to a typed configuration: Hydra composes, pydantic checks, errors name the nearest
+valid key."""
 
+import hashlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
-from config.base import Config
+from training.config import TrainingConfig
+from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 
 CONFIG_DIR = Path(__file__).resolve().parent
 T = TypeVar("T", bound=Config)
-# Hydra does not change the working directory and writes no files of its own (a sweep: its description, in outputs/).
+LONGEST_NAME = 150  # characters of a run of a sweep
+# Hydra does not change the working directory and writes no files of its own (a sweep: its description, in
+# outputs/).
 _QUIET = [
     "hydra.run.dir=.",
     "hydra.sweep.dir=outputs",
@@ -30,37 +40,53 @@ _QUIET = [
 
 
 def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
-    """Run `job` with the configuration that sys.argv asks for. Hydra's own flags work as usual: --cfg job, --help, -m."""
+    """Run `job` with the configuration that sys.argv asks for. Hydra's own flags work as usual: --cfg job,
+    --help, -m."""
     arguments = sys.argv[1:]
     if not any(argument.startswith("-") for argument in arguments):
-        job(validate(schema, compose(config_name, arguments)[0]))
+        job(load(schema, config_name, arguments))
         return
-
-    @reports_user_errors
-    def checked_job(composed: DictConfig) -> None:
-        job(validate(schema, composed))
 
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     flags = [argument for argument in arguments if argument not in overrides]
-    if not {"-m", "--multirun"} & set(flags):  # a sweep's values are no valid single values
-        overrides = compose(_config_name(flags) or config_name, overrides)[1]
+    chosen = _config_name(flags) or config_name
+    sweep = bool({"-m", "--multirun"} & set(flags))
+    overrides = _as_typed(schema, overrides, sweep)
+    if sweep:
+        _check_sweep(chosen, overrides)
+    else:
+        overrides = compose(chosen, overrides)[1]
+
+    @reports_user_errors
+    def checked_job(composed: DictConfig) -> None:
+        config = validate(schema, composed)
+        job(_named_by_sweep(config, overrides) if sweep else config)
+
     sys.argv[1:] = [*flags, *overrides, *_QUIET]
     hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_job)()
 
 
 def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
-    """The typed configuration of a YAML file and overrides; for scripts and tests that do not own sys.argv."""
-    return validate(schema, compose(config_name, overrides)[0])
+    """The typed configuration of a YAML file and overrides; for scripts and tests that do not own
+    sys.argv."""
+    return validate(schema, compose(config_name, _as_typed(schema, overrides))[0])
 
 
 def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
-    """The composed configuration and the overrides without needless `+`, paths quoted. Raises `UserError` for what does not exist."""
+    """The composed configuration and the overrides without needless `+`, paths quoted. Raises `UserError` for
+    what does not exist."""
     overrides = [_with_quoted_path(override) for override in overrides]
     with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         try:
             if any(override.startswith("+") for override in overrides):
-                known = _keys(hydra.compose(config_name, [override for override in overrides if not override.startswith("+")]))
-                overrides = [o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides]
+                known = _keys(
+                    hydra.compose(
+                        config_name, [override for override in overrides if not override.startswith("+")]
+                    )
+                )
+                overrides = [
+                    o[1:] if o.startswith("+") and o[1:].split("=", 1)[0] in known else o for o in overrides
+                ]
             return hydra.compose(config_name, overrides), overrides
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise UserError(_explain(config_name, overrides, error)) from None
@@ -76,9 +102,100 @@ def validate(schema: type[T], composed: DictConfig) -> T:
     except OmegaConfBaseException as error:
         raise UserError(str(error).splitlines()[0]) from None
     try:
-        return schema(**values)
+        return schema(**cast(dict[str, Any], values))
     except ValidationError as error:
         raise UserError("\n       ".join(_problem(schema, problem) for problem in error.errors())) from None
+
+
+def _as_typed(schema: type[Config], overrides: list[str], sweep: bool = False) -> list[str]:
+    """The overrides with every name quoted: `run_name=1e5` and `task_id=1_2` are words, whatever numbers they
+    look like."""
+    words = _words(schema)
+    return [
+        _quoted_words(override, sweep) if override.split("=", 1)[0] in words else override
+        for override in overrides
+    ]
+
+
+def _words(schema: type[Config], prefix: str = "") -> set[str]:
+    """The dotted keys of `schema` that hold a word and nothing else."""
+    found = set()
+    for name, field in schema.model_fields.items():
+        types = _types(field.annotation)
+        if types <= {str, type(None)}:
+            found.add(prefix + name)
+        for inner in types:
+            if isinstance(inner, type) and issubclass(inner, Config):
+                found |= _words(inner, f"{prefix}{name}.")
+    return found
+
+
+def _types(annotation: Any) -> set[Any]:
+    """The types that an annotation allows: the members of unions, without what Annotated adds."""
+    if get_origin(annotation) is Annotated:
+        return _types(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return set().union(*map(_types, get_args(annotation)))
+    return {annotation}
+
+
+def _quoted_words(override: str, sweep: bool) -> str:
+    """`key=value` with each value quoted that Hydra would read as something else than the word that was
+    typed."""
+    key, _, text = override.partition("=")
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException:
+        return override
+    if sweep and parsed.is_sweep_override():
+        return f"{key}={','.join(_quoted_word(word) for word in text.split(','))}"
+    if parsed.is_sweep_override() or not isinstance(parsed.value(), (str, QuotedString)):
+        return f"{key}={_quoted_word(text)}"
+    return override
+
+
+def _quoted_word(text: str) -> str:
+    return (
+        text if text in ("", "null") or not text.isprintable() or "'" in text or '"' in text else f"'{text}'"
+    )
+
+
+def _swept(overrides: list[str]) -> dict[str, list[str]]:
+    """The overrides of a sweep that take several values, each as the overrides that a run of it gets."""
+    found = {}
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            continue  # `compose` says what is wrong with it
+        if parsed.is_sweep_override():
+            found[override] = [
+                f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()
+            ]
+    return found
+
+
+def _check_sweep(config_name: str, overrides: list[str]) -> None:
+    """Compose with every value of the sweep once, so that a mistake in it ends the sweep before its first
+    run."""
+    swept = _swept(overrides)
+    first = {override: values[0] for override, values in swept.items()}
+    for override, values in swept.items() if swept else {"": [""]}.items():
+        for value in values:
+            compose(config_name, [{**first, override: value}.get(given, given) for given in overrides])
+
+
+def _named_by_sweep(config: T, overrides: list[str]) -> T:
+    """The run under a name of its own: two runs of a sweep must not meet in one folder."""
+    keys = [override.split("=", 1)[0] for override in _swept(overrides)]
+    if not isinstance(config, TrainingConfig) or "run_name" in keys:
+        return config
+    values = dict(override.split("=", 1) for override in HydraConfig.get().overrides.task if "=" in override)
+    differs = ",".join(f"{key}={values[key]}" for key in keys if key in values)
+    safe = re.sub(r"[^\w.=,+-]", "_", f"{config.name}-{differs}")
+    if len(safe) > LONGEST_NAME:  # a file system's limit is 255
+        safe = f"{safe[:LONGEST_NAME]}-{hashlib.sha256(safe.encode()).hexdigest()[:8]}"
+    return config.model_copy(update={"run_name": safe})
 
 
 def _config_name(arguments: list[str]) -> str | None:
@@ -92,7 +209,8 @@ def _config_name(arguments: list[str]) -> str | None:
 
 
 def _with_quoted_path(override: str) -> str:
-    """The override as Hydra reads it, whose grammar knows few characters beside ASCII letters: a path may have any name."""
+    """The override as Hydra reads it, whose grammar knows few characters beside ASCII letters: a path may
+    have any name."""
     key, _, value = override.partition("=")
     if "/" not in value and not os.path.exists(value):
         return override
@@ -111,16 +229,21 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
         keys.append(prefix + str(key))
         value = config._get_node(key)
         if isinstance(value, DictConfig) and not value._is_none():
-            keys += _keys(value, f"{prefix}{key}.")
+            keys += _keys(value, f"{prefix}{key!s}.")
     return keys
 
 
 def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     """Name the override that is wrong, and what was probably meant."""
-    groups = {path.name: [file.stem for file in sorted(path.glob("*.yaml"))] for path in CONFIG_DIR.iterdir() if path.is_dir()}
+    groups = {
+        path.name: [file.stem for file in sorted(path.glob("*.yaml"))]
+        for path in CONFIG_DIR.iterdir()
+        if path.is_dir()
+    }
     if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
         names = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
-        return f"there is no configuration '{config_name}'{nearest(config_name, names)}; there are {', '.join(sorted(names))}"
+        hint = nearest(config_name, names)
+        return f"there is no configuration '{config_name}'{hint}; there are {', '.join(sorted(names))}"
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as problem:
@@ -138,7 +261,8 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
         except (HydraException, OmegaConfBaseException) as problem:
             key, value = override.key_or_group, override.value()
             if key in groups and isinstance(value, str) and value not in groups[key]:
-                return f"{key}={value}: there is no such {key}{nearest(value, groups[key])}; there are {', '.join(groups[key])}"
+                hint = nearest(value, groups[key])
+                return f"{key}={value}: there is no such {key}{hint}; there are {', '.join(groups[key])}"
             known = _keys(hydra.compose(config_name, good))
             if key in groups and key in known:
                 return f"{text}: {key} cannot be chosen with this configuration"
@@ -148,7 +272,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def _problem(schema: type[Config], problem: dict) -> str:
+def _problem(schema: type[Config], problem: ErrorDetails) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"unknown key '{key}'{nearest(key, schema.model_fields)}"
@@ -157,7 +281,10 @@ def _problem(schema: type[Config], problem: dict) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     hint = (
-        nearest(str(problem["input"]), [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")])
+        nearest(
+            str(problem["input"]),
+            [w.strip("' ") for w in problem["ctx"]["expected"].replace(" or ", ",").split(",")],
+        )
         if problem["type"] == "literal_error"
         else ""
     )

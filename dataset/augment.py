@@ -50,7 +50,10 @@ def names_of(task_id: str, dihedral: np.ndarray, colours: np.ndarray) -> list[st
     digits = (colours + ord("0")).tobytes().decode()
     texts = (digits[i : i + NUM_COLOURS] for i in range(NUM_COLOURS, len(digits), NUM_COLOURS))
     augmented = zip(dihedral[1:].tolist(), texts, strict=True)
-    return [task_id, *(f"{task_id}{NAME_SEPARATOR}t{index}{NAME_SEPARATOR}{text}" for index, text in augmented)]
+    return [
+        task_id,
+        *(f"{task_id}{NAME_SEPARATOR}t{index}{NAME_SEPARATOR}{text}" for index, text in augmented),
+    ]
 
 
 def parse_name(name: str) -> tuple[str, int, np.ndarray]:
@@ -136,7 +139,9 @@ class _PuzzleHasher:
                     shown = dihedral(grid, index)
                     weights = self._weights[role, : shown.shape[0], : shown.shape[1]]
                     np.add.at(sums[index, number], shown, weights)
-                    shapes[index, number] = shapes[index, number] * 1024 + shown.shape[0] * 32 + shown.shape[1]
+                    shapes[index, number] = (
+                        shapes[index, number] * 1024 + shown.shape[0] * 32 + shown.shape[1]
+                    )
         self.sums, self.shapes = sums, mix(shapes)
 
     def __call__(self, index: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -162,7 +167,9 @@ def fingerprints(pairs: Sequence[Pair]) -> np.ndarray:
         if pair.output is not None and pair.fingerprint == 0:
             by_shape.setdefault((pair.input.shape, pair.output.shape), []).append(pair)
     for alike in by_shape.values():
-        found = stacked_fingerprints(np.stack([pair.input for pair in alike]), np.stack([pair.output for pair in alike]))
+        found = stacked_fingerprints(
+            np.stack([pair.input for pair in alike]), np.stack([pair.output for pair in alike])
+        )
         for pair, value in zip(alike, found.tolist(), strict=True):
             pair.fingerprint = value
     return np.array([pair.fingerprint for pair in pairs], np.uint64)
@@ -188,7 +195,9 @@ def _canonical_keys(inputs: np.ndarray, outputs: np.ndarray, index: int) -> list
     first = np.full(count * NUM_COLOURS, length)
     np.minimum.at(first, row_and_colour.ravel(), np.tile(np.arange(length), count))
     number = np.zeros((count, NUM_COLOURS), np.uint8)
-    number[:, 1:] = first.reshape(count, NUM_COLOURS)[:, 1:].argsort(axis=1, kind="stable").argsort(axis=1) + 1
+    number[:, 1:] = (
+        first.reshape(count, NUM_COLOURS)[:, 1:].argsort(axis=1, kind="stable").argsort(axis=1) + 1
+    )
     renumbered = number.ravel()[row_and_colour]
     shapes = bytes(grids[0].shape[1:]) + bytes(grids[1].shape[1:])
     return [shapes + row.tobytes() for row in renumbered]

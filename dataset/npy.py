@@ -11,7 +11,6 @@ Every augmentation is written out (1000 per ARC task: some 7 GB), task by task i
 training examples of a puzzle are translated, each by its own offset, except one of them that stays in the corner.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +19,14 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from dataset import augment, canvas, store
+from dataset import augment, canvas, writer
 from dataset.canvas import TRANSPOSES
 from dataset.games import GAMES
+from dataset.layouts import LayoutName
 from dataset.leaks import find_leaks
-from dataset.store import SPLITS, TEST, Store
+from dataset.store import SPLITS, TEST, Metadata, Store
 from dataset.task import MAX_SIDE, Pair, Task
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import directory_written_whole, read_json, write_json
 
@@ -54,7 +55,14 @@ def export(source: Store, output: Path, seed: int = 0) -> None:
         for name in SPLITS:
             groups = list(_groups(source, name))
             if groups:
-                _export_split(source, folder / name, groups, side, seed, translate=name == "train" and source.metadata.game == "arc")
+                _export_split(
+                    source,
+                    folder / name,
+                    groups,
+                    side,
+                    seed,
+                    translate=name == "train" and source.metadata.game == "arc",
+                )
         for name in ("identifiers.json", "test_puzzles.json"):
             if (source.path / name).is_file():
                 write_json(folder / name, read_json(source.path / name))
@@ -65,26 +73,33 @@ def _groups(source: Store, split: str) -> Iterator[_Group]:
         first, end = int(source.task_pairs[task]), int(source.task_pairs[task + 1])
         border = first + int(source.task_demonstrations[task])
         tested = source.task_split[task] == TEST
-        if source.metadata.layout == "puzzle" and tested:
+        if source.layout.learns_rows and tested:
             pairs = range(first, border) if split == "train" else range(border, end)
         elif tested == (split == "test"):
             pairs = range(first, end)
         else:
             continue
         if pairs:
-            copies = source.metadata.num_aug + 1 if source.metadata.layout == "pairs" and split == "train" else 1
+            copies = source.metadata.num_aug + 1 if source.layout.shares_rule and split == "train" else 1
             rows = np.arange(source.task_rows[task], source.task_rows[task + 1]).repeat(copies)
             yield _Group(task, np.array(pairs), rows)
 
 
-def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool) -> None:
+def _export_split(
+    source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool
+) -> None:
     folder.mkdir()
     puzzles = sum(len(group.rows) for group in groups)
     examples = sum(len(group.rows) * len(group.pairs) for group in groups)
-    arrays = {name: open_memmap(_file(folder, name), "w+", np.uint8, (examples, side * side)) for name in ("inputs", "labels")}
+    arrays = {
+        name: open_memmap(_file(folder, name), "w+", np.uint8, (examples, side * side))
+        for name in ("inputs", "labels")
+    }
     written = 0
     for group in groups:
-        inputs, labels = _draw(source, group, side, augment.task_rng(seed, source.task_ids[group.task]), translate)
+        inputs, labels = _draw(
+            source, group, side, augment.task_rng(seed, source.task_ids[group.task]), translate
+        )
         arrays["inputs"][written : written + len(inputs)] = inputs
         arrays["labels"][written : written + len(labels)] = labels
         written += len(inputs)
@@ -96,8 +111,10 @@ def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, 
         "puzzle_indices": np.concatenate([[0], np.cumsum(sizes)]),
         "group_indices": np.cumsum([0] + [len(group.rows) for group in groups]),
     }
-    if source.metadata.layout == "fewshot":
-        indices["num_demos"] = np.concatenate([np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups])
+    if source.layout.reads_demonstrations:
+        indices["num_demos"] = np.concatenate(
+            [np.full(len(g.rows), source.task_demonstrations[g.task]) for g in groups]
+        )
     for name, values in indices.items():
         np.save(_file(folder, name), values.astype(np.int32))
     about = {
@@ -115,12 +132,16 @@ def _export_split(source: Store, folder: Path, groups: list[_Group], side: int, 
     write_json(folder / "dataset.json", about)
 
 
-def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool) -> tuple[np.ndarray, np.ndarray]:
+def _draw(
+    source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (rows * pairs, side * side) of inputs and of labels."""
     rows, each = group.rows, len(group.pairs)
     transform, colours, order = source.dihedral[rows].astype(np.int64), source.colours[rows], None
-    if source.metadata.layout == "pairs" and len(rows) > 1:
-        views = source.game.stored_views(source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side)
+    if source.layout.shares_rule and len(rows) > 1:
+        views = source.game.stored_symmetries(
+            source.metadata.seed, np.full(len(rows), group.task), np.arange(len(rows)), side
+        )
         transform, colours, order = views.transform, views.colours, views.order
     pairs = np.tile(group.pairs, len(rows))
     transform, colours = transform.repeat(each), colours.repeat(each, axis=0)
@@ -128,7 +149,9 @@ def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, tra
     inputs, outputs = source.pair_input[pairs], np.where(known, source.pair_output[pairs], 0)
     offset = np.zeros((len(pairs), 2), np.int64)
     if translate:
-        extent = np.maximum(source.shapes[inputs], np.where(known[:, None], source.shapes[outputs], 0)).astype(np.int64)
+        extent = np.maximum(
+            source.shapes[inputs], np.where(known[:, None], source.shapes[outputs], 0)
+        ).astype(np.int64)
         extent = np.where(TRANSPOSES.numpy()[transform][:, None], extent[:, ::-1], extent)
         offset = (rng.random((len(pairs), 2)) * (side - extent + 1)).astype(np.int64)
         corner = rng.integers(0, each, len(rows)) + np.arange(len(rows)) * each
@@ -149,7 +172,7 @@ def _draw(source: Store, group: _Group, side: int, rng: np.random.Generator, tra
     return tokens(inputs), tokens(outputs) * known[:, None].astype(np.uint8)
 
 
-def import_(folder: Path, output: Path) -> store.Metadata:
+def import_(folder: Path, output: Path) -> Metadata:
     """Read an ARC dataset in the ancestors' layout and write it as ours, with the same identifiers.
 
     The layout is `fewshot` where num_demos.npy says which pairs are demonstrations, else `puzzle`; there, the original
@@ -158,7 +181,7 @@ def import_(folder: Path, output: Path) -> store.Metadata:
     where a solution is missing: it becomes unknown, and `details` names its task. Raises `UserError` for other games, missing or
     contradictory files.
     """
-    start, rows = store.read_identifiers(folder / "identifiers.json")
+    start, rows = writer.read_identifiers(folder / "identifiers.json")
     names = read_json(folder / "identifiers.json")
     found = {split: _read_split(folder / split, names) for split in SPLITS if (folder / split).is_dir()}
     fewshot = any(demonstrations is not None for _, demonstrations in found.values())
@@ -176,11 +199,13 @@ def import_(folder: Path, output: Path) -> store.Metadata:
             )
         queries = tuple(together[count:])
         if split == "test":
-            queries = tuple(Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries)
+            queries = tuple(
+                Pair(query.input, None) if _is_placeholder(query.output) else query for query in queries
+            )
             unknown += [task_id] * any(_is_placeholder(query.output) for query in together[count:])
         tasks[split].append(Task(task_id, tuple(together[:count]), queries))
-    layout: store.Layout = "fewshot" if fewshot else "puzzle"
-    return store.write(
+    layout: LayoutName = "fewshot" if fewshot else "puzzle"
+    return writer.write_dataset(
         output,
         tasks,
         ["test"],
@@ -204,7 +229,9 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
     about = read_json(folder / "dataset.json")
     size = GAMES["arc"].vocabulary.size
     if not isinstance(about, dict) or about.get("vocab_size") != size or about.get("seq_len") != MAX_SIDE**2:
-        raise UserError(f"{folder}/dataset.json: expected an ARC dataset (vocab_size {size}, seq_len {MAX_SIDE**2})")
+        raise UserError(
+            f"{folder}/dataset.json: expected an ARC dataset (vocab_size {size}, seq_len {MAX_SIDE**2})"
+        )
     try:
         inputs, labels = (np.load(_file(folder, name), mmap_mode="r") for name in ("inputs", "labels"))
         identifiers, first, _ = (np.load(_file(folder, name)) for name in _INDICES)
@@ -212,7 +239,11 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read the dataset's arrays: {error}") from None
     fits = len(inputs) == len(labels) and len(first) == len(identifiers) + 1 and first[-1] == len(inputs)
-    if not fits or identifiers.max(initial=0) >= len(names) or (num_demos is not None and len(num_demos) != len(identifiers)):
+    if (
+        not fits
+        or identifiers.max(initial=0) >= len(names)
+        or (num_demos is not None and len(num_demos) != len(identifiers))
+    ):
         raise UserError(f"{folder}: the arrays and identifiers.json do not belong together")
     pairs, demonstrations = {}, {}
     for puzzle, identifier in enumerate(identifiers.tolist()):
@@ -221,7 +252,10 @@ def _read_split(folder: Path, names: list[str]) -> tuple[dict[str, list[Pair]], 
             continue
         examples = range(first[puzzle], first[puzzle + 1])
         pairs[name] = [
-            Pair(_grid(inputs[i], f"{folder}: input {i}"), _grid(labels[i], f"{folder}: label {i}") if labels[i].any() else None)
+            Pair(
+                _grid(inputs[i], f"{folder}: input {i}"),
+                _grid(labels[i], f"{folder}: label {i}") if labels[i].any() else None,
+            )
             for i in examples
         ]
         if num_demos is not None:
@@ -242,9 +276,7 @@ def _file(folder: Path, name: str) -> Path:
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m dataset.npy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("dataset.npy", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     exporting = commands.add_parser("export", help="write a dataset in the ancestors' layout")
     exporting.add_argument("dataset", type=Path)
@@ -255,7 +287,7 @@ def main() -> None:
     importing.add_argument("dataset", type=Path)
     options = parser.parse_args()
     if options.command == "export":
-        export(store.load(options.dataset), options.folder, options.seed)
+        export(Store.load(options.dataset), options.folder, options.seed)
         print(f"{options.folder}: exported")
     else:
         metadata = import_(options.folder, options.dataset)
@@ -264,9 +296,13 @@ def main() -> None:
         print(f"{options.dataset}: {counts} tasks, {about}")
         if unknown := metadata.details.get("unknown_answers"):
             shown = ", ".join(unknown[:10]) + (", ..." if len(unknown) > 10 else "")
-            print(f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}")
+            print(
+                f"{len(unknown)} evaluation tasks have an answer of one black cell, which stands for a missing one: unknown in {shown}"
+            )
         if metadata.leaks:
-            print(f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m dataset.info lists them")
+            print(
+                f"{len(metadata.leaks)} pairs of tasks share a pair between training and evaluation; python -m tools.info lists them"
+            )
 
 
 if __name__ == "__main__":

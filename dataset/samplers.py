@@ -1,29 +1,41 @@
 """Training samplers: pure functions of (seed, step, rank, world size). There is no state to save, so resume is exact.
 
-A step's batch lies in one cell (canvas side, number of demonstrations). The cell is drawn with the probability that a
+A step's batch lies in one bucket (canvas side, number of demonstrations). The bucket is drawn with the probability that a
 uniformly drawn task, with a uniformly drawn number of its demonstrations, falls into it; so shapes are static, no
 demonstration slot is ever empty, and every task is equally likely, or as `data.subset_shares` says.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from dataset import augment
-from dataset.batch import Cell, DataConfig, Samples, task_sides
+from dataset.batch import Bucket, DataConfig, Samples, task_sides
 from dataset.canvas import TRANSPOSES, smallest_bucket
-from dataset.games import Views
+from dataset.games import Symmetries
 from dataset.store import TEST, Store
 from utils.errors import UserError
 
 _TRANSPOSES = TRANSPOSES.numpy()
 
 
-def step_rng(seed: int, step: int, stream: int = 0) -> np.random.Generator:
-    """The random numbers of one training step; streams 0 (samples) and 1 (halting exploration) are independent."""
+class Stream(IntEnum):
+    """The independent streams of random numbers that a training step draws from."""
+
+    SAMPLES = 0
+    HALTING = 1  # exploration of later halting
+    NOISE = 2  # latents of variational encoders
+    PROBE = 3  # views of the context's diagnostics
+    GROUPS = 4  # pieces of the loss dealt into objectives
+    AGGREGATION = 5  # of the objectives' gradients, by methods that draw
+
+
+def step_rng(seed: int, step: int, stream: Stream = Stream.SAMPLES) -> np.random.Generator:
+    """The random numbers of one training step, a function of these three alone."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, 0, step]))
 
 
@@ -36,27 +48,37 @@ def local_rows(global_batch_size: int, rank: int, world: int) -> slice:
 
 
 def draw_offsets(
-    store: Store, config: DataConfig, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray
+    store: Store,
+    config: DataConfig,
+    rng: np.random.Generator,
+    bucket: Bucket,
+    pairs: np.ndarray,
+    transform: np.ndarray,
 ) -> np.ndarray:
     """Translations of samples with pairs (B, n), as `data.translate` says: (B, 2) of all grids, or (B, n, 2) of each pair's."""
     if not config.translate:
         return np.zeros((len(pairs), 2), np.int64)
     if config.translate == "each":
-        return np.stack([_random_offsets(store, rng, cell, pairs[:, [i]], transform) for i in range(pairs.shape[1])], axis=1)
-    return _random_offsets(store, rng, cell, pairs, transform)
+        return np.stack(
+            [_random_offsets(store, rng, bucket, pairs[:, [i]], transform) for i in range(pairs.shape[1])],
+            axis=1,
+        )
+    return _random_offsets(store, rng, bucket, pairs, transform)
 
 
-def _random_offsets(store: Store, rng: np.random.Generator, cell: Cell, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+def _random_offsets(
+    store: Store, rng: np.random.Generator, bucket: Bucket, pairs: np.ndarray, transform: np.ndarray
+) -> np.ndarray:
     """(B, 2) one translation per sample, shared by all its grids, those of pairs (B, n), which stay on the canvas."""
     grids = np.concatenate([store.pair_input[pairs], store.pair_output[pairs]], axis=1)
     extent = store.shapes[grids].max(axis=1)  # (B, 2)
     extent = np.where(_TRANSPOSES[transform][:, None], extent[:, ::-1], extent)
-    return (rng.random((len(pairs), 2)) * (cell.side - extent.astype(np.int64) + 1)).astype(np.int64)
+    return (rng.random((len(pairs), 2)) * (bucket.side - extent.astype(np.int64) + 1)).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """The tasks of one cell and the cumulative probability of each."""
+    """The tasks of one bucket and the cumulative probability of each."""
 
     tasks: np.ndarray
     cumulative: np.ndarray
@@ -66,9 +88,17 @@ class _Choice:
 
 
 class Sampler:
-    """What all samplers share: which tasks train, on which canvas, and how a step draws cell, tasks and views."""
+    """What all samplers share: which tasks train, on which canvas, and how a step draws bucket, tasks and views."""
 
-    def __init__(self, store: Store, config: DataConfig, seed: int, global_batch_size: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        store: Store,
+        config: DataConfig,
+        seed: int,
+        global_batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.store, self.config, self.seed = store, config, seed
         self.global_batch_size = global_batch_size
         self.rows = local_rows(global_batch_size, rank, world)
@@ -77,7 +107,7 @@ class Sampler:
                 f"{store.path} stores no augmentations; build it with --num-aug N (mazes: --aug), or say data.augmentation=none or random"
             )
         sides = task_sides(store, config)
-        cells: dict[int, list[Cell]] = {}
+        buckets: dict[int, list[Bucket]] = {}
         self.skipped_tasks: list[str] = []
         training = self._training_tasks()
         for task in training:
@@ -86,20 +116,20 @@ class Sampler:
             if side is None or not counts:
                 self.skipped_tasks.append(store.task_ids[task])
             else:
-                cells[int(task)] = [Cell(side, demos) for demos in counts]
-        weights: dict[Cell, list[tuple[int, float]]] = {}
-        for task, share in self._shares(list(cells)).items():
-            for cell in cells[task]:
-                weights.setdefault(cell, []).append((task, share / len(cells[task])))
+                buckets[int(task)] = [Bucket(side, demos) for demos in counts]
+        weights: dict[Bucket, list[tuple[int, float]]] = {}
+        for task, share in self._shares(list(buckets)).items():
+            for bucket in buckets[task]:
+                weights.setdefault(bucket, []).append((task, share / len(buckets[task])))
         if not weights:
             raise UserError(
                 f"{store.path}: none of its {len(training)} training tasks can be trained on with data.buckets={config.buckets}, "
                 f"data.min_demos={config.min_demos} and data.query_sampling={config.query_sampling}"
             )
-        self.cells = sorted(weights)
-        mass = np.array([sum(weight for _, weight in weights[cell]) for cell in self.cells])
-        self.cell_cumulative = np.cumsum(mass) / mass.sum()
-        self.choices = {cell: self._choice(weights[cell]) for cell in self.cells}
+        self.buckets = sorted(weights)
+        mass = np.array([sum(weight for _, weight in weights[bucket]) for bucket in self.buckets])
+        self.bucket_cumulative = np.cumsum(mass) / mass.sum()
+        self.choices = {bucket: self._choice(weights[bucket]) for bucket in self.buckets}
 
     def _shares(self, tasks: list[int]) -> dict[int, float]:
         """How often each task is drawn, in relation to the others; tasks without a share are left out."""
@@ -107,14 +137,25 @@ class Sampler:
         if wanted is None:
             return dict.fromkeys(tasks, 1.0)
         present = self._require_subsets("subset_shares", wanted, tasks)
-        share = {present[name]: value / int((subsets == present[name]).sum()) for name, value in wanted.items()}
-        return {task: share[subset] for task, subset in zip(tasks, subsets.tolist(), strict=True) if share[subset]}
+        share = {
+            present[name]: value / int((subsets == present[name]).sum()) for name, value in wanted.items()
+        }
+        return {
+            task: share[subset] for task, subset in zip(tasks, subsets.tolist(), strict=True) if share[subset]
+        }
 
-    def _require_subsets(self, key: str, values: dict[str, Any], tasks: Sequence[int] | np.ndarray) -> dict[str, int]:
+    def _require_subsets(
+        self, key: str, values: dict[str, Any], tasks: Sequence[int] | np.ndarray
+    ) -> dict[str, int]:
         """The subsets of `tasks`, number by name. Raises `UserError` unless `values` has one for each of them and no other."""
-        present = {self.store.subset_names[subset]: int(subset) for subset in np.unique(self.store.task_subset[tasks])}
+        present = {
+            self.store.subset_names[subset]: int(subset)
+            for subset in np.unique(self.store.task_subset[tasks])
+        }
         if values.keys() != present.keys():
-            raise UserError(f"data.{key} names {', '.join(values)}; {self.store.path} trains on {', '.join(present)}: each needs a value")
+            raise UserError(
+                f"data.{key} names {', '.join(values)}; {self.store.path} trains on {', '.join(present)}: each needs a value"
+            )
         return present
 
     @staticmethod
@@ -129,13 +170,15 @@ class Sampler:
         pairs = np.concatenate([self._shown_pairs(int(task)) for task in tasks])
         return np.unique(self.store.pair_fingerprint[pairs])
 
-    def sample(self, step: int, cell: Cell | None = None) -> Samples:
-        """This rank's part of the batch of `step`, in the cell that the step draws or in the named one."""
+    def sample(self, step: int, bucket: Bucket | None = None) -> Samples:
+        """This rank's part of the batch of `step`, in the bucket that the step draws or in the named one."""
         rng = step_rng(self.seed, step)
-        last = len(self.cells) - 1
-        drawn = self.cells[min(int(np.searchsorted(self.cell_cumulative, rng.random(), side="right")), last)]
-        cell = cell or drawn
-        return self._draw(rng, cell, self.choices[cell].draw(rng, self.global_batch_size))[self.rows]
+        last = len(self.buckets) - 1
+        drawn = self.buckets[
+            min(int(np.searchsorted(self.bucket_cumulative, rng.random(), side="right")), last)
+        ]
+        bucket = bucket or drawn
+        return self._draw(rng, bucket, self.choices[bucket].draw(rng, self.global_batch_size))[self.rows]
 
     def _training_tasks(self) -> np.ndarray:
         raise NotImplementedError
@@ -146,21 +189,25 @@ class Sampler:
     def _shown_pairs(self, task: int) -> np.ndarray:
         raise NotImplementedError
 
-    def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
+    def _draw(self, rng: np.random.Generator, bucket: Bucket, tasks: np.ndarray) -> Samples:
         raise NotImplementedError
 
-    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Views, np.ndarray]:
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Symmetries, np.ndarray]:
         """One view of each task, and its puzzle identifier (B,)."""
         rows = self.store.task_rows[tasks]
         if self.config.augmentation == "table":
             rows = rows + (rng.random(len(tasks)) * (self.store.task_rows[tasks + 1] - rows)).astype(np.int64)
-            views = Views(self.store.dihedral[rows], self.store.colours[rows])
+            views = Symmetries(self.store.dihedral[rows], self.store.colours[rows])
         elif self.config.augmentation == "random":
-            views = self.store.game.views(rng, len(tasks), side)
+            views = self.store.game.symmetries(rng, len(tasks), side)
         else:
             recoloured = self.config.augmentation == "colours"
-            colours = augment.random_colours(rng, len(tasks)) if recoloured else augment.identity_colours(len(tasks))
-            views = Views(np.zeros(len(tasks), np.int64), colours)
+            colours = (
+                augment.random_colours(rng, len(tasks))
+                if recoloured
+                else augment.identity_colours(len(tasks))
+            )
+            views = Symmetries(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(rows)
 
 
@@ -202,15 +249,31 @@ class EpisodeSampler(Sampler):
         how = self.config.query_sampling
         return how if isinstance(how, str) else how[self.store.subset_names[self.store.task_subset[task]]]
 
-    def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
+    def _draw(self, rng: np.random.Generator, bucket: Bucket, tasks: np.ndarray) -> Samples:
         query = self.queries.draw(rng, tasks)
         candidates = self.demos.pairs[tasks]
         key = rng.random(candidates.shape)
         key[(candidates < 0) | (candidates == query[:, None])] = np.inf
-        demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : cell.demos], axis=1)
-        views, identifier = self._views(rng, tasks, cell.side)
-        offset = draw_offsets(self.store, self.config, rng, cell, np.concatenate([query[:, None], demos], axis=1), views.transform)
-        return Samples(cell, query, demos, np.ones_like(demos, dtype=bool), views.transform, views.colours, offset, identifier)
+        demos = np.take_along_axis(candidates, key.argsort(axis=1)[:, : bucket.demos], axis=1)
+        views, identifier = self._views(rng, tasks, bucket.side)
+        offset = draw_offsets(
+            self.store,
+            self.config,
+            rng,
+            bucket,
+            np.concatenate([query[:, None], demos], axis=1),
+            views.transform,
+        )
+        return Samples(
+            bucket,
+            query,
+            demos,
+            np.ones_like(demos, dtype=bool),
+            views.transform,
+            views.colours,
+            offset,
+            identifier,
+        )
 
 
 class PuzzleSampler(Sampler):
@@ -218,15 +281,24 @@ class PuzzleSampler(Sampler):
 
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
         if config.augmentation == "colours" and store.metadata.game != "arc":
-            raise UserError(f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}")
-        if config.augmentation in ("random", "colours") and store.metadata.layout == "puzzle":
-            raise UserError("one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none")
+            raise UserError(
+                f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}"
+            )
+        if config.augmentation in ("random", "colours") and store.layout.learns_rows:
+            raise UserError(
+                "one learned row exists per stored augmentation of a puzzle; set data.augmentation to table or none"
+            )
         super().__init__(store, config, *arguments, **named)
 
     def _training_tasks(self) -> np.ndarray:
-        train, test = self.store.tasks_of("train", self.config.max_train_groups), self.store.tasks_of("test", self.config.max_eval_groups)
+        train, test = (
+            self.store.tasks_of("train", self.config.max_train_groups),
+            self.store.tasks_of("test", self.config.max_eval_groups),
+        )
         tasks = np.concatenate([train, test])
-        self.queries = _PairTable(len(self.store.task_ids), tasks, [self._shown_pairs(task) for task in tasks])
+        self.queries = _PairTable(
+            len(self.store.task_ids), tasks, [self._shown_pairs(task) for task in tasks]
+        )
         return tasks
 
     def _shown_pairs(self, task: int) -> np.ndarray:
@@ -238,12 +310,22 @@ class PuzzleSampler(Sampler):
     def _demo_counts(self, task: int) -> list[int]:
         return [0] if self.queries.count[task] else []
 
-    def _draw(self, rng: np.random.Generator, cell: Cell, tasks: np.ndarray) -> Samples:
+    def _draw(self, rng: np.random.Generator, bucket: Bucket, tasks: np.ndarray) -> Samples:
         query = self.queries.draw(rng, tasks)
-        views, identifier = self._views(rng, tasks, cell.side)
-        offset = draw_offsets(self.store, self.config, rng, cell, query[:, None], views.transform)
+        views, identifier = self._views(rng, tasks, bucket.side)
+        offset = draw_offsets(self.store, self.config, rng, bucket, query[:, None], views.transform)
         none = np.zeros((len(tasks), 0), np.int64)
-        return Samples(cell, query, none, none.astype(bool), views.transform, views.colours, offset, identifier, views.order)
+        return Samples(
+            bucket,
+            query,
+            none,
+            none.astype(bool),
+            views.transform,
+            views.colours,
+            offset,
+            identifier,
+            views.order,
+        )
 
 
 class PairSampler(PuzzleSampler):
@@ -252,19 +334,21 @@ class PairSampler(PuzzleSampler):
     def __init__(self, store: Store, config: DataConfig, *arguments: int, **named: int):
         super().__init__(store, config, *arguments, **named)
         side = store.metadata.max_grid_size
-        if any(cell.side != side for cell in self.cells):
-            raise UserError(f"{store.path}: its {side}x{side} puzzles fill their canvas; set data.canvas=task data.buckets=[{side}]")
+        if any(bucket.side != side for bucket in self.buckets):
+            raise UserError(
+                f"{store.path}: its {side}x{side} puzzles fill their canvas; set data.canvas=task data.buckets=[{side}]"
+            )
 
     def _training_tasks(self) -> np.ndarray:
         tasks = self.store.tasks_of("train", self.config.max_train_groups)
         self.queries = _PairTable(len(self.store.task_ids), tasks, self.store.task_pairs[tasks][:, None])
         return tasks
 
-    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Views, np.ndarray]:
+    def _views(self, rng: np.random.Generator, tasks: np.ndarray, side: int) -> tuple[Symmetries, np.ndarray]:
         if self.config.augmentation != "table":
             return super()._views(rng, tasks, side)
         number = rng.integers(0, self.store.metadata.num_aug + 1, len(tasks))
-        views = self.store.game.stored_views(self.store.metadata.seed, tasks, number, side)
+        views = self.store.game.stored_symmetries(self.store.metadata.seed, tasks, number, side)
         return views, np.zeros(len(tasks), np.int64)
 
 
@@ -288,4 +372,8 @@ def _labelled_pairs(store: Store, task: int) -> np.ndarray:
     return pairs[store.pair_output[pairs] >= 0]
 
 
-SAMPLERS: dict[str, type[Sampler]] = {"fewshot": EpisodeSampler, "puzzle": PuzzleSampler, "pairs": PairSampler}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "fewshot": EpisodeSampler,
+    "puzzle": PuzzleSampler,
+    "pairs": PairSampler,
+}

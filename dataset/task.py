@@ -44,7 +44,9 @@ class Task:
     @property
     def max_side(self) -> int:
         """The longest side over all grids of the task."""
-        return max(max(grid.shape) for pair in self.pairs for grid in (pair.input, pair.output) if grid is not None)
+        return max(
+            max(grid.shape) for pair in self.pairs for grid in (pair.input, pair.output) if grid is not None
+        )
 
     @classmethod
     def from_json(cls, task_id: str, value: Any, where: str) -> "Task":
@@ -54,14 +56,22 @@ class Task:
         """
         place = f"{where}: task {task_id}"
         if not isinstance(value, dict):
-            raise UserError(f"{place}: expected an object with 'train' and 'test', found {type(value).__name__}")
+            raise UserError(
+                f"{place}: expected an object with 'train' and 'test', found {type(value).__name__}"
+            )
         for key in ("train", "test"):
             if not isinstance(value.get(key), list):
                 raise UserError(f"{place}: '{key}' is missing or not a list of pairs")
             if not value[key]:
-                raise UserError(f"{place}: '{key}' is empty; a task needs at least one demonstration and one query")
-        demonstrations = tuple(_read_pair(pair, f"{place}, train pair {i}", True) for i, pair in enumerate(value["train"]))
-        queries = tuple(_read_pair(pair, f"{place}, test pair {i}", False) for i, pair in enumerate(value["test"]))
+                raise UserError(
+                    f"{place}: '{key}' is empty; a task needs at least one demonstration and one query"
+                )
+        demonstrations = tuple(
+            _read_pair(pair, f"{place}, train pair {i}", True) for i, pair in enumerate(value["train"])
+        )
+        queries = tuple(
+            _read_pair(pair, f"{place}, test pair {i}", False) for i, pair in enumerate(value["test"])
+        )
         return cls(task_id, demonstrations, queries)
 
     def to_json(self) -> dict:
@@ -73,7 +83,10 @@ class Task:
                 grids["output"] = pair.output.tolist()
             return grids
 
-        return {"train": [pair_json(p) for p in self.demonstrations], "test": [pair_json(p) for p in self.queries]}
+        return {
+            "train": [pair_json(p) for p in self.demonstrations],
+            "test": [pair_json(p) for p in self.queries],
+        }
 
 
 def _read_pair(value: Any, place: str, needs_output: bool) -> Pair:
@@ -82,7 +95,10 @@ def _read_pair(value: Any, place: str, needs_output: bool) -> Pair:
     if needs_output and value.get("output") is None:
         raise UserError(f"{place}: 'output' is missing; only a query may come without an answer")
     output = value.get("output")
-    return Pair(read_grid(value["input"], f"{place}, input"), None if output is None else read_grid(output, f"{place}, output"))
+    return Pair(
+        read_grid(value["input"], f"{place}, input"),
+        None if output is None else read_grid(output, f"{place}, output"),
+    )
 
 
 def read_grid(value: Any, place: str) -> np.ndarray:
@@ -102,4 +118,6 @@ def read_grid(value: Any, place: str) -> np.ndarray:
         for c, cell in enumerate(row):
             if isinstance(cell, bool) or not isinstance(cell, int) or not 0 <= cell < NUM_COLOURS:
                 raise UserError(f"{place}: cell ({r}, {c}) is {cell!r}; colours are the integers 0..9")
-    raise OversizedGridError(f"{place}: grid is {rows}x{columns}; the largest allowed is {MAX_SIDE}x{MAX_SIDE}")
+    raise OversizedGridError(
+        f"{place}: grid is {rows}x{columns}; the largest allowed is {MAX_SIDE}x{MAX_SIDE}"
+    )

@@ -25,13 +25,17 @@ class CanvasScores:
     def add(self, batch: ViewBatch, answer: Answer) -> None:
         """Take a batch's answers, each at the step at which its view halted."""
         pair = batch.samples.query
-        counted = (self.store.pair_output[pair] >= 0) & (self.store.pair_side[pair, 1] <= batch.samples.cell.side)
+        counted = (self.store.pair_output[pair] >= 0) & (
+            self.store.pair_side[pair, 1] <= batch.samples.bucket.side
+        )
         counted &= np.arange(len(pair)) < batch.valid
         data = materialise(batch.samples, self.store, self.table).data
         hidden = torch.from_numpy(~counted).to(answer.logits.device)
         data["labels"] = data["labels"].masked_fill(hidden[:, None], IGNORE_LABEL_ID)
         carry = Carry((), answer.steps, torch.ones_like(hidden), data)
-        unread = answer.q_halt_logits  # in evaluation the loss reads neither the halting alternative nor the context
+        unread = (
+            answer.q_halt_logits
+        )  # in evaluation the loss reads neither the halting alternative nor the context
         output = StepOutput(carry, answer.logits, answer.q_halt_logits, unread, Context(unread), {})
         _, metrics = act_loss(output, self.objective)
         self.sums += torch.stack([metrics[name].double() for name in (*NAMES, "count")])
@@ -39,4 +43,6 @@ class CanvasScores:
     def means(self) -> dict[str, float]:
         """Name -> mean over the counted views of all processes; nothing when there is none."""
         *sums, count = distributed.sum_tensor(self.sums.clone()).tolist()
-        return {f"all.{name}": value / count for name, value in zip(NAMES, sums, strict=True)} if count else {}
+        return (
+            {f"all.{name}": value / count for name, value in zip(NAMES, sums, strict=True)} if count else {}
+        )

@@ -15,7 +15,7 @@ from dataset.canvas import GridTable
 from dataset.views import EvaluationSet, ViewBatch
 from evaluation.predictions import Predictions
 from evaluation.protocols import Adaptation, LatentSearch
-from evaluation.test_time_training import TestTimeTraining
+from evaluation.task_training import TaskTraining
 from evaluation.voting import Ranking, VoteTable
 from models.act import Answer, StepOutput, solve
 from models.core import RecursiveModel
@@ -62,9 +62,14 @@ def collect(
     for first in rounds:
         end = first + rounds.step
         mine = Predictions()
-        with closing(_batches(model, questions, table, batch_size, world, slice(first, end), unsettled, adaptation)) as batches:
+        with closing(
+            _batches(model, questions, table, batch_size, world, slice(first, end), unsettled, adaptation)
+        ) as batches:
             for batch in batches:
-                observe(batch, _answer(model, questions, table, batch, mine, adaptation, every_step, with_agreement))
+                observe(
+                    batch,
+                    _answer(model, questions, table, batch, mine, adaptation, every_step, with_agreement),
+                )
                 report(batch.valid)
         new = Predictions()
         new.merge(distributed.gather_objects(mine))
@@ -91,7 +96,17 @@ def predict(
 ) -> VoteTable:
     """The votes of `collect`'s predictions."""
     with_agreement = ranking == "agreement"
-    found = collect(model, questions, table, batch_size, world, report, adaptation=adaptation, stop=stop, with_agreement=with_agreement)
+    found = collect(
+        model,
+        questions,
+        table,
+        batch_size,
+        world,
+        report,
+        adaptation=adaptation,
+        stop=stop,
+        with_agreement=with_agreement,
+    )
     return found.vote(ranking)
 
 
@@ -106,7 +121,7 @@ def _batches(
     adaptation: Adaptation | None,
 ) -> Iterator[ViewBatch]:
     """This process's share of the chosen views; the model is as it should be for each of them."""
-    if isinstance(adaptation, TestTimeTraining):
+    if isinstance(adaptation, TaskTraining):
         with closing(adaptation.adapted(model, questions, table, queries, world)) as lessons:
             for chosen in lessons:
                 yield from questions.batches(batch_size, views=views, queries=chosen)
@@ -151,7 +166,9 @@ def _answer(
 
 
 @torch.no_grad()
-def task_contexts(model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch_size: int) -> dict[str, list[float]]:
+def task_contexts(
+    model: RecursiveModel, questions: EvaluationSet, table: GridTable, batch_size: int
+) -> dict[str, list[float]]:
     """Task id -> the summary (`Context.summary`) of what the model is told of the task, in the unaugmented view of its first query."""
     model.eval()
     first = np.array([query.number == 0 for query in questions.queries], bool)
@@ -170,7 +187,9 @@ def agreement(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | No
     size, right = len(data["inputs"]), []
     for start in range(0, len(rows["inputs"]), size):  # as many rows at once as there are views
         part = {name: value[start : start + size] for name, value in rows.items()}
-        moved = None if shift is None else shift.repeat_interleave(counted.shape[1], dim=0)[start : start + size]
+        moved = (
+            None if shift is None else shift.repeat_interleave(counted.shape[1], dim=0)[start : start + size]
+        )
         labels = part["labels"]
         answered = solve(model, part, shift=moved).logits.argmax(-1)
         right.append(((answered == labels) | (labels == canvas.IGNORE_LABEL_ID)).all(-1))

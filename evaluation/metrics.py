@@ -56,7 +56,9 @@ def score(answered: list[Answered], pass_ks: Sequence[int], control: str = "none
     without votes. The denominator n is the number of tasks that have a labelled query.
     """
     tasks = [query.task for query in answered]
-    scores = [_score(control, "ARC/single_view", task_means(tasks, [query.first_view_right for query in answered]))]
+    scores = [
+        _score(control, "ARC/single_view", task_means(tasks, [query.first_view_right for query in answered]))
+    ]
     for k in pass_ks:
         shares = task_means(tasks, solved_within([query.rank for query in answered], k))
         scores.append(_score(control, f"ARC/pass@{k}", shares))
@@ -89,7 +91,10 @@ def score_pairs(answered: list[Answered], control: str = "none") -> list[Score]:
         (guess == query.truth).mean() if guess is not None and guess.shape == query.truth.shape else 0.0
         for guess, query in zip(guesses, answered, strict=True)
     ]
-    return [_score(control, "all.exact_accuracy", [float(share == 1) for share in right]), _score(control, "all.accuracy", right)]
+    return [
+        _score(control, "all.exact_accuracy", [float(share == 1) for share in right]),
+        _score(control, "all.accuracy", right),
+    ]
 
 
 def _score(control: str, metric: str, shares: Sequence[float] | np.ndarray) -> Score:
@@ -104,4 +109,6 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
         return 0.0, 1.0
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding must not exclude 0 and 1
+    return max(0.0, min(share, centre - half)), min(
+        1.0, max(share, centre + half)
+    )  # rounding must not exclude 0 and 1

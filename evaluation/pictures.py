@@ -16,7 +16,9 @@ from utils.distributed import World
 
 _HEX = ("000000", "0074D9", "FF4136", "2ECC40", "FFDC00", "AAAAAA", "F012BE", "FF851B", "7FDBFF", "870C25")
 COLOURS = np.array([tuple(bytes.fromhex(colour)) for colour in _HEX], np.uint8)
-PAPER, LINE, RIGHT, WRONG = (np.array(colour, np.uint8) for colour in ((247, 247, 245), (85, 85, 85), (24, 121, 78), (194, 47, 36)))
+PAPER, LINE, RIGHT, WRONG = (
+    np.array(colour, np.uint8) for colour in ((247, 247, 245), (85, 85, 85), (24, 121, 78), (194, 47, 36))
+)
 CELL, GAP, FRAME = 8, 12, 3  # pixels
 
 
@@ -31,7 +33,15 @@ class Shown:
 
 
 def predictions(
-    model: RecursiveModel, store: Store, data: DataConfig, table: GridTable, world: World, *, split: str, tasks: int, batch_size: int
+    model: RecursiveModel,
+    store: Store,
+    data: DataConfig,
+    table: GridTable,
+    world: World,
+    *,
+    split: str,
+    tasks: int,
+    batch_size: int,
 ) -> list[Shown]:
     """The first query of each of a split's first tasks, answered from its unaugmented view (all processes together)."""
     questions = EvaluationSet(store, data, split, num_views=1, seed=0, max_tasks=tasks)

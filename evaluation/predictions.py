@@ -23,7 +23,17 @@ from utils.errors import UserError
 from utils.files import read_json
 
 FILE = "predictions.npz"
-ABOUT = {"checkpoint", "dataset", "model", "protocol", "split", "command", "device", "git_commit", "peak_gpu_memory_bytes"}
+ABOUT = {
+    "checkpoint",
+    "dataset",
+    "model",
+    "protocol",
+    "split",
+    "command",
+    "device",
+    "git_commit",
+    "peak_gpu_memory_bytes",
+}
 _COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit": "f", "agreement": "f"}
 
 
@@ -34,7 +44,15 @@ class Predictions:
         self.answers: dict[AnswerKey, int] = {}
         self._columns = {name: array(code) for name, code in _COLUMNS.items()}
 
-    def add(self, query: int, view: int, step: int, grid: np.ndarray, q_halt_logit: float, agreement: float = math.nan) -> None:
+    def add(
+        self,
+        query: int,
+        view: int,
+        step: int,
+        grid: np.ndarray,
+        q_halt_logit: float,
+        agreement: float = math.nan,
+    ) -> None:
         """One view's answer after ACT step `step`, already mapped back."""
         values = (query, view, step, self._number(key_of(grid)), q_halt_logit, agreement)
         for column, value in zip(self._columns.values(), values, strict=True):
@@ -60,13 +78,17 @@ class Predictions:
         last[:-1] = (query[1:] != query[:-1]) | (view[1:] != view[:-1])
         return {name: column[last] for name, column in columns.items()}
 
-    def vote(self, ranking: Ranking = "votes", step: int | None = None, views: Collection[int] | None = None) -> VoteTable:
+    def vote(
+        self, ranking: Ranking = "votes", step: int | None = None, views: Collection[int] | None = None
+    ) -> VoteTable:
         """The votes of all views, or of some, after their last ACT step, or after `step`."""
         votes = VoteTable(ranking)
         self.vote_into(votes, step, views)
         return votes
 
-    def vote_into(self, votes: VoteTable, step: int | None = None, views: Collection[int] | None = None) -> None:
+    def vote_into(
+        self, votes: VoteTable, step: int | None = None, views: Collection[int] | None = None
+    ) -> None:
         """Add the votes to a table."""
         answers, rows = list(self.answers), self.rows(step)
         columns = (rows[name].tolist() for name in ("query", "view", "answer", "q_halt_logit", "agreement"))
@@ -124,7 +146,9 @@ class StoredPredictions:
         return task_means([self.tasks[query] for query in self.labelled], values)
 
 
-def save(path: Path, predictions: Predictions, tasks: list[str], numbers: list[int], truths: list[AnswerKey | None]) -> None:
+def save(
+    path: Path, predictions: Predictions, tasks: list[str], numbers: list[int], truths: list[AnswerKey | None]
+) -> None:
     """Write predictions.npz; the module's docstring says what is in it."""
     columns, known = predictions.columns, list(predictions.answers)
     used = [known[number] for number in columns["answer"].tolist()]
@@ -148,15 +172,22 @@ def load(folder: Path) -> StoredPredictions:
         arrays = dict(np.load(path))
         shapes, cells = arrays["shapes"].tolist(), arrays["cells"].tobytes()
         ends = np.cumsum([0] + [rows * columns for rows, columns in shapes]).tolist()
-        answers = [(tuple(shape), cells[start:end]) for shape, start, end in zip(shapes, ends, ends[1:], strict=False)]
+        answers = [
+            (tuple(shape), cells[start:end])
+            for shape, start, end in zip(shapes, ends, ends[1:], strict=False)
+        ]
         predictions = Predictions.of_columns(answers, arrays)
         truths = [None if number < 0 else answers[number] for number in arrays["truth"].tolist()]
         about = read_json(folder / "results.json")
         if not isinstance(about, dict) or not about.keys() >= ABOUT:
-            raise UserError(f"{folder}/results.json does not say what an evaluation says; it was not written by this version")
+            raise UserError(
+                f"{folder}/results.json does not say what an evaluation says; it was not written by this version"
+            )
         stored = StoredPredictions(folder, predictions, arrays["task"].tolist(), truths, about)
     except FileNotFoundError:
-        raise UserError(f"no such file: {path}; python evaluate.py checkpoint=... save_predictions=true writes it") from None
+        raise UserError(
+            f"no such file: {path}; python evaluate.py checkpoint=... save_predictions=true writes it"
+        ) from None
     except (BadZipFile, KeyError, ValueError, IndexError, OSError) as error:
         raise UserError(f"{path} is damaged or was not written by this version: {error}") from None
     if not len(predictions) or not stored.labelled:

@@ -2,7 +2,7 @@
 
 inductive           nothing beyond reading them: weights and context are what training and encoder made
 latent_search       search for a better context (models/latent_search.py)
-test_time_training  train weights of the task's own (evaluation/test_time_training.py)
+test_time_training  train weights of the task's own (evaluation/task_training.py)
 transductive        training has seen pairs of the evaluated tasks, or their demonstrations through a learned row
 """
 
@@ -11,13 +11,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from config.base import Config
+from dataset.layouts import Layout
 from dataset.leaks import Seen
 from dataset.store import Store
-from evaluation.test_time_training import TestTimeTraining, TestTimeTrainingConfig
+from evaluation.task_training import TaskTraining, TaskTrainingConfig
 from models.core import RecursiveModel
 from models.latent_search import LatentSearchConfig, search
 from models.losses import ObjectiveConfig
+from utils.config import Config
 from utils.errors import UserError
 
 
@@ -27,11 +28,11 @@ class AsItIsConfig(Config):
     name: Literal["auto", "inductive", "transductive"]
 
 
-ProtocolConfig = AsItIsConfig | LatentSearchConfig | TestTimeTrainingConfig
+ProtocolConfig = AsItIsConfig | LatentSearchConfig | TaskTrainingConfig
 _CONFIGS: dict[str, type[Config]] = {
     **dict.fromkeys(("auto", "inductive", "transductive"), AsItIsConfig),
     "latent_search": LatentSearchConfig,
-    "test_time_training": TestTimeTrainingConfig,
+    "test_time_training": TaskTrainingConfig,
 }
 
 
@@ -40,6 +41,11 @@ def protocol_config(values: dict[str, Any]) -> ProtocolConfig:
     if values.get("name") not in _CONFIGS:
         raise ValueError(f"protocol.name={values.get('name')!r} is unknown; there are {', '.join(_CONFIGS)}")
     return _CONFIGS[values["name"]](**values)
+
+
+def typed_protocol(value: Any) -> Any:
+    """For a field's validator: what a YAML file says of a protocol, typed."""
+    return protocol_config(value) if isinstance(value, dict) else value
 
 
 class LatentSearch:
@@ -52,27 +58,41 @@ class LatentSearch:
         """The shift (B, T, D) of a batch's contexts."""
         count = data["demo_mask"].shape[1]
         portion = max(1, self.rows // count)
-        parts = [{name: value[start : start + portion] for name, value in data.items()} for start in range(0, len(data["inputs"]), portion)]
+        parts = [
+            {name: value[start : start + portion] for name, value in data.items()}
+            for start in range(0, len(data["inputs"]), portion)
+        ]
         # The same random shifts for every portion: what a view is given must not depend on its place in a batch.
-        found = [search(model, part, self.objective, self.config, torch.Generator().manual_seed(self.seed)) for part in parts]
+        found = [
+            search(model, part, self.objective, self.config, torch.Generator().manual_seed(self.seed))
+            for part in parts
+        ]
         return torch.cat(found)
 
 
-Adaptation = LatentSearch | TestTimeTraining
+Adaptation = LatentSearch | TaskTraining
 
 
-def adaptation_of(config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: str) -> Adaptation | None:
+def adaptation_of(
+    config: ProtocolConfig, objective: ObjectiveConfig, seed: int, batch_size: int, layout: Layout
+) -> Adaptation | None:
     """What a protocol does before a task is answered. Raises `UserError` for models that have nothing to adapt by."""
     if isinstance(config, LatentSearchConfig):
-        if layout != "fewshot":
-            raise UserError("protocol=latent_search searches a context that an encoder computes, and this model has no encoder")
+        if not layout.reads_demonstrations:
+            raise UserError(
+                "protocol=latent_search searches a context that an encoder computes, and this model has no encoder"
+            )
         return LatentSearch(config, objective, seed, batch_size)
-    if isinstance(config, TestTimeTrainingConfig):
-        if layout == "pairs":
-            raise UserError("protocol=test_time_training learns from a task's demonstrations, and puzzles that share one rule have none")
-        if layout == "puzzle" and config.parameters == "encoder":
-            raise UserError("protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case")
-        return TestTimeTraining(config, objective, seed)
+    if isinstance(config, TaskTrainingConfig):
+        if layout.shares_rule:
+            raise UserError(
+                "protocol=test_time_training learns from a task's demonstrations, and puzzles that share one rule have none"
+            )
+        if layout.learns_rows and config.parameters == "encoder":
+            raise UserError(
+                "protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case"
+            )
+        return TaskTraining(config, objective, seed)
     return None
 
 
@@ -90,8 +110,10 @@ def described(label: str, name: str | None) -> str:
 def less_memory(config: ProtocolConfig, batch_size: int) -> str:
     """What to change when an evaluation does not fit."""
     remedy = f"lower batch_size={batch_size}"
-    if isinstance(config, TestTimeTrainingConfig):
-        remedy += f", protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
+    if isinstance(config, TaskTrainingConfig):
+        remedy += (
+            f", protocol.tasks_at_once={config.tasks_at_once} or protocol.batch_size={config.batch_size}"
+        )
     return remedy
 
 
@@ -100,11 +122,13 @@ def label(config: ProtocolConfig, store: Store, seen: Seen) -> str:
 
     Raises `UserError` when an explicitly named protocol is not what it would be.
     """
-    learned_rows = store.metadata.layout == "puzzle" and not isinstance(config, TestTimeTrainingConfig)
+    learned_rows = store.layout.learns_rows and not isinstance(config, TaskTrainingConfig)
     found = "transductive" if seen or learned_rows else "inductive"
     if config.name in ("inductive", "transductive") and config.name != found:
         why = "none of the evaluated tasks shares a pair with the training data"
         if found == "transductive":
             why = seen.why if seen else "it has a learned row per task"
-        raise UserError(f"protocol={config.name}: the model's answers would be {found}, since {why}; use protocol=auto")
+        raise UserError(
+            f"protocol={config.name}: the model's answers would be {found}, since {why}; use protocol=auto"
+        )
     return config.name if found == "inductive" and config.name != "auto" else found

@@ -22,7 +22,9 @@ def refinements(predictions: Predictions, view: int = 0) -> dict[int, list[Step]
     answers, columns = list(predictions.answers), predictions.columns
     chosen = columns["view"] == view
     found: dict[int, list[Step]] = {}
-    for query, answer, logit in zip(*(columns[name][chosen].tolist() for name in ("query", "answer", "q_halt_logit")), strict=True):
+    for query, answer, logit in zip(
+        *(columns[name][chosen].tolist() for name in ("query", "answer", "q_halt_logit")), strict=True
+    ):
         step = {"grid": grid_of(answers[answer]).tolist(), "q": round(sigmoid(logit), 6), "halted": False}
         found.setdefault(query, []).append(step)
     for steps in found.values():

@@ -3,7 +3,6 @@
 A record may hold `steps`, the refinement of its first view (evaluation/refinement.py), which the page shows with a slider.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,13 @@ from utils.files import json_in_page, write_atomically
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PLACEHOLDER = "__REPORT_DATA__"
-CURVES = ("train/lm_loss", "train/exact_accuracy", "ARC/pass@1", "all.exact_accuracy")  # metrics that the page draws over steps
+CURVES = (
+    "train/lm_loss",
+    "train/exact_accuracy",
+    "ARC/pass@1",
+    "all.exact_accuracy",
+)  # metrics that the page draws over steps
 CURVE_POINTS = 400  # at most, per curve: more than a screen shows
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none when there is no such file or a line is not whole."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
@@ -33,7 +29,9 @@ def training_curves(metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[tupl
     """
     curves = {}
     for name in CURVES:
-        points = np.array([(line["step"], line[name]) for line in metrics if line.get(name) is not None], float)
+        points = np.array(
+            [(line["step"], line[name]) for line in metrics if line.get(name) is not None], float
+        )
         if len(points):
             parts = np.array_split(points, min(len(points), CURVE_POINTS))
             curves[name] = [tuple(part.mean(axis=0).tolist()) for part in parts]

@@ -17,7 +17,11 @@ AnswerKey = tuple[tuple[int, int], bytes]  # what makes answers the same: shape 
 # Sort keys, best first, of (votes, summed halting probability, summed agreement, earliest view). No two answers share an
 # earliest view, so that every order is total.
 _ORDERS = {
-    "votes": lambda votes, total, agreed, view: (-votes, -total, view),  # the original's: of equal votes the larger sum is the larger mean
+    "votes": lambda votes, total, agreed, view: (
+        -votes,
+        -total,
+        view,
+    ),  # the original's: of equal votes the larger sum is the larger mean
     "confidence": lambda votes, total, agreed, view: (-total / votes, -votes, view),
     "product": lambda votes, total, agreed, view: (-total, -votes, view),
     "agreement": lambda votes, total, agreed, view: (-agreed, -votes, -total, view),
@@ -61,17 +65,33 @@ class VoteTable:
         self._votes: dict[Hashable, dict[AnswerKey, list[int]]] = {}
         self._with_agreement = True
 
-    def add(self, question: Hashable, view: int, grid: np.ndarray, q_halt_logit: float, agreement: float = math.nan) -> None:
+    def add(
+        self,
+        question: Hashable,
+        view: int,
+        grid: np.ndarray,
+        q_halt_logit: float,
+        agreement: float = math.nan,
+    ) -> None:
         """Count one view's answer, already mapped back. An empty grid is no answer and never counts."""
         self.count(question, view, key_of(grid), q_halt_logit, agreement)
 
-    def count(self, question: Hashable, view: int, answer: AnswerKey, q_halt_logit: float, agreement: float = math.nan) -> None:
+    def count(
+        self,
+        question: Hashable,
+        view: int,
+        answer: AnswerKey,
+        q_halt_logit: float,
+        agreement: float = math.nan,
+    ) -> None:
         """`add` for an answer given by its key. Raises `UserError` when the ranking asks for an agreement that is not known."""
         if not answer[1]:
             return
         known = not math.isnan(agreement)
         if self.ranking == "agreement" and not known:
-            raise UserError("ranking=agreement: the predictions were made without it; evaluate with ranking=agreement")
+            raise UserError(
+                "ranking=agreement: the predictions were made without it; evaluate with ranking=agreement"
+            )
         entry = self._votes.setdefault(question, {}).setdefault(answer, [0, 0, 0, view])
         entry[0] += 1
         entry[1] += round(sigmoid(q_halt_logit) * _ONE)
@@ -84,7 +104,13 @@ class VoteTable:
         order = _ORDERS[self.ranking]
         entries = sorted(self._votes.get(question, {}).items(), key=lambda entry: order(*entry[1]))
         return [
-            Candidate(grid_of(answer), votes, total / _ONE / votes, view, agreed / _ONE / votes if self._with_agreement else None)
+            Candidate(
+                grid_of(answer),
+                votes,
+                total / _ONE / votes,
+                view,
+                agreed / _ONE / votes if self._with_agreement else None,
+            )
             for answer, (votes, total, agreed, view) in entries
         ]
 
@@ -112,7 +138,9 @@ class VoteTable:
         column, one = {"votes": (0, 1), "product": (1, _ONE), "agreement": (2, _ONE)}[self.ranking]
         scores = sorted((entry[column] for entry in self._votes.get(question, {}).values()), reverse=True)
         scores = (scores + [0] * (k + 1))[: k + 1]
-        return all(first - second > remaining * one for first, second in zip(scores, scores[1:], strict=False))
+        return all(
+            first - second > remaining * one for first, second in zip(scores, scores[1:], strict=False)
+        )
 
 
 def sigmoid(x: float) -> float:

@@ -29,11 +29,15 @@ def levels_of(num_views: int) -> list[int]:
     return sorted({*(2**i for i in range(num_views.bit_length())), num_views})
 
 
-def first_right(stored: StoredPredictions, levels: list[int], draws: int, ranking: Ranking, seed: int) -> np.ndarray:
+def first_right(
+    stored: StoredPredictions, levels: list[int], draws: int, ranking: Ranking, seed: int
+) -> np.ndarray:
     """(Q, levels) the share of draws in which the first answer to each labelled query is right, views in random order."""
     rows, answers = stored.predictions.rows(), list(stored.predictions.answers)
     borders = np.searchsorted(rows["query"], np.arange(len(stored.truths) + 1)).tolist()
-    views, numbers, logits, agreements = (rows[name].tolist() for name in ("view", "answer", "q_halt_logit", "agreement"))
+    views, numbers, logits, agreements = (
+        rows[name].tolist() for name in ("view", "answer", "q_halt_logit", "agreement")
+    )
     shares = np.zeros((len(stored.labelled), len(levels)))
     for draw in range(draws):
         order = {}
@@ -50,7 +54,9 @@ def first_right(stored: StoredPredictions, levels: list[int], draws: int, rankin
     return shares / draws
 
 
-def rows_of(stored: StoredPredictions, levels: list[int], draws: int, ranking: Ranking, seed: int) -> list[dict]:
+def rows_of(
+    stored: StoredPredictions, levels: list[int], draws: int, ranking: Ranking, seed: int
+) -> list[dict]:
     """The lines of acc_vs_aug.csv."""
     means = stored.task_means(first_right(stored, levels, draws, ranking, seed))
     low, high = statistics.bootstrap(means, seed)
@@ -87,14 +93,18 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 @reports_user_errors
 def main() -> None:
-    parser = for_predictions("acc_vs_aug", __doc__)
+    parser = for_predictions("experiments.acc_vs_aug", __doc__)
     parser.add_argument("--draws", type=int, default=20, help="random orders of the views")
-    parser.add_argument("--views", type=int, nargs="+", help="numbers of views (default: powers of two, and all)")
+    parser.add_argument(
+        "--views", type=int, nargs="+", help="numbers of views (default: powers of two, and all)"
+    )
     options = parser.parse_args()
     stored = predictions.load(options.folder)
     levels = sorted(set(options.views)) if options.views else levels_of(stored.num_views)
     if options.draws < 1 or not 1 <= levels[0] <= levels[-1] <= stored.num_views:
-        raise UserError(f"--views must lie within 1..{stored.num_views}, the views of {options.folder}, and --draws be 1 or more")
+        raise UserError(
+            f"--views must lie within 1..{stored.num_views}, the views of {options.folder}, and --draws be 1 or more"
+        )
     rows = rows_of(stored, levels, options.draws, options.ranking, options.seed)
     path = (options.output_dir or options.folder) / "acc_vs_aug.csv"
     write_csv(path, rows)

@@ -3,19 +3,17 @@
 Prints the score with its interval; exit status 1 when it is outside.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import read_json
 
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("experiments.check", __doc__)
     parser.add_argument("folder", type=Path, help="an evaluation's folder, with results.json")
     parser.add_argument("metric", help="for example ARC/pass@1")
     parser.add_argument("--control", default="none", help="none (the model) or a control's name")
@@ -24,18 +22,24 @@ def main() -> None:
     options = parser.parse_args()
     results = read_json(options.folder / "results.json")
     try:
-        found = [s for s in results["scores"] if s["metric"] == options.metric and s["control"] == options.control]
+        found = [
+            s for s in results["scores"] if s["metric"] == options.metric and s["control"] == options.control
+        ]
         who, protocol = results["model"]["encoder"] or results["model"]["arch"], results["protocol"]
     except (KeyError, TypeError):
         raise UserError(f"{options.folder}/results.json was not written by an evaluation") from None
     if not found:
-        raise UserError(f"{options.folder}/results.json has no {options.metric} for control {options.control}")
+        raise UserError(
+            f"{options.folder}/results.json has no {options.metric} for control {options.control}"
+        )
     (score,) = found
     good = options.min <= score["value"] <= options.max
     interval = f"[{score['ci_low']:.3f}, {score['ci_high']:.3f}], n {score['n']}, {protocol}"
     promise = f"expected {options.min:g} to {options.max:g}"
     name = "model" if options.control == "none" else options.control
-    print(f"{'ok  ' if good else 'FAIL'} {who}, {name}: {options.metric} {score['value']:.3f} {interval}; {promise}")
+    print(
+        f"{'ok  ' if good else 'FAIL'} {who}, {name}: {options.metric} {score['value']:.3f} {interval}; {promise}"
+    )
     sys.exit(0 if good else 1)
 
 

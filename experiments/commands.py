@@ -1,31 +1,29 @@
 """What the experiments share: their command lines, where their files go, the run they describe, how numbers are printed."""
 
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, get_args
 
 from config import compose
-from config.schema import EvaluateConfig
 from evaluation.predictions import StoredPredictions
 from evaluation.protocols import adapts
-from evaluation.session import Session
+from evaluation.session import EvaluateConfig, Session
 from evaluation.voting import Ranking
-from utils import checkpoint
-from utils.arguments import natural
+from utils.arguments import natural, parser_of
+from utils.environment import git_commit
 from utils.errors import UserError
-
-
-def parser_of(module: str, description: str) -> ArgumentParser:
-    """A parser whose help is the module's docstring."""
-    return ArgumentParser(prog=f"python -m experiments.{module}", description=description, formatter_class=RawDescriptionHelpFormatter)
 
 
 def for_predictions(module: str, description: str) -> ArgumentParser:
     """The options of an experiment on stored predictions; its own may be added."""
     parser = parser_of(module, description)
     parser.add_argument("folder", type=Path, help="an evaluation's folder, made with save_predictions=true")
-    parser.add_argument("--output-dir", type=Path, help="where the files go (default: the evaluation's folder)")
-    parser.add_argument("--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers")
+    parser.add_argument(
+        "--output-dir", type=Path, help="where the files go (default: the evaluation's folder)"
+    )
+    parser.add_argument(
+        "--ranking", choices=get_args(Ranking), default="votes", help="how votes order the answers"
+    )
     parser.add_argument("--seed", type=natural, default=0, help="of everything that is drawn")
     return parser
 
@@ -33,7 +31,9 @@ def for_predictions(module: str, description: str) -> ArgumentParser:
 def for_model(module: str, description: str, **numbers: int) -> Namespace:
     """The options of an experiment that runs a model: `overrides`, evaluate.py's keys, and a whole number for each of `numbers`."""
     parser = parser_of(module, description)
-    parser.add_argument("overrides", nargs="+", metavar="key=value", help="checkpoint=... and other keys of evaluate.py")
+    parser.add_argument(
+        "overrides", nargs="+", metavar="key=value", help="checkpoint=... and other keys of evaluate.py"
+    )
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
     return parser.parse_args()
@@ -49,7 +49,9 @@ def opened(overrides: list[str]) -> Session:
 
 def folder_of(session: Session) -> Path:
     """Where such an experiment writes: output_dir, or a folder beside the run's evaluations, which evaluate.py replaces whole."""
-    return Path(session.config.output_dir or session.path.parent.parent / "experiments" / session.folder().name)
+    return Path(
+        session.config.output_dir or session.path.parent.parent / "experiments" / session.folder().name
+    )
 
 
 def origin(stored: StoredPredictions, ranking: str) -> dict[str, Any]:
@@ -67,7 +69,7 @@ def origin(stored: StoredPredictions, ranking: str) -> dict[str, Any]:
         "num_tasks": len(stored.task_means(stored.labelled)),
         "num_queries": len(stored.labelled),
         "command": about["command"],
-        "git_commit": checkpoint.git_commit(),
+        "git_commit": git_commit(),
     }
 
 

@@ -34,7 +34,9 @@ def measure(session: Session, warmup: int, steps: int) -> dict[str, Any]:
     on_gpu = session.device.type == "cuda"
     batches = list(session.questions().batches(session.config.batch_size))
     if not batches or steps < 1 or warmup < 0:
-        raise UserError("nothing to measure: it takes a query that fits the canvas, --steps of 1 or more and --warmup of 0 or more")
+        raise UserError(
+            "nothing to measure: it takes a query that fits the canvas, --steps of 1 or more and --warmup of 0 or more"
+        )
     table = session.store.grid_table.to(session.device)
     model = session.model.eval()
     loading, solving, samples, act_steps = [], [], 0, 0.0
@@ -82,7 +84,7 @@ def peak_memory(device: torch.device) -> int:
 
 @reports_user_errors
 def main() -> None:
-    arguments = for_model("efficiency", __doc__, warmup=10, steps=50)
+    arguments = for_model("experiments.efficiency", __doc__, warmup=10, steps=50)
     session = opened(arguments.overrides)
     if session.world.size > 1:
         raise UserError("one process is measured, without torchrun")

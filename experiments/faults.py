@@ -4,7 +4,6 @@ Trains a tiny model while something goes wrong, and checks what is left. Without
 per fault is appended to the output, with the command, the commit and the machine. Exit status 1 when a check failed.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -28,13 +27,28 @@ from config.schema import PretrainConfig
 from dataset import build_arc_dataset
 from pretrain_etrm import train
 from utils import checkpoint
+from utils.arguments import parser_of
 from utils.device import describe
+from utils.environment import git_commit
 from utils.errors import UserError, reports_user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
-    *("arch.hidden_size=32", "arch.num_heads=2", "arch.H_cycles=1", "arch.L_cycles=1", "arch.halt_max_steps=2", "device=cpu"),
-    *("arch.forward_dtype=float32", "global_batch_size=8", "log_interval=1", "logging.progress=false", "run_name=r"),
+    *(
+        "arch.hidden_size=32",
+        "arch.num_heads=2",
+        "arch.H_cycles=1",
+        "arch.L_cycles=1",
+        "arch.halt_max_steps=2",
+        "device=cpu",
+    ),
+    *(
+        "arch.forward_dtype=float32",
+        "global_batch_size=8",
+        "log_interval=1",
+        "logging.progress=false",
+        "run_name=r",
+    ),
 ]
 PATIENCE = 300.0  # seconds without progress after which a run counts as hung
 
@@ -53,7 +67,9 @@ class Launched:
     def errors(self) -> str:
         """The messages of this program; if it left none, as when a signal ended it, the last lines of torchrun's."""
         lines = self.text().splitlines()
-        return "; ".join(line for line in lines if line.startswith("error")) or "\n".join(["without a message", *lines[-60:]])
+        return "; ".join(line for line in lines if line.startswith("error")) or "\n".join(
+            ["without a message", *lines[-60:]]
+        )
 
     def wait(self) -> int:
         """The exit status. Raises `UserError` when the run hangs."""
@@ -78,10 +94,25 @@ class Workplace:
 
     def distributed(self, output: Path, restarts: int, *overrides: str) -> Launched:
         """Start a run of two processes under torchrun; its messages go to `<output>.log`."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
-        command = [sys.executable, *launcher, str(ROOT / "pretrain_etrm.py"), *self.options(output, *overrides)]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            f"--max-restarts={restarts}",
+        ]
+        command = [
+            sys.executable,
+            *launcher,
+            str(ROOT / "pretrain_etrm.py"),
+            *self.options(output, *overrides),
+        ]
         with open(f"{output}.log", "w") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}  # a crash says where
+            environment = {
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONFAULTHANDLER": "1",
+            }  # a crash says where
             process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
         self.launched.append(Launched(process, Path(f"{output}.log")))
         return self.launched[-1]
@@ -103,7 +134,9 @@ class Workplace:
         torch.set_num_threads(1)
         prepare()
         try:
-            reports_user_errors(train)(compose.load(PretrainConfig, "pretrain", self.options(output, *overrides)))
+            reports_user_errors(train)(
+                compose.load(PretrainConfig, "pretrain", self.options(output, *overrides))
+            )
             os._exit(0)
         except SystemExit as end:
             sys.stderr.flush()
@@ -125,7 +158,9 @@ def rank_killed(place: Workplace, kills: int) -> dict[str, Any]:
     steps: list[int] = []
 
     def ready() -> bool:
-        return run.text().count("resumed at step") >= len(steps) - 1 and logged_step(killed / "r") >= steps[-1]
+        return (
+            run.text().count("resumed at step") >= len(steps) - 1 and logged_step(killed / "r") >= steps[-1]
+        )
 
     for number in range(kills):
         steps.append(int(number * every + place.rng.integers(5, every + 3)))
@@ -135,7 +170,9 @@ def rank_killed(place: Workplace, kills: int) -> dict[str, Any]:
     status = run.wait()
     starts = run.text().count(" process(es)")
     last = [folder / "r" / "checkpoints" / f"step_{every * (kills + 1)}" for folder in (whole, killed)]
-    equal = all(same_tensors(*(checkpoint.load_weights(path, which) for path in last)) for which in ("raw", "ema"))
+    equal = all(
+        same_tensors(*(checkpoint.load_weights(path, which) for path in last)) for which in ("raw", "ema")
+    )
     return {
         "ok": status == 0 and equal,
         "kills": kills,
@@ -153,7 +190,12 @@ def killed_while_saving(place: Workplace, kills: int) -> dict[str, Any]:
     half_written = lost = 0
     for _ in range(kills):
         before = newest_step(folder)
-        options = ("train_steps=100000", "checkpoint_interval=1", "arch.hidden_size=128", "global_batch_size=1")
+        options = (
+            "train_steps=100000",
+            "checkpoint_interval=1",
+            "arch.hidden_size=128",
+            "global_batch_size=1",
+        )
         pid = place.forked(output, *options)
         wait_for(lambda before=before: newest_step(folder) > before, pid)
         started = time.monotonic()
@@ -164,7 +206,13 @@ def killed_while_saving(place: Workplace, kills: int) -> dict[str, Any]:
         half_written += any(folder.glob(".step_*.tmp"))
         load_all(checkpoint.latest(folder))
         lost = max(lost, logged_step(output / "r") - newest_step(folder))
-    return {"ok": lost <= 1, "kills": kills, "killed_during_a_write": half_written, "most_steps_lost": lost, "checkpoint_interval": 1}
+    return {
+        "ok": lost <= 1,
+        "kills": kills,
+        "killed_during_a_write": half_written,
+        "most_steps_lost": lost,
+        "checkpoint_interval": 1,
+    }
 
 
 def rank_frozen(place: Workplace, kills: int) -> dict[str, Any]:
@@ -178,7 +226,12 @@ def rank_frozen(place: Workplace, kills: int) -> dict[str, Any]:
     seconds = time.monotonic() - started
     status = run.wait()
     message = "stopped answering" in run.text()
-    return {"ok": status == 0 and message, "exit_status": status, "message": message, "seconds_until_resumed": round(seconds, 1)}
+    return {
+        "ok": status == 0 and message,
+        "exit_status": status,
+        "message": message,
+        "seconds_until_resumed": round(seconds, 1),
+    }
 
 
 def file_limit(place: Workplace, kills: int) -> dict[str, Any]:
@@ -189,17 +242,25 @@ def file_limit(place: Workplace, kills: int) -> dict[str, Any]:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 
-    return after_failure(output, run_to_end(place.forked(output, "train_steps=8", "checkpoint_interval=2", prepare=limit)), place)
+    return after_failure(
+        output,
+        run_to_end(place.forked(output, "train_steps=8", "checkpoint_interval=2", prepare=limit)),
+        place,
+    )
 
 
 def full_disk(place: Workplace, kills: int) -> dict[str, Any]:
     """A small file system that checkpoints fill until the next one does not fit."""
-    return in_small_file_system(place, "disk", "{run} train_steps=1000 checkpoint_interval=1 keep_checkpoints=1000")
+    return in_small_file_system(
+        place, "disk", "{run} train_steps=1000 checkpoint_interval=1 keep_checkpoints=1000"
+    )
 
 
 def read_only(place: Workplace, kills: int) -> dict[str, Any]:
     """The run's file system becomes read-only between two starts of the command."""
-    return in_small_file_system(place, "readonly", '{run} train_steps=4 && mount -o remount,ro "$DISK" && {run} train_steps=8')
+    return in_small_file_system(
+        place, "readonly", '{run} train_steps=4 && mount -o remount,ro "$DISK" && {run} train_steps=8'
+    )
 
 
 def in_small_file_system(place: Workplace, name: str, script: str) -> dict[str, Any]:
@@ -210,13 +271,22 @@ def in_small_file_system(place: Workplace, name: str, script: str) -> dict[str, 
     body = f'mount -t tmpfs -o size=6m tmpfs "$DISK" || exit 99\n{script.format(run=run)}\nstatus=$?\ncp -r "$DISK" "$COPY"; exit $status'
     with open(f"{output}.log", "w") as log:
         environment = {**os.environ, "DISK": str(disk), "COPY": str(output), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(["unshare", "--map-root-user", "--mount", "sh", "-c", body], env=environment, stdout=log, stderr=log)
+        done = subprocess.run(
+            ["unshare", "--map-root-user", "--mount", "sh", "-c", body],
+            env=environment,
+            stdout=log,
+            stderr=log,
+        )
     if done.returncode == 99:
-        raise UserError("this machine lets nobody mount a tmpfs in a namespace of his own; leave out full_disk and read_only")
+        raise UserError(
+            "this machine lets nobody mount a tmpfs in a namespace of his own; leave out full_disk and read_only"
+        )
     return after_failure(output, done.returncode, place)
 
 
-FAULTS = {f.__name__: f for f in (rank_killed, killed_while_saving, rank_frozen, file_limit, full_disk, read_only)}
+FAULTS = {
+    f.__name__: f for f in (rank_killed, killed_while_saving, rank_frozen, file_limit, full_disk, read_only)
+}
 
 
 def after_failure(output: Path, status: int, place: Workplace) -> dict[str, Any]:
@@ -230,7 +300,13 @@ def after_failure(output: Path, status: int, place: Workplace) -> dict[str, Any]
     newest = newest_step(folder)
     continued = run_to_end(place.forked(output, f"train_steps={newest + 1}"))
     ok = status == 2 and len(errors) == 1 and "Traceback" not in text and bool(saved) and continued == 0
-    return {"ok": ok, "exit_status": status, "message": errors, "checkpoints_intact": len(saved), "continued_with_status": continued}
+    return {
+        "ok": ok,
+        "exit_status": status,
+        "message": errors,
+        "checkpoints_intact": len(saved),
+        "continued_with_status": continued,
+    }
 
 
 def load_all(path: Path | None) -> None:
@@ -280,10 +356,21 @@ def wait_for(condition: Callable[[], bool], run: Launched | int) -> None:
     """Until the condition holds. Raises `UserError` when the process ends first, or after PATIENCE seconds."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
-        ended = run.process.poll() is not None if isinstance(run, Launched) else os.waitpid(run, os.WNOHANG)[0] != 0
+        ended = (
+            run.process.poll() is not None
+            if isinstance(run, Launched)
+            else os.waitpid(run, os.WNOHANG)[0] != 0
+        )
         if ended or time.monotonic() > deadline:
             words = f": {run.errors()}" if isinstance(run, Launched) else ""
-            raise UserError(("the run ended before the fault could happen" if ended else f"no progress for {PATIENCE:.0f} s") + words)
+            raise UserError(
+                (
+                    "the run ended before the fault could happen"
+                    if ended
+                    else f"no progress for {PATIENCE:.0f} s"
+                )
+                + words
+            )
         time.sleep(0.005)
 
 
@@ -294,11 +381,11 @@ def run_to_end(pid: int) -> int:
 
 @reports_user_errors
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of("experiments.faults", __doc__)
     parser.add_argument("faults", nargs="*", metavar="FAULT", help=f"default: all of {', '.join(FAULTS)}")
-    parser.add_argument("--kills", type=int, help="how often a process is killed; default: 20 ranks, 50 while saving")
+    parser.add_argument(
+        "--kills", type=int, help="how often a process is killed; default: 20 ranks, 50 while saving"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "experiments" / "faults.jsonl")
     options = parser.parse_args()
@@ -320,7 +407,7 @@ def main() -> None:
             **result,
             "seconds": round(time.monotonic() - started, 1),
             "command": shlex.join(["python", "-m", "experiments.faults", *sys.argv[1:]]),
-            "git_commit": checkpoint.git_commit(),
+            "git_commit": git_commit(),
             "machine": f"{describe(torch.device('cpu'))}, {os.cpu_count()} cores, torch {torch.__version__}",
         }
         with options.output.open("a", encoding="utf-8") as file:

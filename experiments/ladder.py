@@ -22,9 +22,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from pydantic import Field, ValidationError
 
-from config.base import Config
-from experiments.commands import parser_of
 from utils import checkpoint
+from utils.arguments import parser_of
+from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 from utils.files import read_json, write_atomically
 
@@ -74,12 +74,16 @@ class Ladder(Config):
     def recipe(self, name: str) -> Recipe:
         """The recipe with all that it is based on."""
         if name not in self.recipes:
-            raise UserError(f"no recipe {name}{nearest(name, self.recipes)}; there are {', '.join(self.recipes)}")
+            raise UserError(
+                f"no recipe {name}{nearest(name, self.recipes)}; there are {', '.join(self.recipes)}"
+            )
         own = self.recipes[name]
         if own.based_on is None:
             return own
         base = self.recipe(own.based_on)
-        inherited = {key: getattr(own, key) or getattr(base, key) for key in ("rung", "data", "evaluation", "subsets")}
+        inherited = {
+            key: getattr(own, key) or getattr(base, key) for key in ("rung", "data", "evaluation", "subsets")
+        }
         return own.model_copy(update={**inherited, "overrides": [*base.overrides, *own.overrides]})
 
 
@@ -88,19 +92,25 @@ def read_ladder(path: Path = RECIPES) -> Ladder:
     try:
         ladder = Ladder(**OmegaConf.to_container(OmegaConf.load(path), resolve=True))
     except ValidationError as error:
-        raise UserError("\n".join(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from None
+        raise UserError(
+            "\n".join(f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        ) from None
     above: list[str] = []
     for name, build in ladder.datasets.items():
         for other in DATASET.findall(build):
             if other not in above:
-                raise UserError(f"{path}: dataset {name}: @{other} is no dataset above it{nearest(other, above)}")
+                raise UserError(
+                    f"{path}: dataset {name}: @{other} is no dataset above it{nearest(other, above)}"
+                )
         above.append(name)
     for name in ladder.recipes:
         recipe = ladder.recipe(name)
         if recipe.starts_from:
             ladder.recipe(recipe.starts_from)
         if recipe.data not in ladder.datasets:
-            raise UserError(f"{path}: recipe {name}: no dataset {recipe.data}{nearest(str(recipe.data), ladder.datasets)}")
+            raise UserError(
+                f"{path}: recipe {name}: no dataset {recipe.data}{nearest(str(recipe.data), ladder.datasets)}"
+            )
     return ladder
 
 
@@ -152,12 +162,16 @@ def dataset(name: str, ladder: Ladder, data_dir: Path) -> Path:
     Raises `UserError` for one that another definition of the name has built.
     """
     folder, definition = data_dir / f"ladder-{name}", data_dir / f"ladder-{name}.txt"
-    command = DATASET.sub(lambda other: shlex.quote(str(dataset(other[1], ladder, data_dir))), ladder.datasets[name])
+    command = DATASET.sub(
+        lambda other: shlex.quote(str(dataset(other[1], ladder, data_dir))), ladder.datasets[name]
+    )
     if not folder.is_dir():
         write_atomically(definition, lambda path: path.write_text(command + "\n"))
         _python("-m", *shlex.split(command), "--output-dir", str(folder))
     if not definition.is_file() or definition.read_text().strip() != command:
-        raise UserError(f"{folder} was not built by what {RECIPES.name} says now, {command}; delete it to have it built")
+        raise UserError(
+            f"{folder} was not built by what {RECIPES.name} says now, {command}; delete it to have it built"
+        )
     return folder
 
 
@@ -168,14 +182,25 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
     if recipe.starts_from:
         before = options.output_dir / f"{recipe.starts_from}-seed{seed}"
         if checkpoint.latest(before / "checkpoints") is None:
-            raise UserError(f"{name} trains on the model of {recipe.starts_from}, which is not at {before}; run that recipe first")
+            raise UserError(
+                f"{name} trains on the model of {recipe.starts_from}, which is not at {before}; run that recipe first"
+            )
         own += [f"load_pretrained_decoder={before}", "pretrained_encoder=load"]
     _python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
     seconds = _training_seconds(folder)
-    for protocol, subset in ((protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets):
+    for protocol, subset in (
+        (protocol, subset) for protocol, subsets in recipe.subsets.items() for subset in subsets
+    ):
         how, *settings = protocol.split()
-        asked = folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")  # Hydra reads = in a value
-        arguments = [f"subsets=[{subset}]", f"controls=[{','.join(CONTROLS)}]", "pass_ks=[1,2]", f"output_dir={asked}"]
+        asked = (
+            folder / "evaluations" / "-".join([how, *settings, subset]).replace("=", "-")
+        )  # Hydra reads = in a value
+        arguments = [
+            f"subsets=[{subset}]",
+            f"controls=[{','.join(CONTROLS)}]",
+            "pass_ks=[1,2]",
+            f"output_dir={asked}",
+        ]
         command = ("evaluate.py", f"checkpoint={folder}", *evaluation_of(recipe, protocol), *arguments)
         if not _is_done(asked, command, folder):
             _python(*command)
@@ -226,7 +251,12 @@ def _python(*arguments: str) -> None:
 def _training_seconds(folder: Path) -> float:
     """The time of all training steps, over restarts, without evaluations."""
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return round(sum({line["step"]: line.get("timing/train_time_per_interval_seconds", 0.0) for line in lines}.values()), 1)
+    return round(
+        sum(
+            {line["step"]: line.get("timing/train_time_per_interval_seconds", 0.0) for line in lines}.values()
+        ),
+        1,
+    )
 
 
 def _is_done(evaluation: Path, command: tuple[str, ...], run_folder: Path) -> bool:
@@ -254,7 +284,11 @@ def append(results: list[Result], path: Path = RESULTS) -> None:
 
 def keeps_promise(result: Result, recipe: Recipe) -> bool:
     """Whether a score is what the recipe expects; prints it either way."""
-    promised = result.control == "none" and result.metric == METRICS[0] and result.protocol == next(iter(recipe.subsets))
+    promised = (
+        result.control == "none"
+        and result.metric == METRICS[0]
+        and result.protocol == next(iter(recipe.subsets))
+    )
     expected = recipe.expected.get(result.split) if promised else None
     kept = expected is None or abs(result.value - expected.value) <= expected.tolerance
     promise = f"; expected {expected.value:g} +- {expected.tolerance:g}" if expected else ""
@@ -267,14 +301,20 @@ def keeps_promise(result: Result, recipe: Recipe) -> bool:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = parser_of("ladder", __doc__)
+    parser = parser_of("experiments.ladder", __doc__)
     parser.add_argument("recipes", nargs="*", metavar="RECIPE")
     parser.add_argument("--list", action="store_true", help="the recipes, and how many seeds have results")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output-dir", type=Path, default=Path("runs/ladder"))
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="of all training runs, for example device=cpu")
+    parser.add_argument(
+        "--overrides",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="of all training runs, for example device=cpu",
+    )
     return parser.parse_args(arguments)
 
 
@@ -284,7 +324,9 @@ def main() -> None:
     if options.list or not options.recipes:
         done = {(result.recipe, seed) for result in read_results(options.results) for seed in result.seeds}
         for name in ladder.recipes:
-            print(f"{ladder.recipe(name).rung}  {name:<24} {sum(who == name for who, _ in done)} seeds  {ladder.recipes[name].title}")
+            print(
+                f"{ladder.recipe(name).rung}  {name:<24} {sum(who == name for who, _ in done)} seeds  {ladder.recipes[name].title}"
+            )
         return
     broken = []
     for name in options.recipes:

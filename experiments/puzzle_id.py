@@ -17,12 +17,12 @@ import torch
 
 from dataset.store import LEFT_OUT, Store
 from dataset.views import BLANK_ID
-from evaluation.compare import paired
 from evaluation.metrics import solved_within, task_means
 from evaluation.session import Session
 from experiments.commands import folder_of, for_model, opened
 from models.context import PuzzleEmbedding
 from models.core import RecursiveModel
+from tools.compare import paired
 from utils import distributed
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_json
@@ -39,7 +39,10 @@ def identifiers_told(store: Store, mode: str, seed: int) -> torch.Tensor:
         known = np.flatnonzero(store.task_split != LEFT_OUT)  # the others' rows have learned nothing
         order = np.random.default_rng(seed).permutation(known)
         for task, other in zip(order, np.roll(order, 1), strict=True):
-            mine, theirs = (store.identifiers_of(np.arange(store.task_rows[t], store.task_rows[t + 1])) for t in (task, other))
+            mine, theirs = (
+                store.identifiers_of(np.arange(store.task_rows[t], store.task_rows[t + 1]))
+                for t in (task, other)
+            )
             told[mine] = theirs[np.arange(len(mine)) % len(theirs)]
     return torch.from_numpy(told)
 
@@ -61,9 +64,11 @@ def told_instead(model: RecursiveModel, told: torch.Tensor) -> Iterator[None]:
 
 def ablate(session: Session) -> dict[str, Any]:
     """puzzle_id.json; only the first process compares the modes."""
-    identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.metadata.layout == "puzzle"
+    identified = isinstance(session.model.context, PuzzleEmbedding) and session.store.layout.learns_rows
     if not identified or len(session.store.task_ids) < 2:
-        raise UserError(f"{session.path} knows its tasks by no puzzle identifiers, so that there are none to replace")
+        raise UserError(
+            f"{session.path} knows its tasks by no puzzle identifiers, so that there are none to replace"
+        )
     modes, shares = {}, {}
     for mode in MODES:
         told = identifiers_told(session.store, mode, session.config.seed).to(session.device)
@@ -71,7 +76,9 @@ def ablate(session: Session) -> dict[str, Any]:
             evaluation = session.evaluate()
         labelled = [record for record in evaluation.records if record["label_hash"] is not None]
         if not labelled:
-            raise UserError(f"{session.data.path}: no query that is asked has a known answer, so that nothing can be compared")
+            raise UserError(
+                f"{session.data.path}: no query that is asked has a known answer, so that nothing can be compared"
+            )
         right = solved_within([record["rank_of_truth"] for record in labelled], 1)
         shares[mode] = task_means([record["task"] for record in labelled], right)
         modes[mode] = {"puzzle_id_mode": mode, "ARC": evaluation.metrics()}
@@ -91,7 +98,7 @@ def ablate(session: Session) -> dict[str, Any]:
 
 @reports_user_errors
 def main() -> None:
-    arguments = for_model("puzzle_id", __doc__)
+    arguments = for_model("experiments.puzzle_id", __doc__)
     session = opened([*arguments.overrides, "controls=[]"])
     result = ablate(session)
     if session.world.is_main:
@@ -101,7 +108,10 @@ def main() -> None:
             names = [name for name in ("ARC/pass@1", "ARC/single_view") if name in found["ARC"]]
             scores = "  ".join(f"{name} {100 * found['ARC'][name]:.2f} %" for name in names)
             low, high = found.get("against_normal", {}).get("ci95", (0, 0))
-            print(f"{mode:<8}{scores}" + (f"  difference [{100 * low:.2f}, {100 * high:.2f}]" if mode != "normal" else ""))
+            print(
+                f"{mode:<8}{scores}"
+                + (f"  difference [{100 * low:.2f}, {100 * high:.2f}]" if mode != "normal" else "")
+            )
         print(f"{result['num_tasks']} tasks, {result['protocol']}; {path}")
     distributed.close()
 

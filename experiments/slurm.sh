@@ -21,5 +21,5 @@ start() {  # start RESTARTS PORT ARGUMENTS...
     --rdzv-id "$SLURM_JOB_ID-$2" --rdzv-backend c10d --rdzv-endpoint "$head:$2" "${@:3}"
 }
 
-start 0 29500 -m utils.doctor "$@"        # a mistake ends the job within a minute
+start 0 29500 -m tools.doctor "$@"        # a mistake ends the job within a minute
 start 3 29501 pretrain_etrm.py "$@"

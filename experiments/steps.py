@@ -52,15 +52,21 @@ def per_step(stored: StoredPredictions, ranking: Ranking, seed: int) -> list[dic
 
 @reports_user_errors
 def main() -> None:
-    options = for_predictions("steps", __doc__).parse_args()
+    options = for_predictions("experiments.steps", __doc__).parse_args()
     stored = predictions.load(options.folder)
     if not stored.about["record_steps"]:
-        raise UserError(f"{options.folder} holds the last answers only; run evaluate.py with save_predictions=true record_steps=true")
+        raise UserError(
+            f"{options.folder} holds the last answers only; run evaluate.py with save_predictions=true record_steps=true"
+        )
     lines = per_step(stored, options.ranking, options.seed)
     for line in lines:
         print(json.dumps(line))
     path = (options.output_dir or options.folder) / "steps.json"
-    summary = {"steps": len(lines), "pass_at_1_per_step": [line["ARC/pass@1"] for line in lines], "per_step": lines}
+    summary = {
+        "steps": len(lines),
+        "pass_at_1_per_step": [line["ARC/pass@1"] for line in lines],
+        "per_step": lines,
+    }
     write_json(path, {**origin(stored, options.ranking), **summary}, indent=1)
     print(f"{len(lines)} steps, {stored.about['protocol']}; {path}")
 

@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from experiments.commands import parser_of
 from experiments.ladder import CONTROLS, METRICS, RESULTS, ROOT, Ladder, Result, read_ladder, read_results
+from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import write_atomically
 
@@ -21,18 +21,33 @@ PLACE = re.compile(r"(<!-- ladder: (.*?) -->\n).*?(<!-- ladder end -->)", re.DOT
 def table(names: list[str], ladder: Ladder, results: list[Result]) -> str:
     """Markdown rows of recipes, and the names of those without results."""
     rows = {
-        (name, protocol): [r for r in results if (r.recipe, r.protocol, r.metric) == (name, protocol, METRICS[0])]
+        (name, protocol): [
+            r for r in results if (r.recipe, r.protocol, r.metric) == (name, protocol, METRICS[0])
+        ]
         for name in names
         for protocol in ladder.recipe(name).subsets
     }
     measured = {row: own for row, own in rows.items() if own}
-    subsets = list(dict.fromkeys(subset for name, protocol in measured for subset in ladder.recipe(name).subsets[protocol]))
-    lines = ["| recipe | protocol | " + " | ".join(subsets) + " | seeds | training s |", "|---" * (len(subsets) + 4) + "|"]
+    subsets = list(
+        dict.fromkeys(
+            subset for name, protocol in measured for subset in ladder.recipe(name).subsets[protocol]
+        )
+    )
+    lines = [
+        "| recipe | protocol | " + " | ".join(subsets) + " | seeds | training s |",
+        "|---" * (len(subsets) + 4) + "|",
+    ]
     for (name, protocol), own in measured.items():
         seconds = {result.seeds[0]: result.wall_seconds for result in own}
         cells = [_cell([result for result in own if result.split == subset]) for subset in subsets]
         mean = f"{sum(seconds.values()) / len(seconds):.0f}"
-        row = [f"`{name}`: {ladder.recipes[name].title}", protocol.replace("_", " "), *cells, str(len(seconds)), mean]
+        row = [
+            f"`{name}`: {ladder.recipes[name].title}",
+            protocol.replace("_", " "),
+            *cells,
+            str(len(seconds)),
+            mean,
+        ]
         lines.append(f"| {' | '.join(row)} |")
     missing = [f"`{name}`, {protocol.replace('_', ' ')}" for name, protocol in rows.keys() - measured.keys()]
     if missing:
@@ -58,14 +73,22 @@ def fill(text: str, ladder: Ladder, results: list[Result]) -> str:
 
 @reports_user_errors
 def main() -> None:
-    parser = parser_of("tables", __doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 when a table is not up to date")
+    parser = parser_of("experiments.tables", __doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit status 1 when a table is not up to date"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     ladder, results = read_ladder(), read_results(options.results)
-    documents = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if PLACE.search(path.read_text())]
+    documents = [
+        path
+        for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+        if PLACE.search(path.read_text())
+    ]
     if not documents:
-        raise UserError("no document has a place for a table, <!-- ladder: RECIPE ... --> to <!-- ladder end -->")
+        raise UserError(
+            "no document has a place for a table, <!-- ladder: RECIPE ... --> to <!-- ladder end -->"
+        )
     stale = [path for path in documents if fill(path.read_text(), ladder, results) != path.read_text()]
     for path in stale:
         print(f"{path.relative_to(ROOT)}: {'not up to date' if options.check else 'written'}")

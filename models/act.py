@@ -13,7 +13,7 @@ from models.core import RecursiveModel, States
 
 @dataclass
 class Carry:
-    """What persists from one ACT step to the next, for B samples of one cell.
+    """What persists from one ACT step to the next, for B samples of one bucket.
 
     states (B, S, D) each, detached, the answer first; steps (B,) int32 ACT steps taken; halted (B,) bool: the row starts
     afresh on the next batch's sample; data: the samples being worked on (a continuing row keeps its own, labels included);
@@ -26,7 +26,7 @@ class Carry:
     data: dict[str, Tensor]
     context_state: dict[str, Tensor] = field(default_factory=dict)
 
-    def __getitem__(self, rows: slice | Tensor) -> "Carry":
+    def __getitem__(self, rows: slice | Tensor | np.ndarray) -> "Carry":
         return self.map(lambda value: value[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Carry":
@@ -49,7 +49,10 @@ class Carry:
             steps=torch.cat([part.steps for part in parts]),
             halted=torch.cat([part.halted for part in parts]),
             data={name: torch.cat([part.data[name] for part in parts]) for name in parts[0].data},
-            context_state={name: torch.cat([part.context_state[name] for part in parts]) for name in parts[0].context_state},
+            context_state={
+                name: torch.cat([part.context_state[name] for part in parts])
+                for name in parts[0].context_state
+            },
         )
 
 
@@ -87,7 +90,9 @@ def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
     )
 
 
-def refresh(carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise: Noise | None = None) -> Carry:
+def refresh(
+    carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise: Noise | None = None
+) -> Carry:
     """Replace halted rows by the new samples in `data`, with initial states and no steps taken."""
     initial = model.context.initial_state(data, noise)
 
@@ -96,7 +101,10 @@ def refresh(carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise:
 
     return replace(
         carry,
-        states=tuple(fresh(new.to(old.dtype), old) for new, old in zip(model.initial_states(), carry.states, strict=True)),
+        states=tuple(
+            fresh(new.to(old.dtype), old)
+            for new, old in zip(model.initial_states(), carry.states, strict=True)
+        ),
         steps=fresh(torch.zeros_like(carry.steps), carry.steps),
         data={name: fresh(data[name], old) for name, old in carry.data.items()},
         context_state={name: fresh(new, carry.context_state.get(name, new)) for name, new in initial.items()},
@@ -136,7 +144,9 @@ def act_step(
         last = steps >= (num_act_steps or config.halt_max_steps)
         halted = last
         target = None
-        against = output.q_continue_logits if config.act_enabled and not config.no_ACT_continue else 0  # otherwise it is not trained
+        against = (
+            output.q_continue_logits if config.act_enabled and not config.no_ACT_continue else 0
+        )  # otherwise it is not trained
         if model.training and config.act_enabled and config.halt_max_steps > 1:
             if num_act_steps is None:
                 halted = last | (output.q_halt_logits > against)
@@ -172,7 +182,9 @@ class Answer:
 
 
 @torch.no_grad()
-def act_steps(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None) -> Iterator[tuple[Tensor, StepOutput]]:
+def act_steps(
+    model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | None = None
+) -> Iterator[tuple[Tensor, StepOutput]]:
     """The ACT steps of a batch in evaluation mode: at each step the rows (n,) still at work, and its output for them alone.
 
     A row that halts leaves the batch, so that it costs nothing more and no answer depends on the others. The context is

@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from config.base import Config
+from dataset.batch import DataConfig
+from dataset.task import MAX_SIDE
+from models.arch import ArchConfig
 from models.layers import worth_packing
+from utils.config import Config
 
 # noise(*shape) draws a standard normal (B, *shape) for the batch's rows, the same whatever the number of processes.
 Noise = Callable[..., Tensor]
@@ -74,7 +77,9 @@ class Context:
         work: every block projects the memory and attends to it."""
         if self.memory is None or self.memory_mask is None or not worth_packing(self.memory_mask):
             return self
-        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, : int(self.memory_mask.sum(1).max())]
+        first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[
+            :, : int(self.memory_mask.sum(1).max())
+        ]
         return replace(
             self,
             memory=self.memory.take_along_dim(first[:, :, None], 1),
@@ -101,6 +106,32 @@ class EncoderConfig(Config):
     def readers(self) -> dict[str, tuple[str, bool]]:
         """Settings that only some encoders of this kind read -> which do, and whether this one does. The others leave them null."""
         return {}
+
+    def check(self, arch: ArchConfig, data: DataConfig) -> None:
+        """Raise `ValueError` for a core or for data that this encoder does not go with.
+
+        A rule that concerns this configuration alone is a validator; only a new run is held to the rules here.
+        """
+        # Checkpoints may hold what was set without effect; a new run may not.
+        for name, (reader, reads) in self.readers.items():
+            if not reads and (value := getattr(self, name)) is not None:
+                raise ValueError(f"encoder.{name}={value} is read only with {reader}; leave it null")
+        if data.sides[-1] > MAX_SIDE:
+            raise ValueError(
+                f"an encoder reads ARC grids, up to {MAX_SIDE} cells a side; data.buckets ends with {data.sides[-1]}"
+            )
+        if arch.hidden_size // arch.num_heads % 4:
+            raise ValueError(
+                "an encoder places cells in two dimensions and needs arch.hidden_size / arch.num_heads divisible by 4"
+            )
+        if arch.mlp_t and self.gives_memory:
+            raise ValueError(
+                f"arch.mlp_t=true has no attention that could read the memory of encoder={self.name}"
+            )
+        if self.prefix_grows and (arch.mlp_t or arch.pos_encodings == "learned"):
+            raise ValueError(
+                f"{arch.fixed_by} needs a state of fixed length, but encoder.placement=prefix grows with the demonstrations"
+            )
 
     @model_validator(mode="after")
     def _check_readers(self) -> "EncoderConfig":
@@ -166,10 +197,14 @@ class PuzzleEmbedding(ContextModule):
         super().__init__()
         self.length = length or -(ndim // -hidden_size)
         if self.length * hidden_size < ndim:
-            raise ValueError(f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens of hidden_size={hidden_size}")
+            raise ValueError(
+                f"puzzle_emb_ndim={ndim} does not fit into puzzle_emb_len={self.length} tokens of hidden_size={hidden_size}"
+            )
         self.hidden_size, self.dtype = hidden_size, dtype
         self.register_buffer("weights", torch.zeros(count, ndim))
-        self.gathered: list[tuple[Tensor, Tensor]] = []  # (identifiers (B,), rows (B, ndim) with gradient) since the last update
+        self.gathered: list[
+            tuple[Tensor, Tensor]
+        ] = []  # (identifiers (B,), rows (B, ndim) with gradient) since the last update
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.length

@@ -9,20 +9,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
-from config.base import Config
-from dataset.batch import DataConfig
+from dataset.batch import DataSizes
 from dataset.canvas import PAD
-from dataset.store import Store
+from models.arch import ArchConfig
 from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
-    POSITION_KINDS,
     AttentionBlock,
     Embedding,
     KeyValue,
@@ -39,67 +35,9 @@ SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a diff
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
 
 States = tuple[Tensor, ...]  # (B, S, D) each, the answer state first
-Apply = Callable[[str, Tensor, Tensor | None], Tensor]  # network name, state, what is added to it -> new state
-
-
-class ArchConfig(Config):
-    """What all architectures have in common; models/trm.py adds layers and cycles.
-
-    act_enabled: false trains every sample for all halt_max_steps. halt_threshold: null evaluates every sample for all
-    halt_max_steps, a probability lets it stop once its halting confidence reaches it. halt_pooling: the q_head reads
-    the first state token, or the mean over the input's cells. puzzle_emb_*: of the puzzle rows, unused beside an encoder.
-    """
-
-    name: str
-    hidden_size: PositiveInt
-    num_heads: PositiveInt
-    expansion: PositiveFloat
-    halt_max_steps: PositiveInt
-    halt_exploration_prob: Annotated[float, Field(ge=0, le=1)]
-    halt_threshold: Annotated[float, Field(gt=0, lt=1)] | None
-    halt_pooling: Literal["first", "mean"]
-    act_enabled: bool
-    no_ACT_continue: bool
-    pos_encodings: POSITION_KINDS
-    forward_dtype: Literal["float32", "bfloat16"]
-    mlp_t: bool
-    puzzle_emb_ndim: NonNegativeInt
-    puzzle_emb_len: NonNegativeInt
-
-    @model_validator(mode="after")
-    def _check(self) -> "ArchConfig":
-        if self.hidden_size % self.num_heads:
-            raise ValueError(f"arch.hidden_size={self.hidden_size} is not divisible by arch.num_heads={self.num_heads}")
-        multiple = {"rope": 2, "rope2d": 4, "rope2d_values": 4}.get(self.pos_encodings, 1)
-        if self.hidden_size // self.num_heads % multiple:
-            raise ValueError(f"arch.pos_encodings={self.pos_encodings} needs hidden_size / num_heads divisible by {multiple}")
-        if self.pos_encodings == "rope2d_values" and self.num_heads < 2:
-            raise ValueError("arch.pos_encodings=rope2d_values turns the values of half of the heads and needs arch.num_heads >= 2")
-        if self.mlp_t and self.pos_encodings.startswith("rope"):
-            raise ValueError(
-                f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"
-            )
-        return self
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The activations' dtype."""
-        return getattr(torch, self.forward_dtype)
-
-
-@dataclass(frozen=True)
-class DataSizes:
-    """What the data decides: vocabulary, number of puzzle identifiers, and the cells of the canvas when there is only one."""
-
-    vocab_size: int
-    num_puzzle_identifiers: int
-    seq_len: int | None
-
-    @classmethod
-    def of(cls, store: Store, data: DataConfig) -> "DataSizes":
-        """The sizes of a dataset on the canvases that `data` configures."""
-        cells = data.sides[0] ** 2 if len(data.sides) == 1 else None
-        return cls(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, cells)
+Apply = Callable[
+    [str, Tensor, Tensor | None], Tensor
+]  # network name, state, what is added to it -> new state
 
 
 @dataclass
@@ -124,7 +62,12 @@ class ReasoningModule(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(
-        self, state: Tensor, injection: Tensor | None, rotary: Rotary | None, mask: Tensor | None, memory: list[KeyValue | None]
+        self,
+        state: Tensor,
+        injection: Tensor | None,
+        rotary: Rotary | None,
+        mask: Tensor | None,
+        memory: list[KeyValue | None],
     ) -> Tensor:
         x = state if injection is None else state + injection
         for layer, keys_values in zip(self.layers, memory, strict=True):
@@ -203,26 +146,32 @@ class RecursiveModel(nn.Module):
         return ModelOutput(states, read(answer), q_logits[:, 0], q_logits[:, 1], tuple(map(read, earlier)))
 
     def _recur(self, states: States, tokens: Tensor, apply: Apply) -> tuple[States, list[Tensor]]:
-        """All updates of one ACT step: the states after them, and the answer state after each earlier cycle, where asked for.
+        """All updates of one ACT step: the states after them, and the answer state after each earlier cycle, if
+        asked for.
 
-        The last updates, `updates[2]` of them, carry a gradient. So do the last ones of an earlier cycle that answers, from
-        detached states, so that the gradient of the step's own answer is the same with and without earlier answers.
+        The last updates, `updates[2]` of them, carry a gradient. So do the last ones of an earlier cycle that
+        answers, from detached states: the gradient of the step's own answer is the same without earlier answers.
         """
         latent, cycles, with_gradient = self.updates
         length = latent + 1
         schedule = (*range(latent), None) * cycles
         tail = len(schedule) - with_gradient
+        networks = [self.get_submodule(name) for name in self.networks]
 
         def run(states: States, steps: tuple[int | None, ...]) -> States:
             for step in steps:
-                states = self.answer(states, tokens, apply) if step is None else self.think(states, tokens, step, apply)
+                states = (
+                    self.answer(states, tokens, apply)
+                    if step is None
+                    else self.think(states, tokens, step, apply)
+                )
             return states
 
         answers: list[Tensor] = []
         position = 0
         for end in range(length if self.every_cycle_answers else len(schedule), len(schedule) + 1, length):
             start = max(position, tail if end > tail else end - with_gradient)
-            with torch.no_grad(), weights_cast_once([self.get_submodule(name) for name in self.networks], tokens.dtype):
+            with torch.no_grad(), weights_cast_once(networks, tokens.dtype):
                 states = run(states, schedule[position:start])
             states = run(states, schedule[start:end])
             answers.append(states[0])
@@ -258,7 +207,11 @@ class RecursiveModel(nn.Module):
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
-        places = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
+        places = (
+            table.rows(context.memory_cells + registers)
+            if table is not None and context.memory is not None
+            else None
+        )
         mask = self._mask(prefix, cells, context)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
@@ -288,14 +241,19 @@ class RecursiveModel(nn.Module):
             return None
         batch = context.prefix.shape[0]
         whole = torch.ones(batch, prefix + cells, dtype=torch.bool, device=context.prefix.device)
-        state = whole if context.prefix_mask is None else torch.cat((context.prefix_mask, whole[:, prefix:]), dim=1)
+        state = (
+            whole
+            if context.prefix_mask is None
+            else torch.cat((context.prefix_mask, whole[:, prefix:]), dim=1)
+        )
         keys = state if context.memory_mask is None else torch.cat((state, context.memory_mask), dim=1)
         return keys[:, None, None, :]
 
 
 @contextmanager
 def answers_after_every_cycle(model: RecursiveModel, wanted: bool) -> Iterator[None]:
-    """Inside the context the model also answers after each earlier H cycle, if `wanted`, with a gradient within the cycle."""
+    """Inside the context the model also answers after each earlier H cycle, if `wanted`, with a gradient within
+    the cycle."""
     model.every_cycle_answers = wanted
     try:
         yield
@@ -305,5 +263,13 @@ def answers_after_every_cycle(model: RecursiveModel, wanted: bool) -> Iterator[N
 
 def _puzzle_rows(config: ArchConfig, sizes: DataSizes) -> PuzzleEmbedding:
     if not config.puzzle_emb_ndim:
-        raise ValueError("arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row")
-    return PuzzleEmbedding(sizes.num_puzzle_identifiers, config.puzzle_emb_ndim, config.puzzle_emb_len, config.hidden_size, config.dtype)
+        raise ValueError(
+            "arch.puzzle_emb_ndim must be at least 1: without an encoder the task is known only by its puzzle row"
+        )
+    return PuzzleEmbedding(
+        sizes.num_puzzle_identifiers,
+        config.puzzle_emb_ndim,
+        config.puzzle_emb_len,
+        config.hidden_size,
+        config.dtype,
+    )

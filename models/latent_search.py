@@ -14,11 +14,11 @@ import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor
 
-from config.base import Config
 from dataset.batch import leave_one_out
 from models.act import Carry, act_step, initial_carry, solve
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
+from utils.config import Config
 
 
 class LeaveOneOut:
@@ -28,7 +28,13 @@ class LeaveOneOut:
     what the encoder remembers of the samples, by name (B, ...).
     """
 
-    def __init__(self, model: RecursiveModel, data: dict[str, Tensor], objective: ObjectiveConfig, state: dict[str, Tensor] | None = None):
+    def __init__(
+        self,
+        model: RecursiveModel,
+        data: dict[str, Tensor],
+        objective: ObjectiveConfig,
+        state: dict[str, Tensor] | None = None,
+    ):
         self.model, self.objective = model, objective
         self.rows, self.counted = leave_one_out(data)
         of_rows = state and {name: self.each(value) for name, value in state.items()}
@@ -64,7 +70,9 @@ class LeaveOneOut:
         loss = sample_loss(logits, self.rows["labels"], self.objective).view_as(self.counted)
         return torch.where(self.counted, loss, 0.0).sum(1) / self.counted.sum(1).clamp_min(1)
 
-    def gradient(self, delta: Tensor, of_rows: Callable[[Tensor], Tensor], carry: Carry | None) -> tuple[Tensor, Carry]:
+    def gradient(
+        self, delta: Tensor, of_rows: Callable[[Tensor], Tensor], carry: Carry | None
+    ) -> tuple[Tensor, Carry]:
         """The gradient of the losses by `delta` (B, T, D) in one ACT step with the rows shifted by `of_rows(delta)`, and the
         carry after it; None begins one."""
         with torch.enable_grad():
@@ -100,7 +108,11 @@ class LatentSearchConfig(Config):
 
 @torch.no_grad()
 def search(
-    model: RecursiveModel, data: dict[str, Tensor], objective: ObjectiveConfig, config: LatentSearchConfig, generator: torch.Generator
+    model: RecursiveModel,
+    data: dict[str, Tensor],
+    objective: ObjectiveConfig,
+    config: LatentSearchConfig,
+    generator: torch.Generator,
 ) -> Tensor:
     """The shift (B, T, D) of the context of `data` that answers its demonstrations best, the model in evaluation mode.
 
@@ -125,12 +137,18 @@ def search(
     for candidate in _candidates(left_out, of_rows, config, generator):
         found = left_out.solved(of_rows(candidate))
         better = (found < loss) & left_out.counted.any(1)
-        best, loss = torch.where(better[:, None, None], start + candidate, best), torch.where(better, found, loss)
+        best, loss = (
+            torch.where(better[:, None, None], start + candidate, best),
+            torch.where(better, found, loss),
+        )
     return best
 
 
 def _candidates(
-    left_out: LeaveOneOut, of_rows: Callable[[Tensor], Tensor], config: LatentSearchConfig, generator: torch.Generator
+    left_out: LeaveOneOut,
+    of_rows: Callable[[Tensor], Tensor],
+    config: LatentSearchConfig,
+    generator: torch.Generator,
 ) -> Iterator[Tensor]:
     """The shifts (B, T, D) from the start to compare: none where it is the mean, random ones, or where the gradient steps end."""
     delta = left_out.no_shift()
@@ -157,11 +175,19 @@ def _candidates(
 def sgd_step(gradient: Tensor, size: float) -> Tensor:
     """(B, T, D) a step against the gradient, of RMS `size` over those of a sample's tokens that have a gradient."""
     touched = (gradient != 0).any(-1, keepdim=True)
-    square = gradient.square().sum((1, 2), keepdim=True) / (touched.sum((1, 2), keepdim=True) * gradient.shape[-1]).clamp_min(1)
+    square = gradient.square().sum((1, 2), keepdim=True) / (
+        touched.sum((1, 2), keepdim=True) * gradient.shape[-1]
+    ).clamp_min(1)
     return -size * gradient / square.sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def inner_step(model: RecursiveModel, data: dict[str, Tensor], state: dict[str, Tensor], objective: ObjectiveConfig, lr: float) -> Tensor:
+def inner_step(
+    model: RecursiveModel,
+    data: dict[str, Tensor],
+    state: dict[str, Tensor],
+    objective: ObjectiveConfig,
+    lr: float,
+) -> Tensor:
     """The shift (B, T, D) after one `sgd` step from the encoder's context, in one fresh ACT step, without a gradient of its
     own: what training adds so that the recursion has met contexts that a search finds. state: the carry's `context_state`."""
     left_out = LeaveOneOut(model, data, objective, state)

@@ -141,7 +141,9 @@ class Rotary:
 
     def after_registers(self, count: int) -> "Rotary":
         """`count` unrotated rows, then this table."""
-        return replace(self, cos=F.pad(self.cos, (0, 0, count, 0), value=1.0), sin=F.pad(self.sin, (0, 0, count, 0)))
+        return replace(
+            self, cos=F.pad(self.cos, (0, 0, count, 0), value=1.0), sin=F.pad(self.sin, (0, 0, count, 0))
+        )
 
 
 @Fused
@@ -149,13 +151,17 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     first, second = x[..., :half], x[..., half:]
     cos, sin = cos[..., :half], sin[..., :half]  # both halves of a head turn alike
-    return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).flatten(-2).to(x.dtype)
+    return (
+        torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).flatten(-2).to(x.dtype)
+    )
 
 
 @functools.lru_cache(maxsize=64)
 def rotary_line(length: int, head_dim: int, device: torch.device) -> Rotary:
     """1-D rotary positions 0..length-1 (the original TRM)."""
-    frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim)
+    frequency = 1.0 / ROPE_THETA ** (
+        torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    )
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency).repeat(1, 2)
     return Rotary(angle.cos(), angle.sin())
 
@@ -163,7 +169,9 @@ def rotary_line(length: int, head_dim: int, device: torch.device) -> Rotary:
 @functools.lru_cache(maxsize=64)
 def rotary_square(side: int, head_dim: int, device: torch.device, values: bool = False) -> Rotary:
     """2-D rotary positions of a side x side canvas in row-major order: half of each head turns with the row, half with the column."""
-    frequency = 1.0 / ROPE_THETA ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2))
+    frequency = 1.0 / ROPE_THETA ** (
+        torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
+    )
     turn = torch.outer(torch.arange(side, dtype=torch.float32, device=device), frequency)  # (side, E / 4)
     rows, columns = turn[:, None].expand(side, side, -1), turn[None].expand(side, side, -1)
     angle = torch.cat((rows, columns), dim=-1).reshape(side * side, -1).repeat(1, 2)
@@ -191,7 +199,11 @@ def worth_packing(valid: Tensor) -> bool:
     shapes must be known."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_batchedtensor(valid):
         return False
-    return valid.device.type == "cpu" and valid.shape[1] >= PACKED_LENGTH and 0 < float(valid.float().mean()) < PACKED_SHARE
+    return (
+        valid.device.type == "cpu"
+        and valid.shape[1] >= PACKED_LENGTH
+        and 0 < float(valid.float().mean()) < PACKED_SHARE
+    )
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | None) -> Tensor:
@@ -225,15 +237,25 @@ class Attention(nn.Module):
     def project_memory(self, memory: Tensor, rotary: Rotary | None) -> KeyValue:
         """Keys and values of memory tokens (B, M, D), with this layer's own projections."""
         hidden_size = memory.shape[-1]
-        key, value = split_heads(F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2)
+        key, value = split_heads(
+            F.linear(memory, self.qkv_proj.weight[hidden_size:].to(memory.dtype)), self.num_heads, 2
+        )
         key = rms_norm(key) if self.qk_norm else key
         if rotary is not None:
             key, value = rotary(key), rotary.turn_values(value)
         return KeyValue(key, value)
 
-    def forward(self, x: Tensor, rotary: Rotary | None, mask: Tensor | Packed | None = None, memory: KeyValue | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None,
+        mask: Tensor | Packed | None = None,
+        memory: KeyValue | None = None,
+    ) -> Tensor:
         heads = self.qkv_proj(x).unflatten(-1, (3 * self.num_heads, -1)).transpose(1, 2)
-        both, value = heads.split((2 * self.num_heads, self.num_heads), dim=1)  # queries and keys, (B, 2 H, S, E)
+        both, value = heads.split(
+            (2 * self.num_heads, self.num_heads), dim=1
+        )  # queries and keys, (B, 2 H, S, E)
         if self.qk_norm:
             both = rms_norm(both)
         if rotary is not None:
@@ -316,7 +338,13 @@ class AttentionBlock(nn.Module):
         self.self_attn = Attention(hidden_size, num_heads)
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        memory: KeyValue | None = None,
+    ) -> Tensor:
         x = rms_norm(x + self.self_attn(x, rotary, mask, memory))
         return rms_norm(x + self.mlp(x))
 
@@ -329,7 +357,13 @@ class MixerBlock(nn.Module):
         self.mlp_t = SwiGLU(length, expansion)
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        memory: KeyValue | None = None,
+    ) -> Tensor:
         x = x.transpose(1, 2)
         x = rms_norm(x + self.mlp_t(x)).transpose(1, 2)
         return rms_norm(x + self.mlp(x))

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from config.base import Config
 from dataset.canvas import IGNORE_LABEL_ID
 from models.act import StepOutput
+from utils.config import Config
 
 
 class ObjectiveConfig(Config):
@@ -54,10 +54,15 @@ def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The usual cross-entropy, (B, L), zero where ignored."""
     x = logits.float() if logits.dtype != torch.float64 else logits
-    return F.cross_entropy(x.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_LABEL_ID, reduction="none").view_as(labels)
+    return F.cross_entropy(
+        x.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_LABEL_ID, reduction="none"
+    ).view_as(labels)
 
 
-TOKEN_LOSSES = {"stablemax_cross_entropy": stablemax_cross_entropy, "softmax_cross_entropy": softmax_cross_entropy}
+TOKEN_LOSSES = {
+    "stablemax_cross_entropy": stablemax_cross_entropy,
+    "softmax_cross_entropy": softmax_cross_entropy,
+}
 
 
 def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> Tensor:
@@ -73,23 +78,27 @@ def token_shares(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> 
 
 
 def halting_losses(output: StepOutput) -> dict[str, Tensor]:
-    """The halting losses (B,) by name, zero without labels: the target of `q_halt` is "every supervised cell is right"."""
+    """The halting losses (B,) by name, zero without labels: the target of `q_halt` is "every supervised cell
+    is right"."""
     labels = output.carry.data["labels"]
     supervised = labels != IGNORE_LABEL_ID
     exact = ((output.logits.argmax(-1) == labels) | ~supervised).all(-1)
     targets = {"q_halt": (output.q_halt_logits, exact.float())}
     if output.target_q_continue is not None:
         targets["q_continue"] = (output.q_continue_logits, output.target_q_continue)
-    return {
-        name: torch.where(supervised.any(-1), F.binary_cross_entropy_with_logits(logits, target, reduction="none"), 0.0)
+    labelled = supervised.any(-1)
+    losses = {
+        name: F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         for name, (logits, target) in targets.items()
     }
+    return {name: torch.where(labelled, loss, 0.0) for name, loss in losses.items()}
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What the loss of a batch is the sum of, every term with its weight and zero where it has no labels: `tokens` (B, L) by
-    cell, `halting` (B,) and `auxiliary` (B,) by name; and `earlier` (B, L), like `tokens`, after each H cycle but the last."""
+    """What the loss of a batch is the sum of, every term with its weight and zero where it has no labels:
+    `tokens` (B, L) by cell, `halting` (B,) and `auxiliary` (B,) by name; and `earlier` (B, L), like `tokens`,
+    after each H cycle but the last."""
 
     tokens: Tensor
     halting: Tensor
@@ -104,8 +113,12 @@ def loss_terms(output: StepOutput, objective: ObjectiveConfig) -> LossTerms:
     weights = {name: objective.weight(name) for name in output.losses}
     return LossTerms(
         token_shares(output.logits, labels, objective),
-        objective.halt_loss_weight * sum(halting_losses(output).values()),
-        {name: weights[name] * torch.where(labelled, terms, 0.0) for name, terms in output.losses.items() if weights[name]},
+        objective.halt_loss_weight * torch.stack(list(halting_losses(output).values())).sum(0),
+        {
+            name: weights[name] * torch.where(labelled, terms, 0.0)
+            for name, terms in output.losses.items()
+            if weights[name]
+        },
         tuple(token_shares(logits, labels, objective) for logits in output.earlier_logits),
     )
 
@@ -113,9 +126,10 @@ def loss_terms(output: StepOutput, objective: ObjectiveConfig) -> LossTerms:
 def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss summed over the batch, and metric sums.
 
-    lm_loss is the mean over a row's supervised cells, summed over rows. The auxiliary terms of `output.losses` are summed over
-    rows in the same way. A row without labels counts nowhere. Of the metrics, all losses sum over all rows (denominator
-    `rows`), the others over rows that halted at this step (denominator `count`), as in the original.
+    lm_loss is the mean over a row's supervised cells, summed over rows. The auxiliary terms of
+    `output.losses` are summed over rows in the same way. A row without labels counts nowhere. Of the metrics,
+    all losses sum over all rows (denominator `rows`), the others over rows that halted at this step
+    (denominator `count`), as in the original.
     """
     labels, logits = output.carry.data["labels"], output.logits
     supervised = labels != IGNORE_LABEL_ID

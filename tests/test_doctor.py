@@ -6,21 +6,42 @@ from pathlib import Path
 import pytest
 
 from dataset.store import Store
-from experiments import doctor
 from pretrain_etrm import train
-from tests.conftest import TINY, load_config, run
+from tests.support.runs import TINY, load_config, run
+from tools import doctor
+from training import start
 
-CHECKS = ["config", "device", "folder", "data", "model", "start", "train", "evaluate", "logging", "save", "load"]
+CHECKS = [
+    "config",
+    "device",
+    "folder",
+    "data",
+    "model",
+    "start",
+    "train",
+    "evaluate",
+    "logging",
+    "save",
+    "load",
+]
 
 
 def options(store: Store, output: Path, *overrides: str) -> list[str]:
-    layout = [] if store.metadata.layout == "fewshot" else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+    layout = (
+        []
+        if store.metadata.layout == "fewshot"
+        else ["arch=trm", "data.augmentation=table", "arch.puzzle_emb_len=2"]
+    )
     return [*layout, *TINY, f"data.path={store.path}", f"output_dir={output}", "run_name=r", *overrides]
 
 
 def snapshot(folder: Path) -> dict[str, str]:
     """Every file of a folder, hashed."""
-    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {
+        str(file): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
 
 
 def checklist(text: str) -> list[tuple[str, str]]:
@@ -47,26 +68,30 @@ def test_a_good_run_passes_every_check_and_nothing_is_left_behind(puzzle, tmp_pa
 
 
 def test_two_processes_pass_together_and_speak_once(fewshot, tmp_path):
-    done = run("-m", "utils.doctor", *options(fewshot, tmp_path), world=2)
+    done = run("-m", "tools.doctor", *options(fewshot, tmp_path), world=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert checklist(done.stdout) == [("ok", name) for name in CHECKS] and "2 process(es)" in done.stdout
     assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_under_torchrun_ends_all_processes(fewshot, tmp_path):
-    done = run("-m", "utils.doctor", *options(fewshot, tmp_path, "global_batch_size=7"), world=2, timeout=100)
-    assert done.returncode != 0 and "failed  data" in done.stdout and "not divisible by the world size 2" in done.stdout
+    done = run("-m", "tools.doctor", *options(fewshot, tmp_path, "global_batch_size=7"), world=2, timeout=100)
+    assert (
+        done.returncode != 0
+        and "failed  data" in done.stdout
+        and "not divisible by the world size 2" in done.stdout
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_what_the_run_will_do_is_what_is_rehearsed(fewshot, tmp_path, capsys, monkeypatch):
-    real, steps = doctor.train_step, []
+    real, steps = start.train_step, []
 
-    def train_step(state, batch, settings):
-        steps.append((state.step >= 0.9 * settings.train_steps, settings.micro_batch_size))
-        return real(state, batch, settings)
+    def train_step(state, batch, config, world):
+        steps.append((state.step >= 0.9 * config.train_steps, config.micro_batch_size))
+        return real(state, batch, config, world)
 
-    monkeypatch.setattr(doctor, "train_step", train_step)
+    monkeypatch.setattr(start, "train_step", train_step)
     arguments = options(fewshot, tmp_path, "validation=2", "eval_interval=5", "micro_batch_size=4")
     doctor.examine([*arguments, "latent_step_from=0.9"])
     said = capsys.readouterr().out
@@ -136,6 +161,6 @@ def test_lack_of_memory_and_the_unforeseen_are_told_apart(fewshot, tmp_path, cap
         def failing(*arguments, error=error):
             raise error
 
-        monkeypatch.setattr(doctor, "train_step", failing)
+        monkeypatch.setattr(start, "train_step", failing)
         name, what = failure(capsys, options(fewshot, tmp_path))
         assert name == "train" and said in what

@@ -20,7 +20,10 @@ def random_grid(rows: int, columns: int) -> np.ndarray:
 def test_augment_then_invert_is_the_identity_for_all_transforms_and_sizes():
     for index in range(8):
         for side in range(1, MAX_SIDE + 1):
-            grid, (colours,) = random_grid(side, int(RNG.integers(1, MAX_SIDE + 1))), augment.random_colours(RNG, 1)
+            grid, (colours,) = (
+                random_grid(side, int(RNG.integers(1, MAX_SIDE + 1))),
+                augment.random_colours(RNG, 1),
+            )
             assert colours[0] == 0 and sorted(colours) == list(range(10))
             assert np.array_equal(augment.invert(augment.apply(grid, index, colours), index, colours), grid)
 
@@ -35,7 +38,10 @@ def test_names_are_the_ancestors_and_parse_back():
 
 def drawn_puzzle(task: Task, index: int, colours: np.ndarray) -> tuple:
     """What the original hashes to compare puzzles: the sorted pairs, drawn."""
-    grids = [[augment.apply(grid, index, colours) for grid in (pair.input, pair.output) if grid is not None] for pair in task.pairs]
+    grids = [
+        [augment.apply(grid, index, colours) for grid in (pair.input, pair.output) if grid is not None]
+        for pair in task.pairs
+    ]
     return tuple(sorted(tuple((grid.shape, grid.tobytes()) for grid in pair) for pair in grids))
 
 
@@ -48,7 +54,7 @@ def test_drawn_augmentations_give_different_puzzles_and_start_with_the_identity(
 
 @pytest.mark.parametrize("kind", ["blank", "one colour", "two colours", "mirrored", "swapped pairs"])
 def test_symmetric_tasks_keep_one_of_the_augmentations_that_give_the_same_puzzle(kind):
-    """Against the original's rule by brute force: as many as there are different puzzles, no two of them equal."""
+    """Against the original's rule by brute force: as many as there are different puzzles, no two equal."""
     one, two = np.array([[0, 1], [0, 0]], np.uint8), np.array([[0, 1], [2, 0]], np.uint8)
     mirrored = np.array([[1, 2, 1]], np.uint8)
     pairs = {
@@ -79,7 +85,9 @@ def test_fingerprints_are_equal_up_to_symmetry_and_recolouring_only():
         other = pair.output.copy()
         other[0, 0] = 0 if other[0, 0] else 1
         pairs.append(pair)
-        moved.append(Pair(augment.apply(pair.input, index, colours), augment.apply(pair.output, index, colours)))
+        moved.append(
+            Pair(augment.apply(pair.input, index, colours), augment.apply(pair.output, index, colours))
+        )
         changed.append(Pair(pair.input, other))
     prints = augment.fingerprints(pairs)
     assert np.array_equal(augment.fingerprints(moved), prints) and len(set(prints.tolist())) == 20
@@ -90,7 +98,9 @@ def test_fingerprints_are_equal_up_to_symmetry_and_recolouring_only():
 def test_encode_then_decode_is_the_identity_for_all_sizes():
     for rows in range(1, MAX_SIDE + 1):
         grids = [random_grid(rows, columns) for columns in range(1, MAX_SIDE + 1)]
-        for decoded, grid in zip(canvas.decode(np.stack([canvas.encode(grid) for grid in grids])), grids, strict=True):
+        for decoded, grid in zip(
+            canvas.decode(np.stack([canvas.encode(grid) for grid in grids])), grids, strict=True
+        ):
             assert np.array_equal(decoded, grid)
 
 
@@ -109,11 +119,17 @@ def test_drawing_on_the_canvas_equals_the_plain_encoding_at_every_transform_and_
         row[: grid.shape[0], : grid.shape[1]] = grid
     table = GridTable(torch.from_numpy(pixels), torch.tensor([grid.shape for grid in grids]))
     count, side = 800, 12
-    chosen, index, colours = RNG.integers(0, 64, count), RNG.integers(0, 8, count), augment.random_colours(RNG, count)
+    chosen, index, colours = (
+        RNG.integers(0, 64, count),
+        RNG.integers(0, 8, count),
+        augment.random_colours(RNG, count),
+    )
     offset = RNG.integers(0, 5, (count, 2))
     drawn = canvas.render(table, *(torch.from_numpy(a) for a in (chosen, index, colours, offset)), side)
     for i in range(count):
-        expected = canvas.encode(augment.apply(grids[chosen[i]], index[i], colours[i]), side, tuple(offset[i]))
+        expected = canvas.encode(
+            augment.apply(grids[chosen[i]], index[i], colours[i]), side, tuple(offset[i])
+        )
         assert np.array_equal(drawn[i].numpy(), expected), (index[i], offset[i])
 
 

@@ -1,4 +1,4 @@
-"""What dataset.info says of a dataset is what a plain count finds, and its page shows the batch itself."""
+"""What tools.info says of a dataset is what a plain count finds, and its page shows the batch itself."""
 
 import json
 import re
@@ -9,13 +9,16 @@ import sys
 import numpy as np
 import pytest
 
-from dataset import info, sudoku
-from dataset import store as datasets
 from dataset.batch import DataConfig, materialise
+from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS
+from dataset.store import Leak, Store
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from tests.conftest import load_config, write_store
+from dataset.writer import write_dataset, write_pairs
+from tests.support.grids import write_store
+from tests.support.runs import load_config
+from tools import info
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
@@ -28,8 +31,17 @@ def sudoku_store(folder):
     puzzles, answers, _ = sudoku.generate(4, 6, np.random.default_rng(0))
     splits = {"train": (puzzles[:4], answers[:4]), "test": (puzzles[4:], answers[4:])}
     prints = {"train": np.arange(4, dtype=np.uint64), "test": np.arange(4, 6, dtype=np.uint64)}
-    datasets.write_pairs(folder, splits, game="sudoku", source="generated", seed=0, num_aug=5, details={"size": 4}, fingerprints=prints)
-    return datasets.load(folder)
+    write_pairs(
+        folder,
+        splits,
+        game="sudoku",
+        source="generated",
+        seed=0,
+        num_aug=5,
+        details={"size": 4},
+        fingerprints=prints,
+    )
+    return Store.load(folder)
 
 
 def grid(rows: int, columns: int) -> np.ndarray:
@@ -37,7 +49,7 @@ def grid(rows: int, columns: int) -> np.ndarray:
 
 
 def hand_made_store(folder):
-    """Test tasks: `fits` shows 4x4 and answers 4x4, `misses` shows 4x4 and answers 5x6, `large` shows 8x2; `open` is unlabelled."""
+    """`fits` shows and answers 4x4, `misses` answers 5x6 to 4x4, `large` shows 8x2, `open` is unlabelled."""
     shown = (Pair(grid(4, 4), grid(3, 3)),)
     train = [Task("t", (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(6, 6)),))]
     test = [
@@ -46,8 +58,8 @@ def hand_made_store(folder):
         Task("large", (Pair(grid(8, 2), grid(1, 1)),), (Pair(grid(1, 1), grid(1, 1)),)),
         Task("open", shown, (Pair(grid(4, 4), None),)),
     ]
-    datasets.write(folder, {"a": train, "b": test}, ["b"], layout="fewshot", source="hand", seed=0)
-    return datasets.load(folder)
+    write_dataset(folder, {"a": train, "b": test}, ["b"], layout="fewshot", source="hand", seed=0)
+    return Store.load(folder)
 
 
 def test_counts_and_sizes_are_those_of_a_plain_count(tmp_path):
@@ -56,7 +68,10 @@ def test_counts_and_sizes_are_those_of_a_plain_count(tmp_path):
     tasks = [store.task(index) for index in range(len(store.task_ids))]
     for name, start, stop in (("train", 0, 7), ("test", 7, 11)):
         chosen = tasks[start:stop]
-        demonstrations, queries = [p for t in chosen for p in t.demonstrations], [p for t in chosen for p in t.queries]
+        demonstrations, queries = (
+            [p for t in chosen for p in t.demonstrations],
+            [p for t in chosen for p in t.queries],
+        )
         counts = told["counts"]["splits"][name]
         assert counts == {
             "tasks": len(chosen),
@@ -68,20 +83,33 @@ def test_counts_and_sizes_are_those_of_a_plain_count(tmp_path):
         subset = {"train": "a", "test": "b"}[name]
         assert told["counts"]["subsets"][subset] == {"split": name, **counts}
         means = told["grids"]["mean_cells"][name]
-        assert means["demonstration_pair"] == pytest.approx(np.mean([p.input.size + p.output.size for p in demonstrations]))
+        assert means["demonstration_pair"] == pytest.approx(
+            np.mean([p.input.size + p.output.size for p in demonstrations])
+        )
         assert means["query_input"] == pytest.approx(np.mean([p.input.size for p in queries]))
         sides = [task.max_side for task in chosen]
-        assert told["grids"]["longest_sides"][f"{name}_tasks"] == {str(side): sides.count(side) for side in sorted(set(sides))}
+        assert told["grids"]["longest_sides"][f"{name}_tasks"] == {
+            str(side): sides.count(side) for side in sorted(set(sides))
+        }
     longest = [max(g.shape) for task in tasks for pair in task.pairs for g in (pair.input, pair.output)]
-    assert told["grids"]["longest_sides"]["grids"] == {str(side): longest.count(side) for side in sorted(set(longest))}
+    assert told["grids"]["longest_sides"]["grids"] == {
+        str(side): longest.count(side) for side in sorted(set(longest))
+    }
 
 
 def test_augmentations_are_those_of_the_metadata_and_short_tasks_are_named(tmp_path):
     rng = np.random.default_rng(0)
-    plain = Task("plain", (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(2, 2)),))  # one colour, fully symmetric
-    rich = Task("rich", *(tuple(Pair(*rng.integers(0, 10, (2, 5, 4)).astype(np.uint8)) for _ in range(2)) for _ in range(2)))
-    datasets.write(tmp_path / "d", {"a": [rich], "b": [plain]}, ["b"], layout="puzzle", source="hand", seed=0, num_aug=20)
-    store = datasets.load(tmp_path / "d")
+    plain = Task(
+        "plain", (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(2, 2)),)
+    )  # one colour, fully symmetric
+    rich = Task(
+        "rich",
+        *(tuple(Pair(*rng.integers(0, 10, (2, 5, 4)).astype(np.uint8)) for _ in range(2)) for _ in range(2)),
+    )
+    write_dataset(
+        tmp_path / "d", {"a": [rich], "b": [plain]}, ["b"], layout="puzzle", source="hand", seed=0, num_aug=20
+    )
+    store = Store.load(tmp_path / "d")
     told = info.describe(store, small_config(store))["augmentations"]
     count = store.metadata.augmentations_per_task
     assert count["rich"] == 20 > count["plain"]
@@ -96,11 +124,22 @@ def test_an_answer_beyond_its_canvas_is_a_miss(tmp_path):
     assert (four["side"], six["side"], beyond["side"]) == (4, 6, None)
     shared = {"labelled_tasks": 2, "tasks_fit": 1}
     cells = (3 * (16 + 9) + 4 + 4 + 4 + 16) / (16 * (6 + 4))  # three tasks show a pair; four query inputs
-    expected = {"tasks": 3, "queries": 4, "labelled_queries": 3, "answers_fit": 2, "real_cells": pytest.approx(cells), **shared}
+    expected = {
+        "tasks": 3,
+        "queries": 4,
+        "labelled_queries": 3,
+        "answers_fit": 2,
+        "real_cells": pytest.approx(cells),
+        **shared,
+    }
     assert four["test"] == expected
     assert six["test"]["tasks"] == 0 and six["test"]["real_cells"] is None
     assert six["train"]["tasks"] == 1  # a training task's canvas holds its answer
-    assert (beyond["test"]["tasks"], beyond["test"]["answers_fit"], beyond["test"]["real_cells"]) == (1, 0, None)
+    assert (beyond["test"]["tasks"], beyond["test"]["answers_fit"], beyond["test"]["real_cells"]) == (
+        1,
+        0,
+        None,
+    )
     assert told["tasks_missed"] == ["large", "misses"] and told["total"]["test"]["tasks_fit"] == 1
     with_room = info.describe(store, small_config(store, buckets=[4, 6], canvas_margin=2))["canvas"]
     assert with_room["by_side"][1]["test"]["answers_fit"] == 3 and with_room["tasks_missed"] == ["large"]
@@ -117,8 +156,16 @@ def test_coverage_is_the_one_of_the_evaluation(buckets, fewshot):
 
 @pytest.mark.parametrize("layout", ["fewshot", "puzzle", "pairs"])
 def test_the_page_holds_the_tokens_of_the_batch(layout, tmp_path, fewshot, puzzle):
-    store = {"fewshot": lambda: fewshot, "puzzle": lambda: puzzle, "pairs": lambda: sudoku_store(tmp_path / "d")}[layout]()
-    config = small_config(store, augmentation="random" if layout == "fewshot" else "table", buckets=[4] if layout == "pairs" else [6])
+    store = {
+        "fewshot": lambda: fewshot,
+        "puzzle": lambda: puzzle,
+        "pairs": lambda: sudoku_store(tmp_path / "d"),
+    }[layout]()
+    config = small_config(
+        store,
+        augmentation="random" if layout == "fewshot" else "table",
+        buckets=[4] if layout == "pairs" else [6],
+    )
     info.write_page(tmp_path / "page.html", store, config, 4, seed=3)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     told = json.loads(DATA.search(page).group(1))
@@ -127,23 +174,31 @@ def test_the_page_holds_the_tokens_of_the_batch(layout, tmp_path, fewshot, puzzl
     for step, shown in enumerate(told["samples"]):
         samples = sampler.sample(step)
         batch = materialise(samples, store, store.grid_table).data
-        assert shown["query"]["input"] == batch["inputs"][0].tolist() and shown["query"]["label"] == batch["labels"][0].tolist()
-        assert len(shown["demonstrations"]) == samples.cell.demos and shown["side"] == samples.cell.side
+        assert (
+            shown["query"]["input"] == batch["inputs"][0].tolist()
+            and shown["query"]["label"] == batch["labels"][0].tolist()
+        )
+        assert len(shown["demonstrations"]) == samples.bucket.demos and shown["side"] == samples.bucket.side
         for number, demonstration in enumerate(shown["demonstrations"]):
             assert demonstration["input"] == batch["demo_inputs"][0, number].tolist()
             assert demonstration["label"] == batch["demo_labels"][0, number].tolist()
-        assert store.identifiers[shown["identifier"]] == {"fewshot": shown["task"], "puzzle": shown["name"], "pairs": "<blank>"}[layout]
+        assert (
+            store.identifiers[shown["identifier"]]
+            == {"fewshot": shown["task"], "puzzle": shown["name"], "pairs": "<blank>"}[layout]
+        )
         task = store.task(store.task_ids.index(shown["task"]))
         assert shown["stored"] == [[pair.input.tolist(), pair.output.tolist()] for pair in task.pairs]
         assert np.array_equal(store.pair(samples.query[0]).input, shown["stored"][shown["query"]["pair"]][0])
-    assert not re.search(r"https?://|\b(src|href)\s*=|@import|url\(|\bfetch\(|\bimport\(|XMLHttpRequest|innerHTML", page)
+    assert not re.search(
+        r"https?://|\b(src|href)\s*=|@import|url\(|\bfetch\(|\bimport\(|XMLHttpRequest|innerHTML", page
+    )
 
 
 def test_an_id_cannot_break_out_of_the_page(tmp_path):
     hostile = "</script><script>document.title = 'broken'</script>"
     task = Task(hostile, (Pair(grid(2, 2), grid(2, 2)),), (Pair(grid(2, 2), grid(2, 2)),))
-    datasets.write(tmp_path / "d", {"a": [task], "b": []}, ["b"], layout="fewshot", source="hand", seed=0)
-    store = datasets.load(tmp_path / "d")
+    write_dataset(tmp_path / "d", {"a": [task], "b": []}, ["b"], layout="fewshot", source="hand", seed=0)
+    store = Store.load(tmp_path / "d")
     info.write_page(tmp_path / "page.html", store, small_config(store, augmentation="none"), 1, 0)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("</script") == info.TEMPLATE.read_text(encoding="utf-8").count("</script")
@@ -157,8 +212,21 @@ def test_the_browser_draws_every_sample(tmp_path):
         pytest.skip("no chromium on this machine")
     store = sudoku_store(tmp_path / "d")
     info.write_page(tmp_path / "page.html", store, small_config(store, buckets=[4]), 3, 0)
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run([chromium, *flags, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--dump-dom",
+    ]
+    done = subprocess.run(
+        [chromium, *flags, (tmp_path / "page.html").as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     drawn = done.stdout.split("<main", 1)[1].split("</main>", 1)[0]
     assert drawn.count("<article>") == 3 and drawn.count('aria-label="query label, 4 rows by 4 columns"') == 3
     assert len(re.findall(r"<canvas[^>]* width=", drawn)) == drawn.count("<canvas") > 12
@@ -166,7 +234,7 @@ def test_the_browser_draws_every_sample(tmp_path):
 
 def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, capsys):
     def command(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["dataset.info", *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", ["tools.info", *map(str, arguments)])
         info.main()
         return capsys.readouterr().out
 
@@ -176,9 +244,17 @@ def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, ca
     assert "an answer does not fit: large, misses" in text
     assert f"{store.metadata.sha256['tasks.npz']}  verified" in text
     told = json.loads(command(store.path, *canvas, "--json", "--page", tmp_path / "page.html"))
-    assert told["content_hash"] == store.metadata.content_hash and told["canvas"]["tasks_missed"] == ["large", "misses"]
+    assert told["content_hash"] == store.metadata.content_hash and told["canvas"]["tasks_missed"] == [
+        "large",
+        "misses",
+    ]
     assert (tmp_path / "page.html").is_file()
-    assert json.loads(command(store.path, "--json"))["canvas"]["sides"] == [10, 15, 20, 30]  # grids up to 30x30: data=arc1
+    assert json.loads(command(store.path, "--json"))["canvas"]["sides"] == [
+        10,
+        15,
+        20,
+        30,
+    ]  # grids up to 30x30: data=arc1
     game = sudoku_store(tmp_path / "game")
     assert json.loads(command(game.path, "--json"))["canvas"]["sides"] == [4]
     (store.path / "tasks.npz").write_bytes(b"other")
@@ -196,10 +272,15 @@ def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, ca
 
 
 def test_leaks_and_left_out_tasks_are_reported(tmp_path):
-    tasks = {name: [Task(f"{name}0", (Pair(grid(2, 2), grid(1, 2)),), (Pair(grid(2, 2), grid(2, 1)),))] for name in "ab"}
-    leaks, left_out = [datasets.Leak(train_task="a0", test_task="b0")], {"oversized": [f"x{i}" for i in range(12)]}
-    datasets.write(tmp_path / "d", tasks, ["b"], layout="fewshot", source="hand", seed=0, leaks=leaks, left_out=left_out)
-    store = datasets.load(tmp_path / "d")
+    tasks = {
+        name: [Task(f"{name}0", (Pair(grid(2, 2), grid(1, 2)),), (Pair(grid(2, 2), grid(2, 1)),))]
+        for name in "ab"
+    }
+    leaks, left_out = [Leak(train_task="a0", test_task="b0")], {"oversized": [f"x{i}" for i in range(12)]}
+    write_dataset(
+        tmp_path / "d", tasks, ["b"], layout="fewshot", source="hand", seed=0, leaks=leaks, left_out=left_out
+    )
+    store = Store.load(tmp_path / "d")
     told = info.describe(store, small_config(store))
     assert told["leaks"] == [{"train_task": "a0", "test_task": "b0"}] and told["left_out"] == left_out
     text = info.as_text(told)

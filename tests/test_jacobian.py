@@ -1,4 +1,5 @@
-"""Jacobian descent: what an objective is, its gradient, how gradients are combined, and when all of it is plain training."""
+"""Jacobian descent: what an objective is, its gradient, how gradients are combined, and when all of it is
+plain training."""
 
 import copy
 import itertools
@@ -20,14 +21,13 @@ from config import compose
 from config.schema import PretrainConfig
 from dataset.batch import Batch
 from dataset.canvas import IGNORE_LABEL_ID
+from dataset.store import Store
 from models.act import act_step, initial_carry
 from models.context import Noise, PuzzleEmbedding
 from models.core import answers_after_every_cycle
 from models.losses import TOKEN_LOSSES, ObjectiveConfig, act_loss, halting_losses, sample_loss
 from pretrain_etrm import train
-from tests.conftest import load_config
-from tests.test_modes import start
-from tests.test_training import ALONE, TRAINER, Trainer, arguments_for
+from tests.support.runs import ALONE, TRAINER, Trainer, arguments_for, load_config
 from training.aggregation import AGGREGATORS, REGULARISATION, statistics, weigh, weighting
 from training.jacobian import Jacobian, objectives_of
 from training.splits import ALIASES, SPLITS, Numbering, Sizes
@@ -54,6 +54,16 @@ CASES = {
 }
 
 
+def start(store: Store, config: PretrainConfig, world: World = ALONE) -> Trainer:
+    """A trainer whose samples halt after different numbers of ACT steps."""
+    trainer = Trainer(store, config=config, world=world)
+    head, generator = trainer.state.model.q_head, torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator))
+        head.bias.zero_()
+    return trainer
+
+
 @pytest.fixture(scope="module")
 def cases(fewshot, puzzle):
     """Of a case and further options, a trainer whose first batch is about to be computed."""
@@ -63,7 +73,7 @@ def cases(fewshot, puzzle):
         layout, *rest = CASES[case]
         store = stores[layout]
         config = load_config(store, *BASE, *rest, *options)
-        return start((store, config), world)
+        return start(store, config, world)
 
     return build
 
@@ -80,9 +90,11 @@ def rows_of(trainer: Trainer, steps: int = 1) -> Jacobian:
     """The rows of the first update, after some ACT steps."""
     batch = trainer.batch()
     carry = initial_carry(trainer.state.model, batch.data)
-    jacobian = objectives_of(trainer.state, carry, batch, trainer.settings)
+    jacobian = objectives_of(trainer.state, carry, batch, trainer.config, trainer.world)
     for _ in range(steps):
-        carry, _ = accumulate(trainer.state, carry, batch, trainer.settings, divisor=1, objectives=jacobian)
+        carry, _ = accumulate(
+            trainer.state, carry, batch, trainer.config, ALONE, divisor=1, objectives=jacobian
+        )
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
     return jacobian
 
@@ -120,7 +132,7 @@ def gradient(trainer: Trainer, loss: Tensor) -> Tensor:
 
 def written_out(trainer: Trainer, split: str, halting: str) -> list[Tensor]:
     """The objectives of the first ACT step of a whole batch, one term after the other."""
-    model, objective, batch = trainer.state.model, trainer.settings.objective, trainer.batch()
+    model, objective, batch = trainer.state.model, trainer.config.objective, trainer.batch()
     with answers_after_every_cycle(model, split.startswith("internal")):
         output = act_step(model, initial_carry(model, batch.data), batch.data, noise=noise_of(trainer, batch))
     labels = batch.data["labels"]
@@ -165,10 +177,11 @@ def written_out(trainer: Trainer, split: str, halting: str) -> list[Tensor]:
 
 
 def noise_of(trainer: Trainer, batch: Batch) -> Noise:
-    return _noise(trainer.state, batch, trainer.settings)
+    return _noise(trainer.state, batch, trainer.config, trainer.world)
 
 
-# Every split in the first case, and in the others those that meet the model in another way. A cell is a backward pass.
+# Every split in the first case, and in the others those that meet the model in another way. A cell is a
+# backward pass.
 ROWS = [
     *(("trm", split, "inside") for split in MANY if not split.endswith("instance_cell")),
     *(("trm", split, "apart") for split in MANY if split not in ("loss_terms", "supervision_instance_cell")),
@@ -207,10 +220,10 @@ def test_the_rows_add_up_to_the_summed_loss(cases, case, split):
     found = matrix(trainer, rows_of(trainer)).sum(0)
     with answers_after_every_cycle(model, split.startswith("internal")):
         output = act_step(model, initial_carry(model, batch.data), batch.data, noise=noise_of(trainer, batch))
-    loss = act_loss(output, trainer.settings.objective)[0]
-    weight = trainer.settings.objective.internal_weight if split == "internal" else 1.0
+    loss = act_loss(output, trainer.config.objective)[0]
+    weight = trainer.config.objective.internal_weight if split == "internal" else 1.0
     for logits in output.earlier_logits:
-        loss = loss + weight * sample_loss(logits, batch.data["labels"], trainer.settings.objective).sum()
+        loss = loss + weight * sample_loss(logits, batch.data["labels"], trainer.config.objective).sum()
     expected = gradient(trainer, loss)
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
@@ -225,7 +238,7 @@ def test_the_rows_of_later_steps_add_up_too_with_portions_and_groups(cases):
     batch = whole.batch()
     carry = initial_carry(whole.state.model, batch.data)
     for _ in range(3):
-        carry, _ = accumulate(whole.state, carry, batch, whole.settings, divisor=1)
+        carry, _ = accumulate(whole.state, carry, batch, whole.config, ALONE, divisor=1)
         carry = replace(carry, halted=torch.zeros_like(carry.halted))
     jacobian = rows_of(parts, steps=3)
     assert sorted(jacobian.rows) == [0, 1, 2]
@@ -268,14 +281,17 @@ def test_groups_are_drawn_anew_at_every_step_and_alike_after_a_resume(cases):
         trainer.state.step = step
         batch = trainer.batch()
         carry = initial_carry(trainer.state.model, batch.data)
-        return objectives_of(trainer.state, carry, batch, trainer.settings).numbering.dealt.tolist()
+        return objectives_of(
+            trainer.state, carry, batch, trainer.config, trainer.world
+        ).numbering.dealt.tolist()
 
     assert dealt(3) == dealt(3) != dealt(4)
 
 
 def solved(gramian: Tensor) -> Tensor:
-    """m times UPGrad's weights (m,), written anew: of every row the v >= e_i with the least v G v. Every set of weights that may
-    lie at their bound is tried. Where gradients depend on each other, the regularisation decides, beside their squared lengths."""
+    """m times UPGrad's weights (m,), written anew: of every row the v >= e_i with the least v G v. Every set
+    of weights that may lie at their bound is tried. Where gradients depend on each other, the regularisation
+    decides, beside their squared lengths."""
     count = len(gramian)
     squares = gramian.diagonal().where(gramian.diagonal() > 0, torch.ones(()).double())
     gramian = (gramian + REGULARISATION * (gramian.diagonal() > 0).sum() * squares.diag()).numpy()
@@ -380,7 +396,9 @@ def test_a_missing_package_is_named(monkeypatch):
 
 def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tensor]]:
     """The losses of some updates, and the weights after them."""
-    results = [train_step(trainer.state, trainer.batch(), trainer.settings) for _ in range(updates)]
+    results = [
+        train_step(trainer.state, trainer.batch(), trainer.config, trainer.world) for _ in range(updates)
+    ]
     assert all(result.updated for result in results)
     return [
         (result.metrics["loss"] / result.metrics["rows"]).item() for result in results
@@ -505,9 +523,9 @@ def shared(stores: dict, name: str, world: World = ALONE) -> dict[str, Tensor]:
     case, options = SHARED[name]
     layout, *rest = CASES[case]
     config = load_config(stores[layout], *BASE, *rest, *options, f"objective.aggregator={UPGRAD}")
-    trainer = start((stores[layout], config), world)
+    trainer = start(stores[layout], config, world)
     for _ in range(2):
-        result = train_step(trainer.state, trainer.batch(), trainer.settings)
+        result = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world)
     return {**trainer.state.model.state_dict(), "similarity": result.metrics["jacobian/gd_similarity"]}
 
 

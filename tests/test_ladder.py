@@ -13,11 +13,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from config import compose
-from config.schema import EvaluateConfig, PretrainConfig
+from config.schema import PretrainConfig
+from evaluation.session import EvaluateConfig
 from experiments import ladder
 from experiments.ladder import Ladder, Result, append, read_ladder, read_results
 from experiments.tables import fill
-from tests.conftest import TINY
+from tests.support.runs import TINY
 from utils.errors import UserError
 
 RESULT = Result(
@@ -32,7 +33,9 @@ def test_every_recipe_is_a_valid_run(name):
     config = compose.load(PretrainConfig, "pretrain", [*recipe.overrides, "run_name=r"])
     assert recipe.subsets and recipe.rung in "abc" and config.encoder is not None
     for protocol in recipe.subsets:
-        asked = compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", *ladder.evaluation_of(recipe, protocol)])
+        asked = compose.load(
+            EvaluateConfig, "evaluate", ["checkpoint=r", *ladder.evaluation_of(recipe, protocol)]
+        )
         assert asked.protocol.name == protocol.split()[0]
 
 
@@ -47,13 +50,18 @@ def test_a_protocol_of_a_recipe_may_have_its_own_number_of_views():
 def test_a_recipe_inherits_what_it_does_not_name():
     own = read_ladder().recipe("a-all-rules-64")
     base = read_ladder().recipe("a-all")
-    assert own.overrides == base.overrides and own.subsets == base.subsets and own.data == "small-64" != base.data
+    assert (
+        own.overrides == base.overrides
+        and own.subsets == base.subsets
+        and own.data == "small-64" != base.data
+    )
     with pytest.raises(UserError, match="no recipe a-al; did you mean 'a-all'|no recipe a-al.*a-all"):
         read_ladder().recipe("a-al")
 
 
 @pytest.mark.parametrize(
-    "recipe, words", [({"title": "t", "dat": "d"}, "recipes.r.dat"), ({"title": "t", "data": "e"}, "recipe r: no dataset e")]
+    "recipe, words",
+    [({"title": "t", "dat": "d"}, "recipes.r.dat"), ({"title": "t", "data": "e"}, "recipe r: no dataset e")],
 )
 def test_a_malformed_recipe_is_one_message(recipe, words, tmp_path):
     OmegaConf.save({"datasets": {"d": "m"}, "recipes": {"r": recipe}}, tmp_path / "ladder.yaml")
@@ -73,10 +81,19 @@ def test_a_dataset_may_be_made_of_another(tmp_path, monkeypatch):
     data = tmp_path / "with space"
     assert ladder.dataset("b", recipes, data) == ladder.dataset("b", recipes, data) == data / "ladder-b"
     a, b = str(data / "ladder-a"), str(data / "ladder-b")
-    assert built == [("-m", "build", "a", "--output-dir", a), ("-m", "build", "b", "--dataset", f"x={a}", "--output-dir", b)]
-    with pytest.raises(UserError, match="ladder-a was not built by what ladder.yaml says now, build other; delete it"):
-        ladder.dataset("b", recipes.model_copy(update={"datasets": {**recipes.datasets, "a": "build other"}}), data)
-    OmegaConf.save({"datasets": {"b": "build --dataset x=@a", "a": "m"}, "recipes": {}}, tmp_path / "ladder.yaml")
+    assert built == [
+        ("-m", "build", "a", "--output-dir", a),
+        ("-m", "build", "b", "--dataset", f"x={a}", "--output-dir", b),
+    ]
+    with pytest.raises(
+        UserError, match="ladder-a was not built by what ladder.yaml says now, build other; delete it"
+    ):
+        ladder.dataset(
+            "b", recipes.model_copy(update={"datasets": {**recipes.datasets, "a": "build other"}}), data
+        )
+    OmegaConf.save(
+        {"datasets": {"b": "build --dataset x=@a", "a": "m"}, "recipes": {}}, tmp_path / "ladder.yaml"
+    )
     with pytest.raises(UserError, match="dataset b: @a is no dataset above it"):
         read_ladder(tmp_path / "ladder.yaml")
 
@@ -95,10 +112,16 @@ def test_results_are_appended_once_and_the_last_of_equals_counts(tmp_path):
 def test_a_table_shows_the_mean_over_seeds_the_widest_interval_and_the_controls():
     recipes = Ladder(
         datasets={"d": "m"},
-        recipes={name: {"title": name.upper(), "rung": "a", "data": "d", "subsets": {"inductive": ["test"]}} for name in ("r", "none")},
+        recipes={
+            name: {"title": name.upper(), "rung": "a", "data": "d", "subsets": {"inductive": ["test"]}}
+            for name in ("r", "none")
+        },
     )
     results = [RESULT, replace(RESULT, value=0.7, ci_low=0.6, ci_high=0.8, seeds=[1])]
-    results += [replace(RESULT, control="query_only", value=0.1), replace(RESULT, metric="ARC/pass@2", value=0.9)]
+    results += [
+        replace(RESULT, control="query_only", value=0.1),
+        replace(RESULT, metric="ARC/pass@2", value=0.9),
+    ]
     text = "before\n<!-- ladder: r none -->\nold\n<!-- ladder end -->\nafter\n"
     filled = fill(text, recipes, results)
     assert "| `r`: R | inductive | 0.600 [0.400, 0.800], n 100; 0.100, - | 2 | 12 |" in filled
@@ -117,24 +140,37 @@ def test_a_recipe_is_trained_evaluated_and_then_left_alone(tmp_path, fewshot, mo
     shutil.copytree(fewshot.path, tmp_path / "data" / "ladder-d")
     (tmp_path / "data" / "ladder-d.txt").write_text("no.such.builder\n")
     monkeypatch.setattr(ladder, "read_ladder", lambda: read_ladder(tmp_path / "ladder.yaml"))
-    folders = ["--output-dir", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data"), "--results", str(tmp_path / "results.jsonl")]
+    folders = [
+        "--output-dir",
+        str(tmp_path / "runs"),
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--results",
+        str(tmp_path / "results.jsonl"),
+    ]
     monkeypatch.setattr("sys.argv", ["ladder", "r", "--seeds", "3", *folders])
     for _ in range(2):
         with pytest.raises(SystemExit) as ended:
             ladder.main()
-        assert ended.value.code == 1 and "FAIL r b, inductive, model: ARC/pass@1 0.000" in capsys.readouterr().out
+        assert (
+            ended.value.code == 1
+            and "FAIL r b, inductive, model: ARC/pass@1 0.000" in capsys.readouterr().out
+        )
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert {(line["control"], line["metric"]) for line in lines} == {
-        (control, metric) for control in ("none", "query_only", "shuffled_demonstrations") for metric in ladder.METRICS
+        (control, metric)
+        for control in ("none", "query_only", "shuffled_demonstrations")
+        for metric in ladder.METRICS
     }
-    assert len(lines) == 6 and all(line["seeds"] == [3] and line["n"] == 5 and line["wall_seconds"] > 0 for line in lines)
+    assert len(lines) == 6 and all(
+        line["seeds"] == [3] and line["n"] == 5 and line["wall_seconds"] > 0 for line in lines
+    )
 
 
 def test_a_request_to_stop_reaches_the_training_run_which_saves(tmp_path):
     ready = tmp_path / "ready"
-    child = (
-        f"import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); pathlib.Path({str(ready)!r}).touch()"
-    )
+    child = "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(75)); "
+    child += f"pathlib.Path({str(ready)!r}).touch()"
 
     def stop() -> None:
         while not ready.exists():

@@ -1,4 +1,4 @@
-"""What a run records: every metric under a documented name, pictures, its environment; and what it asks for that is missing."""
+"""What a run records: documented metrics, pictures, its environment; and what it asks for that is missing."""
 
 import json
 import re
@@ -12,23 +12,26 @@ import torch
 from PIL import Image
 
 from dataset.batch import materialise
+from dataset.layouts import LAYOUTS
 from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet
 from evaluation import pictures
 from evaluation.canvas_scores import CanvasScores
-from evaluation.evaluate import metric_names
+from evaluation.run import metric_names
 from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
-from tests.conftest import ROOT, load_config
+from tests.support.runs import ROOT, load_config, metrics_of, train_here
 from utils import logging
 from utils.distributed import World
 from utils.errors import UserError
 from utils.images import write_png
 from utils.logging import LoggingConfig, RunLogger
 
-QUIET = LoggingConfig(wandb="disabled", tensorboard=False, progress=False, images_interval=None, images_samples=2)
+QUIET = LoggingConfig(
+    wandb="disabled", tensorboard=False, progress=False, images_interval=None, images_samples=2
+)
 VARIATIONAL = ["encoder=variational", "encoder.num_layers=1"]
 OBJECTIVES = [f"objective.{name}_weight=0.01" for name in ("kl", "reconstruct", "contrastive")]
 
@@ -39,7 +42,13 @@ def metrics(folder) -> list[dict]:
 
 def trained(store: Store, folder, *overrides: str) -> list[dict]:
     """The lines of a run of two steps, scored at the end."""
-    options = ("train_steps=2", "eval_interval=2", "evaluation.num_views=2", "evaluation.pass_ks=[1,2]", "run_name=r")
+    options = (
+        "train_steps=2",
+        "eval_interval=2",
+        "evaluation.num_views=2",
+        "evaluation.pass_ks=[1,2]",
+        "run_name=r",
+    )
     train(load_config(store, *options, f"output_dir={folder}", *overrides))
     return metrics(folder)
 
@@ -48,8 +57,19 @@ def trained(store: Store, folder, *overrides: str) -> list[dict]:
 def run_of_everything(fewshot, tmp_path_factory):
     """One run with every term of the loss, controls and pictures."""
     folder = tmp_path_factory.mktemp("run")
-    options = ["arch.no_ACT_continue=false", "evaluation.controls=[query_only,shuffled_demonstrations,copy_input]"]
-    return folder, trained(fewshot, folder, *VARIATIONAL, *OBJECTIVES, *options, "logging.images_interval=2", "logging.images_samples=2")
+    options = [
+        "arch.no_ACT_continue=false",
+        "evaluation.controls=[query_only,shuffled_demonstrations,copy_input]",
+    ]
+    return folder, trained(
+        fewshot,
+        folder,
+        *VARIATIONAL,
+        *OBJECTIVES,
+        *options,
+        "logging.images_interval=2",
+        "logging.images_samples=2",
+    )
 
 
 def documented() -> set[str]:
@@ -64,7 +84,9 @@ def as_documented(name: str) -> str:
     return re.sub(r"@\d+$", "@k", re.sub(r"cycle_\d+", "cycle_N", name))
 
 
-def test_every_logged_name_is_documented_and_every_documented_name_is_logged(run_of_everything, fewshot, tmp_path):
+def test_every_logged_name_is_documented_and_every_documented_name_is_logged(
+    run_of_everything, fewshot, tmp_path
+):
     internal = ("objective.split=internal", "objective.aggregator=mean")
     lines = run_of_everything[1] + trained(fewshot, tmp_path, "encoder=memory", *internal)
     logged = {as_documented(name) for line in lines for name in line if name not in ("step", "protocol")}
@@ -73,9 +95,13 @@ def test_every_logged_name_is_documented_and_every_documented_name_is_logged(run
 
 def test_the_names_of_an_evaluation_are_known_before_it(run_of_everything, fewshot):
     controls = ["query_only", "shuffled_demonstrations", "copy_input"]
-    config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(update={"controls": controls})
+    config = load_config(fewshot, "evaluation.pass_ks=[1,2]").evaluation.model_copy(
+        update={"controls": controls}
+    )
     (line,) = (line for line in run_of_everything[1] if "protocol" in line)
-    assert {*metric_names(config, "fewshot")} == {name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))}
+    assert {*metric_names(config, LAYOUTS["fewshot"])} == {
+        name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))
+    }
 
 
 def test_a_puzzle_run_logs_the_same_evaluation_names(run_of_everything, puzzle, tmp_path):
@@ -101,9 +127,14 @@ def test_losses_are_means_over_all_rows_and_the_others_over_those_that_halted():
 def test_speeds_are_consistent_with_each_other(run_of_everything):
     train_line = [line for line in run_of_everything[1] if "train/loss" in line][-1]
     (evaluation,) = (line for line in run_of_everything[1] if "protocol" in line)
-    seconds, samples = train_line["timing/train_time_per_interval_seconds"], train_line["timing/train_samples_this_interval"]
+    seconds, samples = (
+        train_line["timing/train_time_per_interval_seconds"],
+        train_line["timing/train_samples_this_interval"],
+    )
     assert samples == 8 and train_line["timing/train_samples_per_second"] == pytest.approx(samples / seconds)
-    assert train_line["timing/train_ms_per_step"] == pytest.approx(8 * train_line["timing/train_ms_per_sample"])
+    assert train_line["timing/train_ms_per_step"] == pytest.approx(
+        8 * train_line["timing/train_ms_per_sample"]
+    )
     # 7 queries in two views, asked plainly and under two controls that the model answers
     assert evaluation["timing/eval_samples_this_interval"] == 3 * 7 * 2
     ratio = train_line["timing/train_samples_per_second"] / evaluation["timing/eval_samples_per_second"]
@@ -112,7 +143,7 @@ def test_speeds_are_consistent_with_each_other(run_of_everything):
 
 
 def test_means_over_single_views_count_what_can_be_compared(fewshot):
-    """Answers made of the truth, one of them with one wrong cell; the row that only fills the batch counts nowhere."""
+    """Answers made of the truth, one with a wrong cell; the row that only fills the batch counts nowhere."""
     questions = EvaluationSet(fewshot, load_config(fewshot).data, "test", 2, 0)
     scores = CanvasScores(fewshot, fewshot.grid_table, load_config(fewshot).objective)
     batches = list(questions.batches(4))
@@ -139,8 +170,10 @@ def test_queries_whose_answer_is_unknown_count_nowhere_in_the_means(fewshot):
     questions = EvaluationSet(fewshot, load_config(fewshot).data, "test", 1, 0)
     (batch, *_) = questions.batches(1)
     (pair,) = batch.samples.query
-    unknown = replace(fewshot, pair_output=np.where(np.arange(len(fewshot.pair_output)) == pair, -1, fewshot.pair_output))
-    cells = batch.samples.cell.side**2
+    unknown = replace(
+        fewshot, pair_output=np.where(np.arange(len(fewshot.pair_output)) == pair, -1, fewshot.pair_output)
+    )
+    cells = batch.samples.bucket.side**2
     answer = Answer(torch.zeros(1, cells, 12), torch.zeros(1), torch.ones(1))
     for store, expected in ((fewshot, True), (unknown, False)):
         scores = CanvasScores(store, store.grid_table, load_config(fewshot).objective)
@@ -154,7 +187,11 @@ def test_a_run_says_what_it_ran_on_each_time_it_starts(fewshot, tmp_path):
     first, second = json.loads((tmp_path / "r" / "environment.json").read_text())
     assert (first["step"], second["step"]) == (0, 2)
     assert first["data"]["hash"] == fewshot.metadata.content_hash and first["parameters"]["core"] > 0
-    assert first["packages"]["torch"].startswith("2.") and first["processes"] == 1 and first["gpu_memory_gb"] is None
+    assert (
+        first["packages"]["torch"].startswith("2.")
+        and first["processes"] == 1
+        and first["gpu_memory_gb"] is None
+    )
     assert first["git_commit"] and first["command"] and first["device"].endswith("threads")
 
 
@@ -166,7 +203,10 @@ def test_a_png_holds_its_pixels(tmp_path):
 
 def test_a_run_draws_what_it_predicts(run_of_everything):
     folder = run_of_everything[0] / "r" / "images"
-    assert sorted(file.name for file in folder.iterdir()) == ["eval_predictions_2.png", "train_predictions_2.png"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "eval_predictions_2.png",
+        "train_predictions_2.png",
+    ]
     assert all(Image.open(file).mode == "RGB" for file in folder.iterdir())
 
 
@@ -176,7 +216,7 @@ def test_a_picture_shows_cells_in_their_colours_and_frames_the_prediction():
     for prediction, frame in ((grid, pictures.RIGHT), (grid.T, pictures.WRONG), (None, pictures.WRONG)):
         pixels = pictures.draw([pictures.Shown([Pair(grid, grid)], grid, prediction, grid)])
         count = (pixels == red).all(-1).sum()
-        # a pair, the query, the truth, and the prediction if there is one, each with one red cell within its lines
+        # a pair, the query, the truth, and a prediction if there is one, each with a red cell in its lines
         assert count == (4 + (prediction is not None)) * (pictures.CELL - 1) ** 2
         assert (pixels == frame).all(-1).any()
         assert not (pixels == (pictures.WRONG if frame is pictures.RIGHT else pictures.RIGHT)).all(-1).any()
@@ -191,7 +231,13 @@ class Recorder:
     """Stands in for TensorBoard's writer."""
 
     def __init__(self, folder, purge_step):
-        self.folder, self.purge_step, self.scalars, self.images, self.closed = folder, purge_step, [], [], False
+        self.folder, self.purge_step, self.scalars, self.images, self.closed = (
+            folder,
+            purge_step,
+            [],
+            [],
+            False,
+        )
         Recorder.made = self
 
     def add_scalar(self, *scalar):
@@ -227,9 +273,13 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch):
         ("tensorboard", "tensorboard", {"tensorboard": True}),
     ],
 )
-def test_a_missing_package_is_one_message_before_anything_is_written(missing, package, changes, tmp_path, monkeypatch):
+def test_a_missing_package_is_one_message_before_anything_is_written(
+    missing, package, changes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(logging, "find_spec", lambda name: None if name == missing else name)
-    with pytest.raises(UserError, match=f"ask for {package}, which is not installed: pip install {package}, or logging"):
+    with pytest.raises(
+        UserError, match=f"ask for {package}, which is not installed: pip install {package}, or logging"
+    ):
         RunLogger(QUIET.model_copy(update=changes), tmp_path, "p", "n", {}, World(), 10, 0)
     assert not list(tmp_path.iterdir())
 
@@ -242,7 +292,9 @@ def test_wandb_continues_the_run_of_its_folder_and_no_other_of_its_name(tmp_path
     monkeypatch.setattr(logging, "find_spec", lambda name: name)
     for folder in ("a", "a", "b"):
         (tmp_path / folder).mkdir(exist_ok=True)
-        RunLogger(QUIET.model_copy(update={"wandb": "offline"}), tmp_path / folder, "p", "n", {}, World(), 10, 0).close()
+        RunLogger(
+            QUIET.model_copy(update={"wandb": "offline"}), tmp_path / folder, "p", "n", {}, World(), 10, 0
+        ).close()
     first, again, other = (options["id"] for options in asked)
     assert first == again != other and {options["name"] for options in asked} == {"n"}
 
@@ -254,3 +306,20 @@ def test_other_ranks_write_nothing(tmp_path):
     logger.say("nothing")
     logger.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_the_log_says_what_is_frozen_and_at_which_rate_the_encoder_learns(fewshot, puzzle, tmp_path):
+    staged = (
+        "train_steps=4",
+        "freeze_decoder_steps=2",
+        "encoder_lr=3e-4",
+        "lr_warmup_steps=0",
+        "log_interval=1",
+    )
+    lines = metrics_of(train_here(fewshot, tmp_path / "a", *staged))
+    assert [line["train/decoder_frozen"] for line in lines] == [1, 1, 0, 0]
+    assert [line["train/encoder_frozen"] for line in lines] == [0] * 4
+    assert {line["train/encoder_lr"] for line in lines} == {3e-4}
+    assert {line["train/lr"] for line in lines} == {1e-4}
+    (line,) = metrics_of(train_here(puzzle, tmp_path / "b", "train_steps=1", "log_interval=1"))
+    assert line["train/decoder_frozen"] == 0 and "train/encoder_frozen" not in line

@@ -8,57 +8,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dataset.batch import Batch, Cell
-from dataset.canvas import IGNORE_LABEL_ID, PAD
+from dataset.canvas import IGNORE_LABEL_ID
 from models.act import act_step, exploration, initial_carry
-from models.layers import Attention, Embedding, rms_norm, rotary_line, rotary_square, swiglu_width, truncated_normal
-from models.losses import ObjectiveConfig, act_loss, softmax_cross_entropy, stablemax_cross_entropy
-from models.pretrained import load_original
-from models.trm import DataSizes, RecursiveModel, build_model
-from tests.conftest import load_config
-from tests.golden import check as golden
-from utils.errors import UserError
-
-OBJECTIVE = ObjectiveConfig(
-    loss_type="softmax_cross_entropy",
-    halt_loss_weight=0.5,
-    kl_weight=0.0,
-    reconstruct_weight=0.0,
-    contrastive_weight=0.0,
-    contrastive_temperature=0.1,
+from models.layers import (
+    Attention,
+    Embedding,
+    rms_norm,
+    rotary_line,
+    rotary_square,
+    swiglu_width,
+    truncated_normal,
 )
-SIDE = 6
-
-
-def episodes(batch: int = 4, demos: int = 3, seed: int = 0) -> Batch:
-    """Random episodes with grids of 4x4 on a 6x6 canvas."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def tokens(*shape: int) -> torch.Tensor:
-        canvas = torch.full((*shape, SIDE, SIDE), PAD, dtype=torch.uint8)
-        canvas[..., :4, :4] = torch.randint(2, 12, (*shape, 4, 4), generator=generator, dtype=torch.uint8)
-        return canvas.flatten(-2)
-
-    answer = tokens(batch).long()
-    data = {
-        "inputs": tokens(batch),
-        "labels": answer.masked_fill(answer == PAD, IGNORE_LABEL_ID),
-        "puzzle_identifiers": torch.arange(1, batch + 1, dtype=torch.int32),
-        "demo_inputs": tokens(batch, demos),
-        "demo_labels": tokens(batch, demos),
-        "demo_mask": torch.ones(batch, demos, dtype=torch.bool),
-    }
-    return Batch(Cell(SIDE, demos), data)
-
-
-def make_model(store, *overrides: str, seed: int = 0) -> RecursiveModel:
-    torch.manual_seed(seed)
-    config = load_config(store, *overrides)
-    return build_model(config.arch, DataSizes(12, store.metadata.num_puzzle_identifiers, SIDE**2), config.encoder)
-
-
-def one_loss(model: RecursiveModel, data: dict) -> torch.Tensor:
-    return act_loss(act_step(model, initial_carry(model, data), data), OBJECTIVE)[0]
+from models.losses import act_loss, softmax_cross_entropy, stablemax_cross_entropy
+from models.pretrained import load_original
+from models.trm import RecursiveModel
+from tests.golden import check as golden
+from tests.support.models import OBJECTIVE, episodes, make_model, one_loss
+from utils.errors import UserError
 
 
 def test_the_original_trm_is_matched():
@@ -109,7 +75,10 @@ def test_rotary_scores_depend_on_the_offset_only():
     square = rotary_square(8, 16, torch.device("cpu"))
 
     def scores(table, places):
-        return [(table.rows(torch.tensor([a]))(query) * table.rows(torch.tensor([b]))(key)).sum() for a, b in places]
+        return [
+            (table.rows(torch.tensor([a]))(query) * table.rows(torch.tensor([b]))(key)).sum()
+            for a, b in places
+        ]
 
     a, b, c = scores(line, [(0, 3), (2, 5), (2, 6)])
     assert torch.allclose(a, b, atol=1e-5) and not torch.allclose(a, c, atol=1e-3)
@@ -118,8 +87,11 @@ def test_rotary_scores_depend_on_the_offset_only():
 
 
 def test_turned_values_say_where_they_were_seen_from_the_reader():
-    """Uniform attention, so that positions cannot decide what is read: the same tokens at other places are read as something else
-    with turned values, as the same without; moving all of them together never matters."""
+    """Uniform attention, so that positions cannot decide what is read.
+
+    The same tokens at other places are read as something else with turned values, as the same without;
+    moving all of them together never matters.
+    """
     torch.manual_seed(0)
     attention, x = Attention(32, 2), torch.randn(1, 3, 32)
     with torch.no_grad():
@@ -142,7 +114,12 @@ def test_memory_gives_what_the_same_tokens_in_the_sequence_would_give(values):
     table = dataclasses.replace(rotary_line(12, 16, torch.device("cpu")), values=values)
     mask = torch.cat((torch.ones(2, 5, dtype=torch.bool), valid), 1)[:, None, None]
     whole = attention(torch.cat((x, memory), 1), table, mask)[:, :5]
-    read = attention(x, table.rows(torch.arange(5)), mask, attention.project_memory(memory, table.rows(torch.arange(5, 12))))
+    read = attention(
+        x,
+        table.rows(torch.arange(5)),
+        mask,
+        attention.project_memory(memory, table.rows(torch.arange(5, 12))),
+    )
     assert torch.allclose(whole, read, atol=1e-6)
 
 
@@ -225,7 +202,9 @@ def test_stablemax_matches_float64_and_has_finite_gradients_at_its_poles():
 
 def test_softmax_matches_torch():
     logits, labels = torch.randn(2, 5, 12), torch.randint(0, 12, (2, 5))
-    assert torch.allclose(softmax_cross_entropy(logits, labels).mean(), F.cross_entropy(logits.flatten(0, 1), labels.flatten()))
+    assert torch.allclose(
+        softmax_cross_entropy(logits, labels).mean(), F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    )
 
 
 def test_rows_without_labels_count_nowhere(fewshot):
@@ -249,7 +228,15 @@ def test_embeddings_have_unit_rms_after_scaling():
 
 @pytest.mark.parametrize(
     "positions, mlp",
-    [("rope", False), ("rope2d", False), ("rope2d_values", False), ("learned", False), ("none", False), ("none", True), ("learned", True)],
+    [
+        ("rope", False),
+        ("rope2d", False),
+        ("rope2d_values", False),
+        ("learned", False),
+        ("none", False),
+        ("none", True),
+        ("learned", True),
+    ],
 )
 def test_trm_takes_every_position_encoding(positions, mlp, puzzle):
     model = make_model(puzzle, f"arch.pos_encodings={positions}", f"arch.mlp_t={mlp}")
@@ -274,7 +261,9 @@ def test_puzzle_rows_spread_over_as_many_tokens_as_they_need(puzzle):
 def test_original_checkpoints_load_with_or_without_compile_prefix(tmp_path):
     source = Path(__file__).parent / "golden" / "trm_attention.checkpoint.pt"
     state = torch.load(source, weights_only=True)
-    torch.save({name.removeprefix("_orig_mod."): value for name, value in state.items()}, tmp_path / "plain.pt")
+    torch.save(
+        {name.removeprefix("_orig_mod."): value for name, value in state.items()}, tmp_path / "plain.pt"
+    )
     first, second = load_original(source), load_original(tmp_path / "plain.pt")
     assert first.keys() == second.keys() and "context.weights" in first
     (tmp_path / "cut.pt").write_bytes(source.read_bytes()[:1000])

@@ -1,56 +1,30 @@
-"""Asking a trained model one task: the answers are an evaluation's, and every unusual task is answered, or refused in words."""
+"""Asking a trained model one task: the answers are an evaluation's, unusual tasks are answered or refused."""
 
 import json
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image, ImageSequence
+from PIL import Image
 
 import predict
 from dataset.batch import materialise
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from evaluation.inference import collect
-from evaluation.refinement import agreeing
 from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
 from evaluation.voting import Candidate
-from experiments import timeline
-from experiments.publish import MOST_BYTES
 from models.act import solve
-from models.core import DataSizes
-from models.trm import ETRM, count_parameters
-from tests.conftest import ROOT, random_task, run
-from tests.test_training import ALONE, Trainer
+from models.trm import ETRM
+from tests.support.grids import random_task
+from tests.support.images import read_gif
+from tests.support.runs import ALONE, ROOT, run, untrained
+from tools import timeline
+from tools.publish import MOST_BYTES
 from utils.errors import UserError
 from utils.files import sha256_of
-from utils.images import lettering, write_gif
 
 COLOURED = "\033[48;2;"
-
-
-def untrained(store, folder, *overrides: str):
-    """A checkpoint of a model that has taken no step."""
-    trainer = Trainer(store, *overrides)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        parameter = trainer.state.model.lm_head.weight
-        torch.nn.init.normal_(parameter)[:2] = 0  # every view has an answer, and they differ
-    trainer.state.ema.load(dict(trainer.state.model.named_parameters()))
-    info = {
-        "config": trainer.config.model_dump(),
-        "sizes": vars(DataSizes.of(store, trainer.config.data)),
-        "data": {
-            "path": str(store.path),
-            "layout": store.metadata.layout,
-            "game": store.metadata.game,
-            "hash": store.metadata.content_hash,
-        },
-        "parameters": count_parameters(trainer.state.model),
-        "git_commit": None,
-    }
-    return trainer.state.save(folder, ALONE, info, keep=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +42,14 @@ def a_task(demonstrations: int = 2, queries: int = 1, seed: int = 3, side: int =
 
 
 def config_for(trained, task, *overrides: str):
-    values = {"checkpoint": str(trained), "task": str(task), "task_id": None, "weights": "ema", "num_views": 4, "batch_size": 64}
+    values = {
+        "checkpoint": str(trained),
+        "task": str(task),
+        "task_id": None,
+        "weights": "ema",
+        "num_views": 4,
+        "batch_size": 64,
+    }
     values |= {"seed": 0, "device": "cpu", "format": "text", "page": None, "protocol": {"name": "auto"}}
     return predict.PredictConfig(**values | dict(override.split("=", 1) for override in overrides))
 
@@ -80,13 +61,16 @@ def written(folder, task: Task, name: str = "mine"):
 
 
 def test_three_lines_of_python_answer_a_task(trained, tmp_path):
-    model = ETRM.from_pretrained(str(trained))
+    model = Solver.from_pretrained(str(trained))
     task = a_task(queries=2)
     answers = model.solve(written(tmp_path, task), num_views=4)
     assert isinstance(model.model, ETRM) and len(answers) == 2
     for candidates in answers:
         assert sum(answer["votes"] for answer in candidates) == 4
-        assert all(set(answer) == {"grid", "votes", "probability"} and 0 <= answer["probability"] <= 1 for answer in candidates)
+        assert all(
+            set(answer) == {"grid", "votes", "probability"} and 0 <= answer["probability"] <= 1
+            for answer in candidates
+        )
         assert all(isinstance(cell, int) for answer in candidates for row in answer["grid"] for cell in row)
     assert model.solve(task, num_views=4) == answers
     named_differently = model.solve(task.to_json(), num_views=1)
@@ -96,7 +80,11 @@ def test_three_lines_of_python_answer_a_task(trained, tmp_path):
 def test_answers_are_those_of_an_evaluation(solver, fewshot):
     questions = EvaluationSet(fewshot, solver.data, "test", 4, 0, max_tasks=2)
     votes = collect(solver.model, questions, fewshot.grid_table, 64, ALONE).vote()
-    ours = [candidates for index in fewshot.tasks_of("test", 2) for candidates in solver.ask(fewshot.task(int(index)), 4, 0, 64).answers]
+    ours = [
+        candidates
+        for index in fewshot.tasks_of("test", 2)
+        for candidates in solver.ask(fewshot.task(int(index)), 4, 0, 64).answers
+    ]
     for number, candidates in enumerate(ours):
         for candidate, other in zip(candidates, votes.ranked(number), strict=True):
             assert np.array_equal(candidate.grid, other.grid) and candidate.votes == other.votes
@@ -131,12 +119,16 @@ def test_a_view_is_refined_in_its_own_frame_and_mapped_back(solver):
     assert counted == {json.dumps(grid): seen.count(grid) for grid in seen if grid}
     with pytest.raises(UserError, match="no query 1; it has 1"):
         solver.refine(task, 1)
-    regular = Task("regular", *((Pair(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8)),) for _ in range(2)))
+    regular = Task(
+        "regular", *((Pair(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8)),) for _ in range(2))
+    )
     with pytest.raises(UserError, match="no view 1 among num_views=4"):
         solver.refine(regular, 0, 1, 4)
 
 
-@pytest.mark.parametrize("demonstrations, max_demos, note", [(1, 3, ""), (5, 3, "5 demonstrations, more than data.max_demos=3")])
+@pytest.mark.parametrize(
+    "demonstrations, max_demos, note", [(1, 3, ""), (5, 3, "5 demonstrations, more than data.max_demos=3")]
+)
 def test_few_and_many_demonstrations_are_answered(solver, demonstrations, max_demos, note):
     solution = solver.ask(a_task(demonstrations), 2, 0, 64)
     assert solver.data.max_demos == max_demos and len(solution.answers[0]) >= 1
@@ -153,7 +145,11 @@ def test_unusual_queries_are_answered_and_said(solver, tmp_path):
     large = Pair(np.ones((2, 2), np.uint8), np.ones((9, 9), np.uint8))
     task = Task(task.id, task.demonstrations, (*task.queries, large, Pair(large.input, None)))
     solution = solver.ask(task, 2, 0, 64)
-    assert [record["status"] for record in solution.records] == ["scored", "answer_exceeds_canvas", "unlabelled"]
+    assert [record["status"] for record in solution.records] == [
+        "scored",
+        "answer_exceeds_canvas",
+        "unlabelled",
+    ]
     assert "query 1: the known answer is 9x9, larger than the 6x6 canvas" in solution.notes[0]
     text = predict.text(solution, coloured=False, width=200)
     assert text.count("task mine, query") == 3 and "answer unknown" in text and solution.notes[0] in text
@@ -170,7 +166,9 @@ def test_a_task_seen_in_training_is_said(solver, fewshot):
 
 
 def test_a_model_with_puzzle_rows_cannot_be_asked(puzzle, tmp_path):
-    with pytest.raises(UserError, match="knows each task by a row that was learned for it, and an unknown task has none"):
+    with pytest.raises(
+        UserError, match="knows each task by a row that was learned for it, and an unknown task has none"
+    ):
         Solver.from_pretrained(untrained(puzzle, tmp_path))
 
 
@@ -178,7 +176,9 @@ def test_one_of_several_tasks_is_named(tmp_path):
     path = tmp_path / "many.json"
     path.write_text(json.dumps({name: a_task().to_json() for name in ("00576224", "b")}))
     assert read_task(path, "b").id == "b"
-    with pytest.raises(UserError, match="holds 2 tasks; say which one with task_id=ID, for example task_id=00576224"):
+    with pytest.raises(
+        UserError, match="holds 2 tasks; say which one with task_id=ID, for example task_id=00576224"
+    ):
         read_task(path)
     with pytest.raises(UserError, match="has no task 00576225 .did you mean '00576224'"):
         read_task(path, "00576225")
@@ -198,8 +198,14 @@ def test_the_terminal_shows_colours_or_digits(trained, tmp_path, monkeypatch, ca
 
 
 def test_at_most_two_attempts_stand_beside_each_other_as_far_as_the_terminal_goes():
-    candidates = [Candidate(np.full((2, 3), colour, np.uint8), 4 - colour, 0.25, colour) for colour in range(3)]
-    task = Task("t", (Pair(*[np.zeros((1, 1), np.uint8)] * 2),), (Pair(np.full((3, 2), 7, np.uint8), candidates[1].grid),))
+    candidates = [
+        Candidate(np.full((2, 3), colour, np.uint8), 4 - colour, 0.25, colour) for colour in range(3)
+    ]
+    task = Task(
+        "t",
+        (Pair(*[np.zeros((1, 1), np.uint8)] * 2),),
+        (Pair(np.full((3, 2), 7, np.uint8), candidates[1].grid),),
+    )
     solution = predict.Solution(task, "inductive", 9, [candidates], [], [])
     wide = predict.text(solution, coloured=False, width=200).splitlines()
     assert wide[0] == "task t, query 0: 3 different answers in 9 views, inductive"
@@ -211,10 +217,22 @@ def test_at_most_two_attempts_stand_beside_each_other_as_far_as_the_terminal_goe
 
 def test_programs_read_json_alone_and_the_page_holds_the_steps(trained, tmp_path):
     task, page = written(tmp_path, a_task(queries=2)), tmp_path / "deep" / "page.html"
-    done = run("predict.py", f"checkpoint={trained}", f"task={task}", "num_views=2", "format=json", f"page={page}", "device=cpu")
+    done = run(
+        "predict.py",
+        f"checkpoint={trained}",
+        f"task={task}",
+        "num_views=2",
+        "format=json",
+        f"page={page}",
+        "device=cpu",
+    )
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
-    assert value["task"] == "mine" and value["num_views"] == 2 and [len(query["steps"]) for query in value["queries"]] == [3, 3]
+    assert (
+        value["task"] == "mine"
+        and value["num_views"] == 2
+        and [len(query["steps"]) for query in value["queries"]] == [3, 3]
+    )
     assert all(set(entry) == {"attempt_1", "attempt_2"} for entry in value["submission"]["mine"])
     text = page.read_text(encoding="utf-8")
     assert PLACEHOLDER not in text and text.count('"halted":true') == 2
@@ -225,36 +243,6 @@ def test_errors_are_one_line(trained, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="2"):
         predict.main()
     assert capsys.readouterr().err == f"error: no such file: {tmp_path / 'none.json'}\n"
-
-
-def read_gif(path) -> tuple[list[np.ndarray], list[int]]:
-    """Frames and their milliseconds."""
-    with Image.open(path) as image:
-        shown = [(np.array(frame.convert("RGB")), frame.info["duration"]) for frame in ImageSequence.Iterator(image)]
-    return [frame for frame, _ in shown], [time for _, time in shown]
-
-
-def test_an_animation_comes_back_as_it_was_drawn(tmp_path):
-    palette = np.array([timeline.PAPER, timeline.LINE, timeline.RIGHT, timeline.WRONG, timeline.CHANGED, timeline.INK, *timeline.COLOURS])
-    frames = [palette[np.random.default_rng(0).integers(0, len(palette), (90, 120))]]
-    frames.append(frames[0].copy())
-    frames[1][10:20, 30:33] = timeline.CHANGED
-    write_gif(tmp_path / "a.gif", frames, [0.5, 2])
-    read, times = read_gif(tmp_path / "a.gif")
-    assert times == [500, 2000] and len(read) == 2
-    for ours, theirs in zip(frames, read, strict=True):
-        assert np.array_equal(ours, theirs)
-
-
-def test_letters_are_told_apart():
-    ink, paper = np.zeros(3, np.uint8), np.full(3, 255, np.uint8)
-    shapes = {lettering(character, 14, ink, paper).tobytes() for character in "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789."}
-    assert len(shapes) == 37 and len(lettering("AB", 14, ink, paper)) == len(lettering("Ag", 14, ink, paper))
-
-
-def test_cells_of_other_sizes_are_compared_where_both_have_one():
-    grid, other = np.array([[1, 2], [3, 4], [5, 6]]), np.array([[1, 0, 9], [3, 4, 9]])
-    assert agreeing(grid, other).tolist() == [[True, False], [True, True], [False, False]]
 
 
 def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path, capsys):
@@ -269,7 +257,15 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
         "device": "cpu",
         "protocol": {"name": "auto"},
     }
-    values |= {"pair_index": 0, "view": 0, "target": True, "diff": True, "dpi": 60, "columns": 2, "output": str(tmp_path / "t.png")}
+    values |= {
+        "pair_index": 0,
+        "view": 0,
+        "target": True,
+        "diff": True,
+        "dpi": 60,
+        "columns": 2,
+        "output": str(tmp_path / "t.png"),
+    }
     timeline.run(timeline.TimelineConfig(**values))
     picture = np.array(Image.open(tmp_path / "t.png"))
     frames, times = read_gif(tmp_path / "t.gif")
@@ -277,37 +273,11 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
     assert (picture == timeline.WRONG).all(axis=-1).any()
     timeline.run(timeline.TimelineConfig(**values | {"diff": False, "target": False}))
     plain = np.array(Image.open(tmp_path / "t.png"))
-    assert not any((plain == colour).all(axis=-1).any() for colour in (timeline.RIGHT, timeline.WRONG, timeline.CHANGED))
+    assert not any(
+        (plain == colour).all(axis=-1).any() for colour in (timeline.RIGHT, timeline.WRONG, timeline.CHANGED)
+    )
     with pytest.raises(UserError, match="should end in .png"):
         timeline.run(timeline.TimelineConfig(**values | {"output": "t.jpg"}))
-
-
-def test_frames_tell_right_wrong_and_changed():
-    """One row: right and unchanged, right and changed, wrong and unchanged, wrong and changed; then another size."""
-    truth = np.array([[1, 2, 3, 4]], np.uint8)
-    steps = [{"grid": [[1, 9, 8, 8]], "q": 0.5, "halted": False}, {"grid": [[1, 2, 8, 7]], "q": 0.6, "halted": False}]
-    steps += [{"grid": [], "q": 0.1, "halted": False}, {"grid": [[1], [1]], "q": 0.9, "halted": True}]
-    values = {
-        "checkpoint": "",
-        "task": "",
-        "task_id": None,
-        "weights": "ema",
-        "num_views": 1,
-        "seed": 0,
-        "device": "cpu",
-        "protocol": {"name": "auto"},
-        "output": "t.png",
-    }
-    config = timeline.TimelineConfig(**values, pair_index=0, view=0, target=True, diff=True, dpi=100, columns=1)
-    panels = timeline.draw(truth, steps, truth, 4, config)
-    assert len(panels) == 6
-    outer = [panels[2][-15, 1 + 30 * cell] for cell in range(4)]
-    inner = [panels[2][-15, 1 + 30 * cell + 4] for cell in range(4)]
-    assert [colour.tolist() for colour in outer] == [c.tolist() for c in [timeline.RIGHT] * 2 + [timeline.WRONG] * 2]
-    assert [(colour == timeline.CHANGED).all() for colour in inner] == [False, True, False, True]
-    assert not (panels[1] == timeline.CHANGED).all(axis=-1).any(), "the first step has no step before it"
-    assert not (panels[3] == timeline.WRONG).all(axis=-1).any(), "no answer, no cells"
-    assert [tuple(panels[4][-15 - 30 * row, 1]) for row in (1, 0)] == [tuple(timeline.RIGHT), tuple(timeline.WRONG)]
 
 
 def test_solve_gives_what_the_recorded_steps_end_in(solver):
@@ -315,7 +285,9 @@ def test_solve_gives_what_the_recorded_steps_end_in(solver):
     questions, store = solver.questions(a_task(), 1, 0)
     (batch,) = questions.batches(1)
     answer = solve(solver.model, materialise(batch.samples, store, store.grid_table, with_labels=False).data)
-    assert solver.refine(a_task(), 0)[-1]["q"] == pytest.approx(answer.q_halt_logits.sigmoid().item(), abs=1e-5)
+    assert solver.refine(a_task(), 0)[-1]["q"] == pytest.approx(
+        answer.q_halt_logits.sigmoid().item(), abs=1e-5
+    )
 
 
 def test_the_models_that_come_with_the_repository_are_those_of_their_scores_and_one_solves_the_example():
@@ -329,5 +301,5 @@ def test_the_models_that_come_with_the_repository_are_those_of_their_scores_and_
         about = json.loads((model / "scores.json").read_text())
         (checkpoint,) = (model / "checkpoints").iterdir()
         assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]
-        (answer,) = ETRM.from_pretrained(model, device="cpu").solve(task)
+        (answer,) = Solver.from_pretrained(model, device="cpu").solve(task)
         assert answer[0]["grid"] == task["test"][0]["output"] or model.name != "rules"

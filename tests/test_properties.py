@@ -10,21 +10,26 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from dataset import augment, canvas
-from dataset import store as datasets
 from dataset.samplers import SAMPLERS
-from tests.conftest import load_config, write_store
+from dataset.store import Store
+from tests.support.grids import write_store
+from tests.support.runs import load_config
 from utils.errors import UserError
 
-SHARED_FIXTURES = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+SHARED_FIXTURES = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40
+)
 
 
 @functools.cache
 def data_config(path):
-    return load_config(datasets.load(path)).data
+    return load_config(Store.load(path)).data
 
 
 sides = st.integers(1, 30)
-grids = st.tuples(sides, sides).flatmap(lambda shape: arrays.arrays(np.uint8, shape, elements=st.integers(0, 9)))
+grids = st.tuples(sides, sides).flatmap(
+    lambda shape: arrays.arrays(np.uint8, shape, elements=st.integers(0, 9))
+)
 permutations = st.permutations(range(1, 10)).map(lambda order: np.array([0, *order], np.uint8))
 
 
@@ -53,19 +58,29 @@ def test_an_identifier_says_its_augmentation(grid, index, colours):
 
 
 @pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
-@given(seed=st.integers(0, 2**31), step=st.integers(0, 2**40), world=st.sampled_from([1, 2, 3]), batch=st.integers(1, 8))
+@given(
+    seed=st.integers(0, 2**31),
+    step=st.integers(0, 2**40),
+    world=st.sampled_from([1, 2, 3]),
+    batch=st.integers(1, 8),
+)
 @SHARED_FIXTURES
-def test_the_stream_is_the_same_alone_resumed_and_split_over_ranks(layout, fewshot, puzzle, seed, step, world, batch):
+def test_the_stream_is_the_same_alone_resumed_and_split_over_ranks(
+    layout, fewshot, puzzle, seed, step, world, batch
+):
     store = {"fewshot": fewshot, "puzzle": puzzle}[layout]
     config = data_config(store.path)
     alone = SAMPLERS[layout](store, config, seed, batch * world)
     if step:
         alone.sample(step - 1)  # an earlier step leaves no trace
     whole = alone.sample(step)
-    parts = [SAMPLERS[layout](store, config, seed, batch * world, rank, world).sample(step) for rank in range(world)]
+    parts = [
+        SAMPLERS[layout](store, config, seed, batch * world, rank, world).sample(step)
+        for rank in range(world)
+    ]
     for name in ("query", "demos", "demo_mask", "transform", "colours", "offset", "identifier"):
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name))
-    assert {part.cell for part in parts} == {whole.cell}
+    assert {part.bucket for part in parts} == {whole.bucket}
 
 
 @given(seed=st.integers(0, 2**31), step=st.integers(0, 2**40))
@@ -84,7 +99,7 @@ def written(tmp_path_factory):
 @given(st.data())
 @SHARED_FIXTURES
 def test_any_changed_byte_of_a_dataset_is_detected(written, tmp_path, data):
-    names = sorted(datasets.load(written).metadata.sha256)
+    names = sorted(Store.load(written).metadata.sha256)
     name = data.draw(st.sampled_from(names))
     folder = tmp_path / "copy"
     shutil.copytree(written, folder, dirs_exist_ok=True)
@@ -92,4 +107,4 @@ def test_any_changed_byte_of_a_dataset_is_detected(written, tmp_path, data):
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     (folder / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        datasets.load(folder)
+        Store.load(folder)

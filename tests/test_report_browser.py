@@ -1,4 +1,4 @@
-"""The report page in a real browser, driven over its debugging pipe: filters, the slider, the keyboard, no error in the console."""
+"""The report page in a real browser, over its debugging pipe: filters, slider, keyboard, no error."""
 
 import base64
 import fcntl
@@ -31,9 +31,22 @@ class Browser:
             for fd, wanted in zip(far, (3, 4), strict=True):
                 os.dup2(fd, wanted)
 
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+        ]
         self._process = subprocess.Popen(
-            [executable, *flags, "--remote-debugging-pipe", "--window-size=1280,1000", f"--user-data-dir={profile}", "about:blank"],
+            [
+                executable,
+                *flags,
+                "--remote-debugging-pipe",
+                "--window-size=1280,1000",
+                f"--user-data-dir={profile}",
+                "about:blank",
+            ],
             preexec_fn=as_three_and_four,
             close_fds=False,
             stdout=subprocess.DEVNULL,
@@ -76,7 +89,13 @@ class Browser:
         codes = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}
         text = {} if key in codes else {"text": key}
         for kind in ("keyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=codes.get(key, ord(key[0].upper())), **text)
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                windowsVirtualKeyCode=codes.get(key, ord(key[0].upper())),
+                **text,
+            )
 
     def problems(self) -> list[dict]:
         """Errors and warnings of the console since the page was opened."""
@@ -149,14 +168,35 @@ def steps_to(truth, count=5):
     for number in range(count - 2):
         known = np.size(truth) if number == count - 3 else number + 1
         flat[:known] = np.ravel(truth)[:known]
-        steps.append({"grid": flat.reshape(np.shape(truth)).tolist(), "q": 0.2 * (number + 1), "halted": number == count - 3})
+        steps.append(
+            {
+                "grid": flat.reshape(np.shape(truth)).tolist(),
+                "q": 0.2 * (number + 1),
+                "halted": number == count - 3,
+            }
+        )
     return steps
 
 
 def results(**changes):
     score = {"control": "none", "metric": "ARC/pass@1", "value": 0.5, "ci_low": 0.1, "ci_high": 0.9, "n": 4}
-    counts = {"tasks": 4, "queries": 4, "scored": 3, "no_prediction": 0, "unlabelled": 1, "answer_exceeds_canvas": 0}
-    return {"protocol": "inductive", "split": "test", "num_views": 8, "seed": 0, "scores": [score], "counts": counts, **changes}
+    counts = {
+        "tasks": 4,
+        "queries": 4,
+        "scored": 3,
+        "no_prediction": 0,
+        "unlabelled": 1,
+        "answer_exceeds_canvas": 0,
+    }
+    return {
+        "protocol": "inductive",
+        "split": "test",
+        "num_views": 8,
+        "seed": 0,
+        "scores": [score],
+        "counts": counts,
+        **changes,
+    }
 
 
 def puzzle(answer=TRUTH):
@@ -166,7 +206,7 @@ def puzzle(answer=TRUTH):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A right task, a wrong one, one that is close (its right answer stands second), one with an unknown answer."""
+    """A right task, a wrong one, one whose right answer stands second, one with an unknown answer."""
     wrong = [[9, 9, 9], [9, 9, 9]]
     records = [
         record("right", [answer(TRUTH, True)], 1, steps_to(TRUTH)),
@@ -176,7 +216,8 @@ def page(tmp_path_factory):
     ]
     puzzles = {"right": puzzle(), "wrong": puzzle(), "late": puzzle(), "open": puzzle(None)}
     metrics = [
-        {"step": step, "train/lm_loss": 2 / step, "train/exact_accuracy": None if step < 3 else step / 1000} for step in range(1, 1000)
+        {"step": step, "train/lm_loss": 2 / step, "train/exact_accuracy": None if step < 3 else step / 1000}
+        for step in range(1, 1000)
     ]
     contexts = {record["task"]: np.random.default_rng(i).normal(size=6) for i, record in enumerate(records)}
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -190,7 +231,12 @@ def shown(browser) -> list[str]:
 
 def test_the_filters_choose_right_wrong_and_close_tasks(browser, page):
     browser.open(page)
-    for name, tasks in (("right", ["right"]), ("wrong", ["wrong", "late"]), ("close", ["late"]), ("unscored", ["open"])):
+    for name, tasks in (
+        ("right", ["right"]),
+        ("wrong", ["wrong", "late"]),
+        ("close", ["late"]),
+        ("unscored", ["open"]),
+    ):
         browser.value(f"document.querySelector('#filters button[data-name={name}]').click()")
         assert shown(browser) == tasks, name
     browser.value("document.querySelector('#filters button[data-name=all]').click()")
@@ -204,7 +250,10 @@ def test_the_slider_moves_by_keyboard_and_tells_each_step(browser, page):
     browser.value("goTo(cards[0])")
     browser.value("cards[0].querySelector('input[type=range]').focus()")
     told = "cards[0].querySelector('output').textContent"
-    assert "Step 4 of 0 to 4 · q 0.600 · the model stops here · 2 × 3 · 6 of 6 cells right · 4 cells changed" in browser.value(told)
+    assert (
+        "Step 4 of 0 to 4 · q 0.600 · the model stops here · 2 × 3 · 6 of 6 cells right · 4 cells changed"
+        in browser.value(told)
+    )
     browser.press("ArrowLeft")
     assert "Step 3" in browser.value(told) and "2 of 6 cells right · 1 cell changed" in browser.value(told)
     for _ in range(2):
@@ -215,7 +264,9 @@ def test_the_slider_moves_by_keyboard_and_tells_each_step(browser, page):
     assert "Step 0" in browser.value(told), "the slider ends where the steps begin"
     browser.press("ArrowRight")
     assert "Step 1" in browser.value(told)
-    assert browser.value("document.activeElement.type") == "range", "arrows on the slider do not move between tasks"
+    assert browser.value("document.activeElement.type") == "range", (
+        "arrows on the slider do not move between tasks"
+    )
     browser.value("drain(cards[0]); fill(cards[0])")
     assert "Step 1" in browser.value(told), "a card that is drawn again stands where it stood"
     assert browser.problems() == []
@@ -224,11 +275,17 @@ def test_the_slider_moves_by_keyboard_and_tells_each_step(browser, page):
 def test_cells_are_framed_right_wrong_and_changed(browser, page):
     browser.open(page)
     browser.value("goTo(cards[0])")
-    browser.value("var slider = cards[0].querySelector('input[type=range]'); slider.value = 3; slider.oninput()")
-    read = """x => { const { size, line, step } = measures(24), pen = cards[0].querySelector('.refinement canvas').getContext('2d');
-        const at = inset => [...pen.getImageData(line + x * step + inset, line + size / 2, 1, 1).data.slice(0, 3)];
+    browser.value(
+        "var slider = cards[0].querySelector('input[type=range]'); slider.value = 3; slider.oninput()"
+    )
+    read = """x => { const { size, line, step } = measures(24);
+        const pen = cards[0].querySelector('.refinement canvas').getContext('2d');
+        const rgba = inset => pen.getImageData(line + x * step + inset, line + size / 2, 1, 1).data;
+        const at = inset => [...rgba(inset).slice(0, 3)];
         return [at(0), at(Math.max(1, Math.round(size / 8)) + line)]; }"""
-    right, wrong, changed = (list(bytes.fromhex(browser.value(f"RING.{name}")[1:])) for name in ("right", "wrong", "changed"))
+    right, wrong, changed = (
+        list(bytes.fromhex(browser.value(f"RING.{name}")[1:])) for name in ("right", "wrong", "changed")
+    )
     ring = [browser.value(f"({read})({x})") for x in range(3)]
     assert [outer for outer, _ in ring] == [right, right, wrong]
     assert [inner == changed for _, inner in ring] == [False, True, False]
@@ -241,7 +298,12 @@ def test_curves_and_map_are_drawn_and_the_map_leads_to_a_task(browser, page):
         "train/exact_accuracy",
     ]
     assert browser.value("document.querySelector('#panels polyline').points.numberOfItems") == 400
-    assert browser.value("[...document.querySelectorAll('.map-spot')].map(spot => spot.textContent)") == ["right", "wrong", "late", "open"]
+    assert browser.value("[...document.querySelectorAll('.map-spot')].map(spot => spot.textContent)") == [
+        "right",
+        "wrong",
+        "late",
+        "open",
+    ]
     browser.value("setFilter('right'); document.querySelectorAll('.map-spot')[2].onclick()")
     assert browser.value("document.activeElement.task") == "late"
     assert browser.problems() == []
@@ -253,7 +315,12 @@ def test_a_page_of_one_task_is_called_so(browser, tmp_path):
     write_report(path, about, [record("mine", [answer(TRUTH, True)], 1, steps_to(TRUTH))], {"mine": puzzle()})
     browser.open(path)
     heading = browser.value("document.querySelector('header').innerText")
-    assert heading.startswith("Answers to task mine") and "a note" in heading and "split" not in heading and "No scores" not in heading
+    assert (
+        heading.startswith("Answers to task mine")
+        and "a note" in heading
+        and "split" not in heading
+        and "No scores" not in heading
+    )
     assert browser.problems() == []
 
 
@@ -261,18 +328,26 @@ def test_several_subsets_have_their_scores_below_all_of_them(browser, tmp_path):
     path = tmp_path / "report.html"
     (score,) = results()["scores"]
     by_subset = {name: [score | {"value": value, "n": 2}] for name, value in (("rules", 1.0), ("arc", 0.0))}
-    write_report(path, results(by_subset=by_subset), [record("mine", [answer(TRUTH, True)], 1)], {"mine": puzzle()})
+    write_report(
+        path, results(by_subset=by_subset), [record("mine", [answer(TRUTH, True)], 1)], {"mine": puzzle()}
+    )
     browser.open(path)
-    headings = browser.value("[...document.querySelectorAll('#scores thead th:first-child')].map(cell => cell.innerText)")
+    headings = browser.value(
+        "[...document.querySelectorAll('#scores thead th:first-child')].map(cell => cell.innerText)"
+    )
     assert headings == ["ARC/pass", "Subset rules", "Subset arc"]
-    rows = browser.value("[...document.querySelectorAll('#scores tr.model')].map(row => row.innerText.replace(/\\s+/g, ' '))")
+    rows = browser.value(
+        "[...document.querySelectorAll('#scores tr.model')].map(row => row.innerText.replace(/\\s+/g, ' '))"
+    )
     assert [row.split()[1] for row in rows] == ["50.0%", "100.0%", "0.0%"] and browser.problems() == []
 
 
 def test_a_thousand_tasks_with_steps_open_at_once(browser, tmp_path):
     rng = np.random.default_rng(0)
     records, puzzles = [], {}
-    steps = {tuple(map(tuple, truth)): steps_to(truth, 16) for truth in rng.integers(0, 10, (10, 12, 12)).tolist()}
+    steps = {
+        tuple(map(tuple, truth)): steps_to(truth, 16) for truth in rng.integers(0, 10, (10, 12, 12)).tolist()
+    }
     for number in range(1000):
         truth = list(steps)[number % 10]
         records.append(record(f"task{number:04d}", [answer(truth, True)], 1, steps[truth]))
@@ -282,7 +357,9 @@ def test_a_thousand_tasks_with_steps_open_at_once(browser, tmp_path):
     write_report(path, results(), records, puzzles, (), contexts)
     browser.open(path)
     assert len(shown(browser)) == 1000
-    assert 0 < browser.value("document.querySelectorAll('canvas').length") < 60, "cards far below the window are not drawn"
+    assert 0 < browser.value("document.querySelectorAll('canvas').length") < 60, (
+        "cards far below the window are not drawn"
+    )
     browser.value("cards[700].scrollIntoView()")
     browser.value("new Promise(done => requestAnimationFrame(() => setTimeout(done, 200)))")
     assert browser.value("cards[700].querySelectorAll('canvas').length") > 0

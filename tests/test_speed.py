@@ -12,13 +12,13 @@ from benchmarks import data, speed
 from benchmarks.ancestors import turns
 from benchmarks.processes import Contestant
 from benchmarks.useful import useful_flops
-from dataset.batch import Cell
+from dataset.batch import Bucket, DataSizes
 from dataset.canvas import PAD
 from models import layers
-from models.core import DataSizes
-from models.summary import cost, on_meta
-from tests.conftest import load_config, write_store
-from tests.test_models import SIDE, episodes, make_model, one_loss
+from tests.support.grids import write_store
+from tests.support.models import SIDE, episodes, make_model, one_loss
+from tests.support.runs import load_config, train_here
+from tools.summary import cost, on_meta
 from utils import device as devices
 from utils.device import should_compile
 from utils.errors import UserError
@@ -53,7 +53,10 @@ def test_a_memory_without_its_padding_is_shorter_and_gives_the_same_answer(fewsh
     dense = model.context(batch.data)
     monkeypatch.setattr(layers, "PACKED_LENGTH", 10**6)
     assert dense.packed() is dense
-    states = [state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1) for state in model.initial_states()]
+    states = [
+        state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1)
+        for state in model.initial_states()
+    ]
     answer = model(tuple(states), batch.data["inputs"], dense).logits
     monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
     packed = dense.packed()
@@ -100,11 +103,38 @@ def test_compiled_chains_give_the_same_numbers(fewshot):
 def test_compiling_without_a_compiler_is_refused_unless_it_was_left_open(monkeypatch):
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"compile=true needs a C\+\+ compiler \(g\+\+\), which this machine lacks"):
+    with pytest.raises(
+        UserError, match=r"compile=true needs a C\+\+ compiler \(g\+\+\), which this machine lacks"
+    ):
         should_compile(True, CPU, 1)
-    assert [should_compile(wanted, device, 10**6) for wanted in ("auto", False) for device in (CPU, CUDA)] == [False] * 4
+    assert [
+        should_compile(wanted, device, 10**6) for wanted in ("auto", False) for device in (CPU, CUDA)
+    ] == [False] * 4
     monkeypatch.setattr(devices.shutil, "which", lambda name: name)
     assert [should_compile("auto", CPU, steps) for steps in (499, 500)] == [False, True]
+
+
+def test_a_machine_that_can_almost_compile_says_what_is_missing_in_a_line(monkeypatch):
+    def lacks_headers(function):
+        def compiled(x):
+            text = "CppCompileError: C++ compile error\n\nCommand:\ng++ x.cpp\n\nOutput:\nx.h:5:10: "
+            raise RuntimeError(
+                f"{text}fatal error: Python.h: No such file or directory\n    5 | #include <Python.h>"
+            )
+
+        return compiled
+
+    devices.compile_failure.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", lacks_headers)
+        said = []
+        assert not should_compile("auto", CPU, 500, said.append)
+        (line,) = said
+        assert "Python.h: No such file" in line and "\n" not in line
+        with pytest.raises(UserError, match="compile=true does not work on this machine .*Python.h"):
+            should_compile(True, CPU, 1)
+    devices.compile_failure.cache_clear()
+    assert devices.compile_failure("cpu") is None
 
 
 def test_attention_over_packed_sequences_stays_within_each():
@@ -120,7 +150,7 @@ def test_useful_work_is_all_of_it_where_nothing_is_padding(encoder, fewshot):
     config = load_config(fewshot, f"encoder={encoder}", "arch.hidden_size=64", "arch.forward_dtype=bfloat16")
     data_ = {name: torch.full_like(value, 3) for name, value in episodes().data.items()}
     batch, demos = data_["demo_mask"].shape
-    counted = cost(on_meta(config, DataSizes.of(fewshot, config.data)), config, Cell(6, demos)).train_step
+    counted = cost(on_meta(config, DataSizes.of(fewshot, config.data)), config, Bucket(6, demos)).train_step
     assert useful_flops(config, data_) / batch == pytest.approx(counted, rel=0.04)
     data_["demo_inputs"][:, 0], data_["demo_labels"][:, 0] = PAD, PAD
     assert useful_flops(config, data_) / batch < 0.95 * counted
@@ -153,7 +183,8 @@ def init_train_state(config, metadata, rank, world_size):
 
 def train_batch(config, state, batch, size, rank, world_size):
     batch = {name: value.cuda() for name, value in batch.items()}
-    assert batch["inputs"].shape == (size, 900) and batch["inputs"].dtype == torch.int32 and config.arch["hidden_size"] == 32
+    assert batch["inputs"].shape == (size, 900) and batch["inputs"].dtype == torch.int32
+    assert config.arch["hidden_size"] == 32
     with torch.device("cuda"):
         state.model(torch.ones(size, 900))
 """
@@ -168,17 +199,26 @@ def test_the_command_lets_both_take_turns_and_records(tmp_path, monkeypatch, cap
     results = tmp_path / "RESULTS.md"
     results.write_text(data.RESULTS.read_text())
     monkeypatch.setattr(speed, "RESULTS", results)
-    monkeypatch.setattr(speed, "run", lambda command: write_store(Path(command[-1]), layout="puzzle", num_aug=2))
+    monkeypatch.setattr(
+        speed, "run", lambda command: write_store(Path(command[-1]), layout="puzzle", num_aug=2)
+    )
     sizes = "hidden_size=32 num_heads=2 H_cycles=1 L_cycles=1"
     small = f"--what trm --batch 2 --rounds 2 --task-steps 1 --threads 1 --record --arch {sizes}"
     monkeypatch.setattr(sys, "argv", ["speed.py", "--against", str(checkout), *small.split()])
     before = results.read_text().splitlines()
     speed.main()
     printed = capsys.readouterr().out
-    assert "F.linear reaches" in printed and "theirs" in printed and "full canvas" in printed and "task canvas" in printed
+    assert (
+        "F.linear reaches" in printed
+        and "theirs" in printed
+        and "full canvas" in printed
+        and "task canvas" in printed
+    )
     header = next(line for line in before if "samples/s, theirs" in line)
     new = [line for line in results.read_text().splitlines() if line not in before]
-    assert len(new) == 2 and all(row.count("|") == header.count("|") and str(tmp_path) not in row for row in new)
+    assert len(new) == 2 and all(
+        row.count("|") == header.count("|") and str(tmp_path) not in row for row in new
+    )
     assert results.read_text().splitlines()[-1] == before[-1]
 
 
@@ -195,3 +235,13 @@ def test_an_ancestor_that_fails_is_quoted(tmp_path):
     contestant = Contestant(["-c", "raise ValueError('no luck')"], tmp_path, tmp_path / "log")
     with pytest.raises(UserError, match="exit status 1: ValueError: no luck"):
         contestant(1)
+
+
+def test_a_deterministic_run_refuses_operations_that_are_not_and_the_next_run_does_not(fewshot, tmp_path):
+    try:
+        train_here(fewshot, tmp_path / "a", "train_steps=1", "deterministic=true")
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        train_here(fewshot, tmp_path / "a", "train_steps=2", "deterministic=false")
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        devices.only_deterministic(False)

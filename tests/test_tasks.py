@@ -73,7 +73,12 @@ def test_folder_file_and_kaggle_sources_give_the_same_task(tmp_path):
     folder = sources.folder_source(tmp_path / "set")["set"]()
     file = sources.file_source(tmp_path / "one.json")["one"]()
     kaggle = sources.kaggle_source(str(tmp_path / "k"))["set"]
-    assert [t.to_json() for t in folder] == [t.to_json() for t in file] == [t.to_json() for t in kaggle()] == [GOOD]
+    assert (
+        [t.to_json() for t in folder]
+        == [t.to_json() for t in file]
+        == [t.to_json() for t in kaggle()]
+        == [GOOD]
+    )
     (tmp_path / "k_set_solutions.json").write_text(json.dumps({"t1": [[[4]]]}))
     assert kaggle()[0].queries[0].output.tolist() == [[4]]
     (tmp_path / "k_set_solutions.json").write_text(json.dumps({"t1": []}))
@@ -86,7 +91,10 @@ def test_a_file_of_pairs_of_one_rule_becomes_tasks(tmp_path):
     pairs = [{"input": [[i % 10]], "output": [[0]]} for i in range(11)]
     (tmp_path / "rule.json").write_text(json.dumps(pairs))
     tasks = sources.folder_source(tmp_path, "rearc", pairs_per_task=4)["rearc"]()
-    assert [(task.id, len(task.demonstrations), len(task.queries)) for task in tasks] == [("rule_0000", 3, 1), ("rule_0001", 3, 1)]
+    assert [(task.id, len(task.demonstrations), len(task.queries)) for task in tasks] == [
+        ("rule_0000", 3, 1),
+        ("rule_0001", 3, 1),
+    ]
     assert tasks[1].queries[0].input.tolist() == [[7]]
     with pytest.raises(UserError, match="a list of 11 pairs, fewer than the 12"):
         sources.folder_source(tmp_path, pairs_per_task=12)[tmp_path.name]()
@@ -98,13 +106,17 @@ def test_an_oversized_task_stops_the_reading_unless_it_may_be_left_out(tmp_path)
     with pytest.raises(UserError, match="grid is 1x31"):
         sources.folder_source(tmp_path, "set")["set"]()
     left_out: list[str] = []
-    assert [task.id for task in sources.folder_source(tmp_path, "set", oversized=left_out)["set"]()] == ["short"]
+    assert [task.id for task in sources.folder_source(tmp_path, "set", oversized=left_out)["set"]()] == [
+        "short"
+    ]
     assert left_out == ["long"]
     (tmp_path / "k_set_challenges.json").write_text(json.dumps({"large": GOOD, "t1": GOOD}))
     (tmp_path / "k_set_solutions.json").write_text(json.dumps({"large": [[[0] * 31]], "t1": [[[4]]]}))
     with pytest.raises(UserError, match="k_set_solutions.json: task large, answer 0: grid is 1x31"):
         sources.kaggle_source(str(tmp_path / "k"))["set"]()
-    assert [task.id for task in sources.kaggle_source(str(tmp_path / "k"), left_out)["set"]()] == ["t1"] and left_out == ["long", "large"]
+    assert [task.id for task in sources.kaggle_source(str(tmp_path / "k"), left_out)["set"]()] == [
+        "t1"
+    ] and left_out == ["long", "large"]
 
 
 def test_a_lone_task_without_a_part_a_byte_order_mark_and_deep_nesting(tmp_path):

@@ -1,8 +1,9 @@
-"""How the gradients of many objectives become one: weights found from their Gramian, and what the Gramian says of them.
+"""How the gradients of many objectives become one: weights found from their Gramian, and what the Gramian
+says of them.
 
-The methods are those of torchjd (https://torchjd.org) that need the Gramian alone and keep nothing from step to step, so
-that a resumed run goes on exactly. Source: "Jacobian Descent for Multi-Objective Optimization" (arXiv 2406.16232).
-Shapes: m objectives.
+The methods are those of torchjd (https://torchjd.org) that need the Gramian alone and keep nothing from step
+to step, so that a resumed run goes on exactly. Source: "Jacobian Descent for Multi-Objective Optimization"
+(arXiv 2406.16232). Shapes: m objectives.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from torch import Tensor
 from utils.errors import UserError
 
 INSTALL = "pip install 'torchjd[quadprog_projector]>=0.18,<0.19'"
-# Beside gradients of length 1 / sqrt(m); with torchjd's own 1e-4 an update of many objectives may raise some of them.
+# Beside gradients of length 1 / sqrt(m); with torchjd's own 1e-4 an update of many objectives may raise some
+# of them.
 REGULARISATION = 1e-8
 
 # What an ancestor logs -> our name of it.
@@ -33,8 +35,9 @@ Weighting = Callable[[Tensor], Tensor]
 class Aggregator:
     """A weighting of torchjd by the name of its class, None for the plain sum.
 
-    mean: its weights are those of a mean and are multiplied by m, so that without a conflict every method gives the gradient
-    of the summed loss. limit: more objectives take too long (measured: 64 take 0.1 s, 128 take 2 s, 256 take 24 s).
+    mean: its weights are those of a mean and are multiplied by m, so that without a conflict every method
+    gives the gradient of the summed loss. limit: more objectives take too long (measured: 64 take 0.1 s, 128
+    take 2 s, 256 take 24 s).
     """
 
     weighting: str | None
@@ -60,7 +63,8 @@ AGGREGATORS = {
 
 
 def weighting(name: str) -> Weighting | None:
-    """The method `name`, a function of the Gramian (m, m); None for the plain sum. Raises `UserError` without its package."""
+    """The method `name`, a function of the Gramian (m, m); None for the plain sum. Raises `UserError` without
+    its package."""
     row = AGGREGATORS[name]
     if row.weighting is None:
         return None
@@ -79,14 +83,15 @@ def weighting(name: str) -> Weighting | None:
 
 
 class EvenProjector:
-    """torchjd's projection onto the dual cone with all gradients brought to one length first: its regularisation would leave
-    those that are much shorter than the others unprotected."""
+    """torchjd's projection onto the dual cone with all gradients brought to one length first: its
+    regularisation would leave those that are much shorter than the others unprotected."""
 
     def __init__(self, projector: Callable[[Tensor, Tensor], Tensor]):
         self.projector = projector
 
     def __call__(self, preferences: Tensor, gramian: Tensor) -> Tensor:
-        """Weights (..., m) of the projections of what `preferences` (..., m) weigh, from the Gramian (m, m)."""
+        """Weights (..., m) of the projections of what `preferences` (..., m) weigh, from the Gramian (m,
+        m)."""
         lengths = gramian.diagonal().sqrt()
         lengths = torch.where(lengths > 0, lengths, 1.0)
         return (
@@ -95,8 +100,8 @@ class EvenProjector:
 
 
 def weigh(name: str, method: Weighting | None, gramian: Tensor, seed: int) -> tuple[Tensor, bool]:
-    """The weights (m,) float64 on the CPU of the gradients whose Gramian (m, m) this is, and whether the method failed, which
-    leaves the mean. Nothing but Gramian and seed decides."""
+    """The weights (m,) float64 on the CPU of the gradients whose Gramian (m, m) this is, and whether the
+    method failed, which leaves the mean. Nothing but Gramian and seed decides."""
     count = len(gramian)
     even = torch.ones(count, dtype=torch.float64)
     if (
@@ -128,9 +133,9 @@ def positive(gramian: Tensor) -> Tensor:
 def statistics(gramian: Tensor, weights: Tensor) -> dict[str, float]:
     """What to log of an update of objectives with this Gramian (m, m) and these weights (m,).
 
-    gd_similarity: the cosine between the update and that of gradient descent. gramian_min, _mean, _median: of the inner
-    products between different objectives. conflicts: the share of those below zero. weights_entropy: 1 for equal weights, 0
-    for a single one.
+    gd_similarity: the cosine between the update and that of gradient descent. gramian_min, _mean, _median: of
+    the inner products between different objectives. conflicts: the share of those below zero.
+    weights_entropy: 1 for equal weights, 0 for a single one.
     """
     gramian, weights = gramian.double().cpu(), weights.double()
     count = len(gramian)

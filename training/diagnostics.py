@@ -12,14 +12,13 @@ from torch import Tensor
 from dataset import augment
 from dataset.batch import Samples, materialise
 from dataset.canvas import GridTable
-from dataset.samplers import step_rng
+from dataset.samplers import Stream, step_rng
 from dataset.store import Store
 from models.context import Context
 from models.core import RecursiveModel
 from utils import distributed
 from utils.distributed import World
 
-PROBE_STREAM = 3
 PROBED_TASKS = 16
 PROBED_VIEWS = 4
 
@@ -37,7 +36,8 @@ def watch_gradient(context: Context) -> Tensor:
 
 
 def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
-    """Norms of the present gradients: of the recursion, `inner`, and of the `encoder`, unless frozen or absent, and of both, `total`."""
+    """Norms of the present gradients: of the recursion, `inner`, and of the `encoder`, unless frozen or
+    absent, and of both, `total`."""
     encoder = list(model.context.parameters())
     known = {id(parameter) for parameter in encoder}
     parts = {"inner": [p for p in model.parameters() if id(p) not in known], "encoder": encoder}
@@ -51,13 +51,16 @@ def gradient_norms(model: RecursiveModel) -> dict[str, Tensor]:
 
 
 def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """(between, within): the shares of the mean square of `vectors` (N, X) that differ between and within `groups` (N,).
+    """(between, within): the shares of the mean square of `vectors` (N, X) that differ between and within
+    `groups` (N,).
 
     Scale-free. What is left to 1 is common to all vectors. A lone member of a group has nothing within it.
     """
     _, index = groups.unique(return_inverse=True)
     count = torch.bincount(index).to(vectors)
-    means = torch.zeros(len(count), vectors.shape[1]).to(vectors).index_add_(0, index, vectors) / count[:, None]
+    means = (
+        torch.zeros(len(count), vectors.shape[1]).to(vectors).index_add_(0, index, vectors) / count[:, None]
+    )
     total = vectors.square().sum()
     between = (means[index] - vectors.mean(0)).square().sum() / total
     within = (vectors - means[index]).square().sum() / total
@@ -66,22 +69,32 @@ def energy_shares(vectors: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def context_diagnostics(
-    model: RecursiveModel, samples: Samples, store: Store, table: GridTable, seed: int, step: int, world: World
+    model: RecursiveModel,
+    samples: Samples,
+    store: Store,
+    table: GridTable,
+    seed: int,
+    step: int,
+    world: World,
 ) -> dict[str, float]:
     """Of up to 16 samples of a training batch in four augmented views each, the model in evaluation mode:
 
-    `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see `energy_shares`) by
-    task, where a task's samples differ in their augmentation (and its episodes in their demonstrations).
-    `context/prefix_rms_ratio`: RMS of valid prefix tokens over that of the core's token embeddings; `context/memory_rms`.
-    `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts' summaries; unlike the shares they grow with the scale.
-    Nothing for a model without demonstrations. Leaves the model in evaluation mode.
+    `context/between_task_share` and `context/within_task_share`: shares of the context's energy (see
+    `energy_shares`) by task, where a task's samples differ in their augmentation (and its episodes in their
+    demonstrations). `context/prefix_rms_ratio`: RMS of valid prefix tokens over that of the core's token
+    embeddings; `context/memory_rms`. `train/encoder_...`: the ETRM ancestor's numbers, of the same contexts'
+    summaries; unlike the shares they grow with the scale. Nothing for a model without demonstrations. Leaves
+    the model in evaluation mode.
     """
-    if not samples.cell.demos:
+    if not samples.bucket.demos:
         return {}
     # Evenly spaced, so that the probed samples are the same for any number of processes that divides them.
     count = min(len(samples.query), max(1, PROBED_TASKS // world.size))
     rows = (np.arange(count) * len(samples.query) // count).repeat(PROBED_VIEWS)
-    rng, mine = step_rng(seed, step, PROBE_STREAM), slice(world.rank * len(rows), (world.rank + 1) * len(rows))
+    rng, mine = (
+        step_rng(seed, step, Stream.PROBE),
+        slice(world.rank * len(rows), (world.rank + 1) * len(rows)),
+    )
     probed = replace(
         samples[rows],
         transform=rng.integers(0, 8, len(rows) * world.size)[mine],
@@ -104,7 +117,8 @@ def context_diagnostics(
         "train/encoder_within_group_var": within * energy,
         "context/between_task_share": between,
         "context/within_task_share": within,
-        "context/prefix_rms_ratio": _rms(context.prefix, context.prefix_mask) / _rms(model.embed_tokens(data["inputs"])),
+        "context/prefix_rms_ratio": _rms(context.prefix, context.prefix_mask)
+        / _rms(model.embed_tokens(data["inputs"])),
     }
     if context.memory is not None:
         values["context/memory_rms"] = _rms(context.memory, context.memory_mask)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """Averages every parameter. The puzzle table is a buffer and stays raw, as in the original: its sign-SGD rows are
-    touched too rarely for an average to mean anything, and a copy would double the largest tensor of the run."""
+    """Averages every parameter. The puzzle table is a buffer and stays raw, as in the original: its sign-SGD
+    rows are touched too rarely for an average to mean anything, and a copy would double the largest tensor of
+    the run."""
 
     def __init__(self, model: nn.Module, rate: float):
         self.rate = rate

@@ -1,55 +1,86 @@
-"""One update of one objective, or of many: the portions in which its samples are computed, and what becomes of the gradients.
+"""One update of one objective, or of many: the portions in which its samples are computed, and what becomes
+of the gradients.
 
-Every objective has a row of the Jacobian, its gradient by all that learns, puzzle rows included. A row is an ordinary backward
-pass, added up over portions and ACT steps, so that no operation of a model needs to know of it. Where the objectives are
-samples, or groups of them, they are computed one after the other: as many samples in all as in plain training, and the
-activations of one objective at a time. The other splits share one forward pass and have a backward pass each.
-Shapes: B samples of this process, L cells, m objectives.
+Every objective has a row of the Jacobian, its gradient by all that learns, puzzle rows included. A row is an
+ordinary backward pass, added up over portions and ACT steps, so that no operation of a model needs to know of
+it. Where the objectives are samples, or groups of them, they are computed one after the other: as many
+samples in all as in plain training, and the activations of one objective at a time. The other splits share
+one forward pass and have a backward pass each. Shapes: B samples of this process, L cells, m objectives.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from dataset.batch import Batch
 from dataset.canvas import IGNORE_LABEL_ID
-from dataset.samplers import step_rng
+from dataset.samplers import Stream, step_rng
 from models.act import Carry, StepOutput
 from models.context import PuzzleEmbedding
 from models.core import answers_after_every_cycle
 from models.losses import LossTerms, loss_terms
 from training.aggregation import statistics, weigh, weighting
-from training.splits import Numbering, Sizes
+from training.splits import DescentConfig, Numbering, Sizes
 from training.state import TrainState
 from utils import distributed
+from utils.config import Config
 from utils.device import clock
+from utils.distributed import World
 
-if TYPE_CHECKING:
-    from training.step import StepSettings
-
-GROUPS_STREAM, AGGREGATION_STREAM = 4, 5
 COLUMNS = 1 << 18  # of the Jacobian that are multiplied, and sent, at once
+
+
+Rows = slice | np.ndarray  # of a process's batch
+
+
+class GradientConfig(Config):
+    """What the gradient of an update needs to know of its run.
+
+    global_batch_size: samples of one update, over all processes. micro_batch_size: at most so many samples of
+    a process go through a forward and backward pass at once; null: all of them.
+    """
+
+    objective: DescentConfig
+    seed: NonNegativeInt
+    global_batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None
+
+    @model_validator(mode="after")
+    def _check_portions(self) -> "GradientConfig":
+        if self.objective.contrastive_weight and self.micro_batch_size is not None:
+            raise ValueError(
+                f"objective.contrastive_weight={self.objective.contrastive_weight} compares all samples of "
+                "a batch,"
+                f" which micro_batch_size={self.micro_batch_size} would take apart; set micro_batch_size=null"
+            )
+        return self
+
+    def micro_batches(self, world: World) -> list[slice]:
+        """The rows of a process's batch, in the portions in which they are computed."""
+        size = self.global_batch_size // world.size
+        portion = self.micro_batch_size or size
+        return [slice(start, start + portion) for start in range(0, size, portion)]
 
 
 class OneObjective:
     """Plain training: the gradient of the summed loss."""
 
-    def __init__(self, settings: "StepSettings"):
-        self.settings = settings
+    def __init__(self, config: GradientConfig, world: World):
+        self.config, self.world = config, world
 
-    def portions(self) -> list[slice]:
+    def portions(self) -> Sequence[Rows]:
         """The rows of this process's batch that are computed together, in the order in which they are."""
-        return self.settings.micro_batches
+        return self.config.micro_batches(self.world)
 
     def forward(self) -> AbstractContextManager:
         """Around the forward pass of a portion."""
         return nullcontext()
 
-    def backward(self, output: StepOutput, loss: Tensor, rows: slice, divisor: int) -> dict[str, Tensor]:
+    def backward(self, output: StepOutput, loss: Tensor, rows: Rows, divisor: int) -> dict[str, Tensor]:
         """Add the gradients of a portion's summed loss over `divisor`. Returns metric sums."""
         (loss / divisor).backward()
         return {}
@@ -64,7 +95,8 @@ class OneObjective:
 
 
 class Row:
-    """An objective's gradient: by parameter, and by the rows of the puzzle table as (identifiers (n,), gradients (n, X))."""
+    """An objective's gradient: by parameter, and by the rows of the puzzle table as (identifiers (n,),
+    gradients (n, X))."""
 
     def __init__(self) -> None:
         self.of: dict[nn.Parameter, Tensor] = {}
@@ -79,45 +111,46 @@ class Row:
 class Jacobian:
     """Many objectives: their gradients, kept apart until their aggregate is known.
 
-    Processes share objectives as they share the batch: the Gramian is that of the global rows, so that the update is the one
-    of a single process. It costs a message of all rows.
+    Processes share objectives as they share the batch: the Gramian is that of the global rows, so that the
+    update is the one of a single process. It costs a message of all rows.
     """
 
-    def __init__(self, state: TrainState, carry: Carry, batch: Batch, settings: "StepSettings"):
+    def __init__(self, state: TrainState, carry: Carry, batch: Batch, config: GradientConfig, world: World):
         # Several backward passes through one graph, which compiled functions otherwise refuse.
         torch._functorch.config.donated_buffer = False
-        self.objective, self.settings, self.model = settings.objective, settings, state.model
+        self.objective, self.model = config.objective, state.model
+        self.micro_batch_size = config.micro_batch_size
         self.method = weighting(self.objective.aggregator)
         labels = batch.data["labels"]
         count, cells = labels.shape
-        self.samples = np.arange(count) + settings.world.rank * count
-        self.sizes = Sizes(self.model.config.halt_max_steps, settings.global_batch_size, cells)
+        self.samples = np.arange(count) + world.rank * count
+        self.sizes = Sizes(self.model.config.halt_max_steps, config.global_batch_size, cells)
         real, rng = None, None
         if self.objective.groups is not None:
             worked_on = torch.where(carry.halted[:, None], labels, carry.data["labels"]) != IGNORE_LABEL_ID
             real = distributed.gather_rows(worked_on.to(torch.uint8)).bool().cpu().numpy()
-            rng = step_rng(settings.seed, state.step, GROUPS_STREAM)
+            rng = step_rng(config.seed, state.step, Stream.GROUPS)
         self.numbering = Numbering(self.objective, self.sizes, real, rng)
-        self.seed = int(step_rng(settings.seed, state.step, AGGREGATION_STREAM).integers(2**63))
+        self.seed = int(step_rng(config.seed, state.step, Stream.AGGREGATION).integers(2**63))
         self.rows: dict[int, Row] = {}
         self.identifiers: list[Tensor] = []  # of the puzzle rows that were read
         self.step = 0
 
-    def portions(self) -> list[np.ndarray]:
-        """The rows of this process's batch that are computed together, in the order in which they are: where objectives are
-        samples, or groups of them, those of one objective."""
+    def portions(self) -> Sequence[Rows]:
+        """The rows of this process's batch that are computed together, in the order in which they are: where
+        objectives are samples, or groups of them, those of one objective."""
         together = [np.arange(len(self.samples))]
         if "sample" in self.objective.axes and "cell" not in self.objective.axes:
             numbers = self.numbering.of_cells(self.step, self.samples)[:, 0]
             together = [np.flatnonzero(numbers == number) for number in np.unique(numbers)]
-        size = self.settings.micro_batch_size or len(self.samples)
+        size = self.micro_batch_size or len(self.samples)
         return [rows[start : start + size] for rows in together for start in range(0, len(rows), size)]
 
     def forward(self) -> AbstractContextManager:
         """Around the forward pass of a portion."""
         return answers_after_every_cycle(self.model, "cycle" in self.objective.axes)
 
-    def backward(self, output: StepOutput, loss: Tensor, rows: np.ndarray, divisor: int) -> dict[str, Tensor]:
+    def backward(self, output: StepOutput, loss: Tensor, rows: Rows, divisor: int) -> dict[str, Tensor]:
         """Add the gradients of a portion's objectives over `divisor` to their rows. Returns metric sums."""
         terms = loss_terms(output, self.objective)
         objectives = self.objectives(terms, output.carry.data["labels"] != IGNORE_LABEL_ID, rows)
@@ -128,9 +161,9 @@ class Jacobian:
         self._gathered().clear()
         return {f"cycle_{place}_lm_loss": one.detach().sum() for place, one in enumerate(terms.earlier, 1)}
 
-    def objectives(self, terms: LossTerms, real: Tensor, rows: np.ndarray) -> list[tuple[int, Tensor]]:
-        """The objectives that the samples `rows` of this process have a part in: number and that part, with gradient, of the
-        terms of their loss; real (B, L) has a label."""
+    def objectives(self, terms: LossTerms, real: Tensor, rows: Rows) -> list[tuple[int, Tensor]]:
+        """The objectives that the samples `rows` of this process have a part in: number and that part, with
+        gradient, of the terms of their loss; real (B, L) has a label."""
         axes, numbering, samples = self.objective.axes, self.numbering, self.samples[rows]
         labelled = real.any(1)
         apart = self.objective.halting == "apart" or "term" in axes
@@ -148,7 +181,7 @@ class Jacobian:
 
     def joined(self, carries: list[Carry]) -> Carry:
         """The carry of the whole batch, from those of the portions; ends the ACT step."""
-        order = np.concatenate(self.portions())
+        order = np.concatenate([self.samples[rows] for rows in self.portions()])
         self.step += 1
         return Carry.join(carries)[np.argsort(order)]
 
@@ -163,7 +196,7 @@ class Jacobian:
             distributed.gather_rows(torch.cat(self.identifiers)).unique() if self.identifiers else None
         )
         rows = [self.rows.get(number, Row()) for number in numbers]
-        tables = None if identifiers is None else self._tables(rows, identifiers)
+        tables = None if identifiers is None else _tables(rows, identifiers, self._puzzle_rows())
         gramian = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=device)
         for block in self._blocks(rows, parameters, tables):
             distributed.sum_tensor(block)
@@ -174,10 +207,10 @@ class Jacobian:
             for weight, row in zip(weights.tolist(), rows, strict=True):
                 if parameter in row.of:
                     parameter.grad.add_(row.of.pop(parameter), alpha=weight)
-        if tables is not None:
-            self._gathered().append(
-                (identifiers, self._leaf(identifiers, weights.to(tables) @ tables.flatten(1)))
-            )
+        if identifiers is not None and tables is not None:
+            leaf = self._puzzle_rows()[identifiers]
+            leaf.grad = (weights.to(tables) @ tables.flatten(1)).view_as(leaf)
+            self._gathered().append((identifiers, leaf))
         values = statistics(gramian, weights) if rows else {}
         values |= {
             "updates": 1.0,
@@ -211,21 +244,6 @@ class Jacobian:
         if tables is not None:
             yield tables.flatten(1).clone()
 
-    def _tables(self, rows: list[Row], identifiers: Tensor) -> Tensor:
-        """(m, U, X) the objectives' gradients by the puzzle rows `identifiers` (U,)."""
-        tables = self.model.context.weights.new_zeros(
-            len(rows), len(identifiers), self.model.context.weights.shape[1]
-        )
-        for table, row in zip(tables, rows, strict=True):
-            for theirs, gradients in row.table:
-                table.index_add_(0, torch.searchsorted(identifiers, theirs), gradients)
-        return tables
-
-    def _leaf(self, identifiers: Tensor, gradient: Tensor) -> Tensor:
-        leaf = self.model.context.weights[identifiers]
-        leaf.grad = gradient.view_as(leaf)
-        return leaf
-
     def _collect(self, row: Row) -> None:
         """Move what a backward pass left behind to `row`."""
         for parameter in self.model.parameters():
@@ -239,12 +257,26 @@ class Jacobian:
                 row.table.append((identifiers, leaf.grad))
                 leaf.grad = None
 
+    def _puzzle_rows(self) -> Tensor:
+        """The whole table (N, X)."""
+        return self.model.context.get_buffer("weights")
+
     def _gathered(self) -> list[tuple[Tensor, Tensor]]:
         return self.model.context.gathered if isinstance(self.model.context, PuzzleEmbedding) else []
 
 
+def _tables(rows: list[Row], identifiers: Tensor, table: Tensor) -> Tensor:
+    """(m, U, X) the objectives' gradients by the rows `identifiers` (U,) of the puzzle table (N, X)."""
+    tables = table.new_zeros(len(rows), len(identifiers), table.shape[1])
+    for gradient, row in zip(tables, rows, strict=True):
+        for theirs, gradients in row.table:
+            gradient.index_add_(0, torch.searchsorted(identifiers, theirs), gradients)
+    return tables
+
+
 def _by_number(values: Tensor, counted: Tensor, numbers: np.ndarray) -> list[tuple[int, Tensor]]:
-    """The sums of the values that count, by their numbers, which are all of one shape; below zero, there is none."""
+    """The sums of the values that count, by their numbers, which are all of one shape; below zero, there is
+    none."""
     places = torch.from_numpy(np.array(numbers)).to(counted.device)
     counted = counted & (places >= 0)
     present, inverse = places[counted].unique(return_inverse=True)
@@ -253,7 +285,8 @@ def _by_number(values: Tensor, counted: Tensor, numbers: np.ndarray) -> list[tup
 
 
 def objectives_of(
-    state: TrainState, carry: Carry, batch: Batch, settings: "StepSettings"
+    state: TrainState, carry: Carry, batch: Batch, config: GradientConfig, world: World
 ) -> OneObjective | Jacobian:
     """What an update that begins with this carry and batch descends."""
-    return Jacobian(state, carry, batch, settings) if settings.objective.axes else OneObjective(settings)
+    several = config.objective.axes
+    return Jacobian(state, carry, batch, config, world) if several else OneObjective(config, world)

@@ -1,4 +1,5 @@
-"""Metric sums between two log lines, turned into means with their own denominators. Every name is explained in docs/metrics.md."""
+"""Metric sums between two log lines, turned into means with their own denominators. Every name is explained
+in docs/metrics.md."""
 
 import time
 from collections.abc import Iterator
@@ -9,19 +10,24 @@ from torch import Tensor
 
 from models.losses import is_per_row
 from training.aggregation import ANCESTORS_NAMES
+from training.optim import OptimConfig
+from training.state import TrainState
 from training.step import StepResult
 from utils import distributed
+from utils.logging import RunLogger
 
 
 class Meter:
     """Accumulates on the device; only `read` waits for it."""
 
     def __init__(self) -> None:
+        self._grad_norms: dict[str, Tensor] = {}
         self._rate = 0.0  # samples per second of the last interval
         self._clear()
 
     def add(self, result: StepResult, samples: int) -> None:
-        """Take the metric sums of a call of `train_step`; `samples` (the global batch size) take part in each of its updates."""
+        """Take the metric sums of a call of `train_step`; `samples` (the global batch size) take part in each
+        of its updates."""
         if result.updated:  # a skipped step's sums are not numbers
             for name, value in result.metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value
@@ -66,7 +72,8 @@ class Meter:
         return values
 
     def evaluated(self, samples: int, seconds: float) -> dict[str, float]:
-        """The speed of an evaluation of `samples` views over all processes, against that of training since the last log line."""
+        """The speed of an evaluation of `samples` views over all processes, against that of training since
+        the last log line."""
         rate = samples / seconds
         values = {
             "timing/eval_samples_per_second": rate,
@@ -75,14 +82,33 @@ class Meter:
             "timing/eval_samples_this_interval": float(samples),
         }
         if self._rate:
-            values |= {"timing/train_vs_eval_throughput_ratio": self._rate / rate, "timing/eval_vs_train_time_ratio": self._rate / rate}
+            values |= {
+                "timing/train_vs_eval_throughput_ratio": self._rate / rate,
+                "timing/eval_vs_train_time_ratio": self._rate / rate,
+            }
         return values
 
     def _clear(self) -> None:
         self._sums: dict[str, Tensor] = {}
-        self._grad_norms: dict[str, Tensor] = {}
+        self._grad_norms = {}
         self._steps = self._samples = self._skipped = 0
         self._start = time.perf_counter()
+
+
+def log_step(logger: RunLogger, state: TrainState, config: OptimConfig, values: dict) -> None:
+    """A line in metrics.jsonl and beside the progress bar, with rates and stage of the last update."""
+    rates = {
+        group["part"]: group["lr"] for o in state.optimizers for group in o.param_groups if "part" in group
+    }
+    frozen = {part: not config.trains(part, state.step - 1) for part in rates}
+    rate = state.optimizers[0].param_groups[0]["lr"]
+    staging = {"train/lr": rate, "train/decoder_frozen": float(frozen["core"])}
+    if "encoder" in rates:
+        staging |= {"train/encoder_frozen": float(frozen["encoder"]), "train/encoder_lr": rates["encoder"]}
+    logger.log(state.step, {**values, **staging})
+    shown = {"loss": "train/lm_loss", "acc": "train/accuracy", "exact": "train/exact_accuracy"}
+    texts = {short: f"{values[name]:.3f}" for short, name in shown.items() if values.get(name) is not None}
+    logger.progress(state.step, {**texts, "samples/s": f"{values['timing/train_samples_per_second']:.0f}"})
 
 
 def _mean(sums: dict[str, float], name: str) -> float | None:

@@ -1,4 +1,5 @@
-"""Auxiliary objectives on the context: off unless their weight says otherwise. Shapes: B batch, K demonstrations, G global batch."""
+"""Auxiliary objectives on the context: off unless their weight says otherwise. Shapes: B batch, K
+demonstrations, G global batch."""
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +22,20 @@ def auxiliary_losses(
     if objective.reconstruct_weight:
         losses["reconstruct"] = reconstruction_loss(model, output, objective)
     if objective.contrastive_weight:
-        losses["contrastive"] = contrastive_loss(model, output.carry.data, objective.contrastive_temperature, noise, world)
+        losses["contrastive"] = contrastive_loss(
+            model, output.carry.data, objective.contrastive_temperature, noise, world
+        )
     return losses
 
 
 def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: ObjectiveConfig) -> Tensor:
     """The token loss (B,) of one demonstration's output, given its input and the context of all of them.
 
-    The recursion itself answers, from fresh states and in one ACT step: it is the context's only reader, and a head of its
-    own would train the context for somebody else. What this asks for, a context that explains the demonstrations, is also
-    all that can be asked for at test time. Leaving the demonstration out of the context instead would repeat what
-    leave-one-out queries (data.query_sampling=any) train already. ACT step n asks for demonstration n modulo their number.
+    The recursion itself answers, from fresh states and in one ACT step: it is the context's only reader, and
+    a head of its own would train the context for somebody else. What this asks for, a context that explains
+    the demonstrations, is also all that can be asked for at test time. Leaving the demonstration out of the
+    context instead would repeat what leave-one-out queries (data.query_sampling=any) train already. ACT step
+    n asks for demonstration n modulo their number.
     """
     data = output.carry.data
     mask = data["demo_mask"]
@@ -39,17 +43,22 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
     turn = (output.carry.steps - 1) % count.clamp_min(1)  # (B,)
     index = ((mask.cumsum(1) == turn[:, None] + 1) & mask).int().argmax(1)
     rows = torch.arange(len(mask), device=mask.device)
-    asked = data | {"inputs": data["demo_inputs"][rows, index], "labels": canvas.labels_of(data["demo_labels"][rows, index])}
+    asked = data | {
+        "inputs": data["demo_inputs"][rows, index],
+        "labels": canvas.labels_of(data["demo_labels"][rows, index]),
+    }
     answer = act_step(model, initial_carry(model, asked), asked, context=output.context)
     return torch.where(count > 0, sample_loss(answer.logits, asked["labels"], objective), 0.0)
 
 
-def contrastive_loss(model: RecursiveModel, data: dict[str, Tensor], temperature: float, noise: Noise, world: World) -> Tensor:
+def contrastive_loss(
+    model: RecursiveModel, data: dict[str, Tensor], temperature: float, noise: Noise, world: World
+) -> Tensor:
     """InfoNCE (B,) between the contexts of two halves of each sample's demonstrations, by cosine similarity.
 
-    The other samples of the global batch are the negatives, but never those with the same puzzle identifier (with
-    data.augmentation=table a stored view has its own, and counts as a task). A sample with fewer than two demonstrations has
-    no positive and counts zero. Source: arXiv 1807.03748.
+    The other samples of the global batch are the negatives, but never those with the same puzzle identifier
+    (with data.augmentation=table a stored view has its own, and counts as a task). A sample with fewer than
+    two demonstrations has no positive and counts zero. Source: arXiv 1807.03748.
     """
     mask = data["demo_mask"]
     odd = mask.cumsum(1) % 2 == 1

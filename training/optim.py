@@ -1,4 +1,5 @@
-"""Optimisers: AdamATan2, AdamW or Muon for the network, sign-SGD for the rows of the puzzle table; and what is frozen when."""
+"""Optimisers: AdamATan2, AdamW or Muon for the network, sign-SGD for the rows of the puzzle table; and what
+is frozen when."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,11 +7,11 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
-from config.base import Config
 from models.context import PuzzleEmbedding
 from models.core import RecursiveModel
 from models.layers import Linear
 from utils import distributed
+from utils.config import Config
 from utils.errors import UserError
 
 try:
@@ -23,12 +24,14 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class OptimConfig(Config):
-    """Optimiser, learning rates, decay, schedule and staging. lr_min_ratio 1 keeps the rate constant after the warm-up.
+    """Optimiser, learning rates, decay, schedule and staging. lr_min_ratio 1 keeps the rate constant after
+    the warm-up.
 
-    encoder_lr, encoder_weight_decay: null takes lr and weight_decay. The encoder is `model.context` (its puzzle rows have
-    their own rate and decay), the decoder everything else. freeze_*_steps: the part does not change before this step.
-    latent_step_from: the share of the training after which the recursion reads contexts moved by one step of latent search
-    (`inner_step`), of size latent_step_lr in units of the context's RMS; null: never.
+    encoder_lr, encoder_weight_decay: null takes lr and weight_decay. The encoder is `model.context` (its
+    puzzle rows have their own rate and decay), the decoder everything else. freeze_*_steps: the part does not
+    change before this step. latent_step_from: the share of the training after which the recursion reads
+    contexts moved by one step of latent search (`inner_step`), of size latent_step_lr in units of the
+    context's RMS; null: never.
     """
 
     optimizer: Literal["adam_atan2", "adamw", "muon"]
@@ -57,14 +60,15 @@ class OptimConfig(Config):
 class AdamATan2(torch.optim.Optimizer):
     """Adam whose update is atan2(m, sqrt(v)) with bias-corrected moments: bounded, and without an epsilon.
 
-    Weight decay is decoupled. Source: "Scaling Exponents Across Parameterizations and Optimizers" (arXiv 2407.05872).
+    Weight decay is decoupled. Source: "Scaling Exponents Across Parameterizations and Optimizers" (arXiv
+    2407.05872).
     """
 
     def __init__(self, params, lr: float, betas: tuple[float, float], weight_decay: float):
         super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is ever evaluated
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -73,7 +77,9 @@ class AdamATan2(torch.optim.Optimizer):
             for parameter in parameters:
                 state = self.state[parameter]
                 if not state:
-                    state.update(step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                    state.update(
+                        step=0, exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter)
+                    )
                 state["step"] += 1
             states = [self.state[p] for p in parameters]
             gradients = [p.grad for p in parameters]
@@ -91,10 +97,12 @@ class AdamATan2(torch.optim.Optimizer):
 
 
 class SparseSignSGD:
-    """Sign-SGD with decoupled weight decay on the rows of a `PuzzleEmbedding` that the last forwards gathered.
+    """Sign-SGD with decoupled weight decay on the rows of a `PuzzleEmbedding` that the last forwards
+    gathered.
 
-    Gradients of one identifier are summed over the batch, over gradient accumulation and over processes before the sign
-    is taken. Only touched rows decay. Source: HRM and the original TRM, where Adam on rarely seen rows is nearly this.
+    Gradients of one identifier are summed over the batch, over gradient accumulation and over processes
+    before the sign is taken. Only touched rows decay. Source: HRM and the original TRM, where Adam on rarely
+    seen rows is nearly this.
     """
 
     def __init__(self, embedding: PuzzleEmbedding, lr: float, weight_decay: float):
@@ -111,11 +119,17 @@ class SparseSignSGD:
         (group,) = self.param_groups
         gathered = self.embedding.gathered
         identifiers = distributed.gather_rows(torch.cat([ids for ids, _ in gathered]))
-        gradients = distributed.gather_rows(torch.cat([torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in gathered]))
+        gradients = distributed.gather_rows(
+            torch.cat([torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in gathered])
+        )
         touched, position = identifiers.unique(return_inverse=True)
-        total = torch.zeros(len(touched), gradients.shape[1], device=gradients.device).index_add_(0, position, gradients)
+        total = torch.zeros(len(touched), gradients.shape[1], device=gradients.device).index_add_(
+            0, position, gradients
+        )
         rows = self.embedding.weights[touched]
-        self.embedding.weights[touched] = rows * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * total.sign()
+        self.embedding.weights[touched] = (
+            rows * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * total.sign()
+        )
 
     def zero_grad(self) -> None:
         """Forget the gathered rows."""
@@ -130,7 +144,8 @@ class SparseSignSGD:
 
 
 def build_optimizers(model: RecursiveModel, config: OptimConfig, device: torch.device) -> tuple[list, str]:
-    """The optimisers, each group with its `base_lr`, and a word that names them for the log and the checkpoint.
+    """The optimisers, each group with its `base_lr`, and a word that names them for the log and the
+    checkpoint.
 
     A group of network parameters also names its `part` of the model, `core` or `encoder`.
     Raises `UserError` for Muon when the installed PyTorch lacks it.
@@ -141,10 +156,15 @@ def build_optimizers(model: RecursiveModel, config: OptimConfig, device: torch.d
     betas = (config.beta1, config.beta2)
     if config.optimizer == "muon":
         if not hasattr(torch.optim, "Muon"):
-            raise UserError(f"optimizer=muon needs torch.optim.Muon, which PyTorch {torch.__version__} lacks; 2.9 and later have it")
+            raise UserError(
+                f"optimizer=muon needs torch.optim.Muon, which PyTorch {torch.__version__} lacks; 2.9 and "
+                "later have it"
+            )
         matrices = hidden_matrices(model)
         # Scaled to the size of Adam's updates, so that one learning rate and one decay serve both.
-        optimizers.append(torch.optim.Muon(_groups(model, config, matrices, True), adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(
+            torch.optim.Muon(_groups(model, config, matrices, True), adjust_lr_fn="match_rms_adamw")
+        )
         names.append("Muon")
     rest = _groups(model, config, matrices, False)
     if config.optimizer == "adamw":
@@ -166,8 +186,9 @@ def build_optimizers(model: RecursiveModel, config: OptimConfig, device: torch.d
 
 
 def load_optimizer(optimizer: Any, saved: dict) -> None:
-    """Restore what `state_dict` gave, also that of the other AdamATan2: ours counts updates in an int, the fused kernel reads the
-    count from the parameter's device, where PyTorch leaves it on the CPU unless a group is called `fused` or `capturable`."""
+    """Restore what `state_dict` gave, also that of the other AdamATan2: ours counts updates in an int, the
+    fused kernel reads the count from the parameter's device, where PyTorch leaves it on the CPU unless a
+    group is called `fused` or `capturable`."""
     optimizer.load_state_dict(saved)
     for parameter, state in getattr(optimizer, "state", {}).items():
         if FusedAdamATan2 is not None and isinstance(optimizer, FusedAdamATan2):
@@ -177,13 +198,17 @@ def load_optimizer(optimizer: Any, saved: dict) -> None:
 
 
 def hidden_matrices(model: RecursiveModel) -> set[int]:
-    """The ids of the parameters that map hidden vectors to hidden vectors: no embeddings, heads, learned tokens or vectors."""
+    """The ids of the parameters that map hidden vectors to hidden vectors: no embeddings, heads, learned
+    tokens or vectors."""
     heads = (model.lm_head, model.q_head)
-    return {id(module.weight) for module in model.modules() if isinstance(module, Linear) and module not in heads}
+    return {
+        id(module.weight) for module in model.modules() if isinstance(module, Linear) and module not in heads
+    }
 
 
 def set_trainable(optimizers: list, config: OptimConfig, step: int) -> None:
-    """Thaw what trains at `step` and freeze the rest, whose gradient is then not computed: neither weights nor moments change.
+    """Thaw what trains at `step` and freeze the rest, whose gradient is then not computed: neither weights
+    nor moments change.
 
     A pure function of the step, so that a resumed run is in the right stage.
     """
@@ -193,14 +218,19 @@ def set_trainable(optimizers: list, config: OptimConfig, step: int) -> None:
                 parameter.requires_grad_(config.trains(group["part"], step))
 
 
-def _groups(model: RecursiveModel, config: OptimConfig, matrices: set[int], inside: bool) -> list[dict[str, Any]]:
-    """The trainable parameters in or outside `matrices` as one group per part of the model, with its rate and decay."""
+def _groups(
+    model: RecursiveModel, config: OptimConfig, matrices: set[int], inside: bool
+) -> list[dict[str, Any]]:
+    """The trainable parameters in or outside `matrices` as one group per part of the model, with its rate and
+    decay."""
     encoder = {id(parameter) for parameter in model.context.parameters()}
-    groups = {
+    groups: dict[str, dict[str, Any]] = {
         "core": {"lr": config.lr, "weight_decay": config.weight_decay},
         "encoder": {
             "lr": config.lr if config.encoder_lr is None else config.encoder_lr,
-            "weight_decay": config.weight_decay if config.encoder_weight_decay is None else config.encoder_weight_decay,
+            "weight_decay": config.weight_decay
+            if config.encoder_weight_decay is None
+            else config.encoder_weight_decay,
         },
     }
     for part, group in groups.items():

@@ -4,7 +4,8 @@ import math
 
 
 def learning_rate(step: int, base: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
-    """Linear warm-up to `base`, then a half cosine down to `min_ratio * base` at `total_steps` (min_ratio 1: constant).
+    """Linear warm-up to `base`, then a half cosine down to `min_ratio * base` at `total_steps` (min_ratio 1:
+    constant).
 
     `step` counts updates from 1, so that the first update already moves.
     """

@@ -1,7 +1,8 @@
-"""What an objective is: the splits of a batch's loss, and the number of the objective that each piece of it belongs to.
+"""What an objective is: the splits of a batch's loss, and the number of the objective that each piece of it
+belongs to.
 
-A split names the axes along which the loss falls apart. Rows of `SPLITS` are all there is to one.
-Shapes: S ACT steps, G samples of the global batch, B of them here, L cells.
+A split names the axes along which the loss falls apart. Rows of `SPLITS` are all there is to one. Shapes: S
+ACT steps, G samples of the global batch, B of them here, L cells.
 """
 
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ SPLITS: dict[str, tuple[str, ...]] = {
     "supervision_cell": ("step", "cell"),
     "supervision_instance_cell": ("step", "sample", "cell"),
 }
-"""Name -> axes: loss term, ACT step, sample, cell of the canvas, H cycle (`final`: the last one's loss keeps its weight 1)."""
+"""Name -> axes: loss term, ACT step, sample, cell of the canvas, H cycle (`final`: the last one's loss keeps
+its weight 1)."""
 
 NUMBERED = ("step", "sample", "cell")  # the axes whose pieces can be dealt into random groups
 
@@ -61,11 +63,13 @@ ALIASES: dict[str, dict[str, Any]] = {
 
 
 class DescentConfig(ObjectiveConfig):
-    """The loss, and how it is descended: what an objective is (`split`), and how their gradients become one (`aggregator`).
+    """The loss, and how it is descended: what an objective is (`split`), and how their gradients become one
+    (`aggregator`).
 
-    halting: the halting loss belongs to its sample's (or step's) objective, `inside`, or makes objectives of its own, `apart`;
-    inside, with a split by cells, each cell carries an equal share of it. internal_weight: of the token losses after the
-    earlier H cycles, split=internal. groups: the pieces are dealt at random into so many objectives, anew at every update.
+    halting: the halting loss belongs to its sample's (or step's) objective, `inside`, or makes objectives of
+    its own, `apart`; inside, with a split by cells, each cell carries an equal share of it. internal_weight:
+    of the token losses after the earlier H cycles, split=internal. groups: the pieces are dealt at random
+    into so many objectives, anew at every update.
     """
 
     split: str
@@ -77,19 +81,19 @@ class DescentConfig(ObjectiveConfig):
     @model_validator(mode="before")
     @classmethod
     def _from_ancestor(cls, values: Any) -> Any:
-        return {**values, **ALIASES.get(values.get("split"), {})} if isinstance(values, dict) else values
+        return {**values, **ALIASES.get(values.get("split", ""), {})} if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_descent(self) -> "DescentConfig":
         for name, known in (("split", SPLITS), ("aggregator", AGGREGATORS)):
             if getattr(self, name) not in known:
-                found = f"objective.{name}={getattr(self, name)}"
-                raise ValueError(
-                    f"{found}: there is no such {name}{nearest(getattr(self, name), known)}; there are {', '.join(known)}"
-                )
+                found = getattr(self, name)
+                hint = f"there is no such {name}{nearest(found, known)}; there are {', '.join(known)}"
+                raise ValueError(f"objective.{name}={found}: {hint}")
         if self.halting == "apart" and self.split in ("sum", "loss_terms"):
             raise ValueError(
-                f"objective.halting=apart with objective.split={self.split}: say split=loss_terms, where it always is"
+                f"objective.halting=apart with objective.split={self.split}: say split=loss_terms, where it "
+                "always is"
             )
         if self.halting == "apart" and not self.halt_loss_weight:
             raise ValueError(
@@ -97,7 +101,8 @@ class DescentConfig(ObjectiveConfig):
             )
         if self.groups is not None and not set(self.axes) & set(NUMBERED):
             raise ValueError(
-                f"objective.groups={self.groups} deals samples, cells or ACT steps; split={self.split} has none"
+                f"objective.groups={self.groups} deals samples, cells or ACT steps; "
+                f"split={self.split} has none"
             )
         return self
 
@@ -107,26 +112,30 @@ class DescentConfig(ObjectiveConfig):
         return SPLITS[self.split]
 
     def refuse(self, mode: str, cycles: int, sizes: "Sizes") -> None:
-        """Raise `ValueError` for what a run of this mode, of so many H cycles and of these sizes cannot do."""
+        """Raise `ValueError` for what a run of this mode, of so many H cycles and of these sizes cannot
+        do."""
         if "step" in self.axes and mode != "supervised":
             raise ValueError(
-                f"objective.split={self.split} compares the ACT steps of one update, which only mode=supervised has"
+                f"objective.split={self.split} compares the ACT steps of one update, which only "
+                "mode=supervised has"
             )
         if "cycle" in self.axes and cycles < 2:
             raise ValueError(
-                f"objective.split={self.split} compares H cycles and needs arch.H_cycles of at least 2, found {cycles}"
+                f"objective.split={self.split} compares H cycles and needs arch.H_cycles of at least 2, "
+                f"found {cycles}"
             )
         if self.contrastive_weight and "sample" in self.axes:
             raise ValueError(
-                f"objective.contrastive_weight={self.contrastive_weight} compares all samples of a batch, which"
-                f" objective.split={self.split} takes apart"
+                f"objective.contrastive_weight={self.contrastive_weight} compares all samples of a batch, "
+                f"which objective.split={self.split} takes apart"
             )
         limit, count = AGGREGATORS[self.aggregator].limit, self.count(sizes, cycles)
         if limit is not None and count > limit:
             fits = limit // (2 if self.halting == "apart" else 1)
             raise ValueError(
-                f"objective.split={self.split} makes up to {count} objectives, and aggregator={self.aggregator} takes {limit}:"
-                f" its quadratic programmes grow steeply; set objective.groups={fits} or less, or another aggregator"
+                f"objective.split={self.split} makes up to {count} objectives, and "
+                f"aggregator={self.aggregator} takes {limit}: its quadratic programmes grow steeply; "
+                f"set objective.groups={fits} or less, or another aggregator"
             )
 
     def count(self, sizes: "Sizes", cycles: int = 1) -> int:
@@ -152,8 +161,9 @@ class Sizes:
 
 
 class Numbering:
-    """The number of the objective that a piece of the loss belongs to: its place along the split's axes, or the group that
-    it was dealt into. Halting losses that make objectives of their own are numbered after the others.
+    """The number of the objective that a piece of the loss belongs to: its place along the split's axes, or
+    the group that it was dealt into. Halting losses that make objectives of their own are numbered after the
+    others.
 
     real (G, L) bool: the cells with a label, which alone are dealt. rng deals alike in all processes.
     """
@@ -171,15 +181,17 @@ class Numbering:
             axis for axis in NUMBERED if axis in self.axes or (axis == "sample" and "cell" in self.axes)
         ]
         self.halting_axes = [axis for axis in self.halting_axes if axis != "cell"]
-        self.sizes, self.groups = sizes, config.groups
+        self.sizes = sizes
         self.own, self.halting = prod(sizes.of(self.axes)), prod(sizes.of(self.halting_axes))
         self.dealt = self.dealt_halting = None
         if config.groups is not None:
             self.own, self.halting = min(self.own, config.groups), min(self.halting, config.groups)
             if real is not None and rng is not None:
-                self.dealt = self._deal(self.axes, real, rng)
+                self.dealt = self._deal(self.axes, config.groups, real, rng)
                 same = self.axes == self.halting_axes
-                self.dealt_halting = self.dealt if same else self._deal(self.halting_axes, real, rng)
+                self.dealt_halting = (
+                    self.dealt if same else self._deal(self.halting_axes, config.groups, real, rng)
+                )
 
     @property
     def total(self) -> int:
@@ -206,13 +218,16 @@ class Numbering:
             number = number * getattr(self.sizes, axis) + place if axis in axes else number
         return number
 
-    def _deal(self, axes: Sequence[str], real: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The group (of `groups`) of each number along `axes`, equally many in each but for one; -1 where nothing has a label."""
+    def _deal(
+        self, axes: Sequence[str], count: int, real: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """The group, of `count`, of each number along `axes`, equally many in each but for one; -1 where
+        nothing has a label."""
         kept = tuple(index for index, axis in enumerate(("sample", "cell")) if axis not in axes)
         present = np.broadcast_to(
             real.any(axis=kept), (self.sizes.step, *self.sizes.of([a for a in axes if a != "step"]))
         )
         places = np.flatnonzero(present.reshape(-1) if "step" in axes else present[0].reshape(-1))
         groups = np.full(prod(self.sizes.of(axes)), -1, np.int32)
-        groups[rng.permutation(places)] = np.arange(len(places)) % self.groups
+        groups[rng.permutation(places)] = np.arange(len(places)) % count
         return groups

@@ -1,5 +1,6 @@
 """Everything of a run that changes: what a checkpoint holds and what a resume restores."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import dropwhile
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset.batch import Cell
+from dataset.batch import Bucket
 from dataset.samplers import local_rows
 from models.act import Carry
 from models.core import RecursiveModel
@@ -21,9 +22,11 @@ from utils.distributed import World
 
 @dataclass
 class TrainState:
-    """Model, optimisers, averages, one carry per cell, the number of updates made, and the validation score by step.
+    """Model, optimisers, averages, one carry per bucket, the number of updates made, and the validation score
+    by step.
 
-    trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those it started from.
+    trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those
+    it started from.
 
     Samplers have no state."""
 
@@ -32,40 +35,46 @@ class TrainState:
     ema: EMA | None
     trained_pairs: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
     step: int = 0
-    carries: dict[Cell, Carry] = field(default_factory=dict)
+    carries: dict[Bucket, Carry] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
 
     @property
     def best_step(self) -> int | None:
         """The first step with the highest validation score."""
-        return max(sorted(self.scores), key=self.scores.get, default=None)
+        return max(sorted(self.scores), key=lambda step: self.scores[step], default=None)
 
-    def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` validation scores brought nothing better than the best before them. The plateau before the model
-        learns anything does not count: the scores up to the first that differs from those before it."""
+    def out_of_patience(self, patience: int | None, min_delta: float = 0.0) -> bool:
+        """Whether the last `patience` scores were no more than `min_delta` better than the best before.
+
+        The plateau before the model learns anything does not count: the scores up to the first that differs
+        from those before it.
+        """
         steps = sorted(self.scores)
-        moved = dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps)
-        return patience is not None and sum(step > self.best_step for step in moved) >= patience
+        best, waited = -math.inf, 0
+        for step in dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps):
+            better = self.scores[step] > best + min_delta
+            best, waited = (self.scores[step], 0) if better else (best, waited + 1)
+        return patience is not None and waited >= patience
 
     def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         whole = self.model.state_dict()
         weights = {"raw": whole}
-        if self.ema:  # what is not averaged, as the puzzle table, is written once, with the weights that are evaluated and shared
-            weights = {"raw": {name: whole[name] for name in self.ema.shadow}, "ema": {**whole, **self.ema.shadow}}
-        carries = [{"cell": tuple(cell), **vars(carry)} for cell, carry in self.carries.items()]
-        return checkpoint.save(
-            folder,
-            self.step,
-            world,
-            weights=weights,
-            shared={"training": {"optimizers": optimizers}, "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64))},
-            rank_state={"carries": carries, "rng": torch.get_rng_state()},
-            info={**info, "scores": self.scores},
-            keep=keep,
-            keep_best=keep_best,
-        )
+        if self.ema:
+            # What is not averaged, as the puzzle table, is written once: with the weights that are evaluated
+            # and shared.
+            weights = {
+                "raw": {name: whole[name] for name in self.ema.shadow},
+                "ema": {**whole, **self.ema.shadow},
+            }
+        shared = {
+            "training": {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]},
+            "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64)),
+        }
+        carries = [{"cell": tuple(bucket), **vars(carry)} for bucket, carry in self.carries.items()]
+        mine = {"carries": carries, "rng": torch.get_rng_state()}
+        content = checkpoint.Content(weights, shared, mine, {**info, "scores": self.scores})
+        return checkpoint.save(folder, self.step, world, content, checkpoint.Keep(keep, keep_best))
 
     def load(self, path: Path, world: World, device: torch.device) -> None:
         """Restore the state that `save` wrote, also under another number of processes."""
@@ -75,7 +84,9 @@ class TrainState:
         if self.ema:
             averaged = checkpoint.load_weights(path, "ema")
             self.ema.load({name: averaged[name] for name in self.ema.shadow})
-        for optimizer, saved in zip(self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True):
+        for optimizer, saved in zip(
+            self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True
+        ):
             load_optimizer(optimizer, saved)
         ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
         self.carries = _merge_carries(ranks, world, device)
@@ -88,11 +99,13 @@ class TrainState:
             self.scores[self.step] = score
 
 
-def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Cell, Carry]:
-    """The saved processes' carries as one global batch per cell, cut into this world's shares."""
+def _merge_carries(ranks: list[dict], world: World, device: torch.device) -> dict[Bucket, Carry]:
+    """The saved processes' carries as one global batch per bucket, cut into this world's shares."""
     carries = {}
     for parts in zip(*(saved["carries"] for saved in ranks), strict=True):
-        whole = Carry.join([Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts])
+        whole = Carry.join(
+            [Carry(**{name: value for name, value in part.items() if name != "cell"}) for part in parts]
+        )
         share = whole[local_rows(len(whole.steps), world.rank, world.size)]
-        carries[Cell(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
+        carries[Bucket(*parts[0]["cell"])] = share.map(lambda value: value.to(device, copy=True))
     return carries

@@ -1,47 +1,43 @@
-"""One training step: forward, backward, update. A mode is one function here; the loop knows only `train_step`.
+"""One training step: forward, backward, update. A mode is one function here; the loop knows only
+`train_step`.
 
-Every mode takes (state, batch, settings), leaves `state.step` at a multiple of `settings.mode.updates`, and returns a
-`StepResult`. `accumulate` is the forward and backward pass of one ACT step, `update` what follows it.
+Every mode takes (state, batch, config, world), leaves `state.step` at a multiple of `config.mode.updates`,
+and returns a `StepResult`. `accumulate` is the forward and backward pass of one ACT step, `update` what
+follows it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator
 from torch import Tensor
 
-from config.base import Config
 from dataset.batch import Batch
 from dataset.canvas import IGNORE_LABEL_ID
-from dataset.samplers import local_rows, step_rng
+from dataset.samplers import Stream, local_rows, step_rng
 from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
 from models.context import Context, Noise
 from models.core import RecursiveModel
 from models.latent_search import inner_step
 from models.losses import act_loss
 from training.diagnostics import gradient_norms, watch_gradient
-from training.jacobian import Jacobian, OneObjective, objectives_of
+from training.jacobian import GradientConfig, Jacobian, OneObjective, Rows, objectives_of
 from training.objectives import auxiliary_losses
 from training.optim import OptimConfig, SparseSignSGD, set_trainable
 from training.schedule import learning_rate
-from training.splits import DescentConfig
 from training.state import TrainState
 from utils import distributed
+from utils.config import Config
 from utils.distributed import World
-
-if TYPE_CHECKING:
-    from config.schema import PretrainConfig
-
-HALTING_STREAM = 1
-NOISE_STREAM = 2
 
 
 class ModeConfig(Config):
-    """How samples meet updates. updates: how many one sampled batch gets; `state.step` counts them in every mode."""
+    """How samples meet updates. updates: how many one sampled batch gets; `state.step` counts them in every
+    mode."""
 
     name: str
     warning: ClassVar[str | None] = None
@@ -65,46 +61,32 @@ class FixedStepsConfig(ModeConfig):
 class CachedConfig(ModeConfig):
     """Without keys of its own."""
 
-    warning = "mode=cached starves the encoder of gradient and exists to reproduce just that (train/context_gradient); train with mode=act"
+    warning = (
+        "mode=cached starves the encoder of gradient and exists to reproduce just that "
+        "(train/context_gradient); train with mode=act"
+    )
 
 
-@dataclass(frozen=True)
-class StepSettings:
-    """What a step needs beside state and batch.
+class StepConfig(OptimConfig, GradientConfig):
+    """What a step needs to know of its run."""
 
-    micro_batch_size: at most so many samples of a process go through a forward and backward pass at once; None: all of them.
-    """
+    mode: SerializeAsAny[ModeConfig]
+    train_steps: NonNegativeInt
 
-    mode: ModeConfig
-    objective: DescentConfig
-    optim: OptimConfig
-    seed: int
-    global_batch_size: int
-    train_steps: int
-    world: World
-    micro_batch_size: int | None = None
-
+    @field_validator("mode", mode="before")
     @classmethod
-    def of(cls, config: "PretrainConfig", world: World) -> "StepSettings":
-        """Those of a configured run."""
-        optim, batch = config, config.global_batch_size
-        return cls(config.mode, config.objective, optim, config.seed, batch, config.train_steps, world, config.micro_batch_size)
-
-    @property
-    def micro_batches(self) -> list[slice]:
-        """The rows of this process's batch, in the portions in which they are computed."""
-        size = self.global_batch_size // self.world.size
-        portion = self.micro_batch_size or size
-        return [slice(start, start + portion) for start in range(0, size, portion)]
+    def _typed_mode(cls, value: Any) -> ModeConfig:
+        return value if isinstance(value, ModeConfig) else mode_config(value)
 
 
 @dataclass
 class StepResult:
-    """Metric sums of this process, gradient norms of the last update over all processes before clipping (`total` and of each
-    part of the model), whether every update was made, and by how much `state.step` advanced.
+    """Metric sums of this process, gradient norms of the last update over all processes before clipping
+    (`total` and of each part of the model), whether every update was made, and by how much `state.step`
+    advanced.
 
-    worked_on: after a skipped update the samples that gave it, which in the modes with a carry may be those of earlier batches,
-    with their ACT steps.
+    worked_on: after a skipped update the samples that gave it, which in the modes with a carry may be those
+    of earlier batches, with their ACT steps.
     """
 
     metrics: dict[str, Tensor]
@@ -114,61 +96,72 @@ class StepResult:
     worked_on: dict[str, Tensor] | None = None
 
 
-def train_step(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
+def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
     """Train on one sampled batch in the configured mode."""
     state.model.train()
-    return MODES[settings.mode.name][1](state, batch, settings)
+    return MODES[config.mode.name][1](state, batch, config, world)
 
 
-def act_mode(state: TrainState, batch: Batch, settings: StepSettings, step: Callable[..., StepOutput] = act_step) -> StepResult:
-    """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted yet."""
-    carry = state.carries.get(batch.cell) or initial_carry(state.model, batch.data)
-    carry, metrics = accumulate(state, carry, batch, settings, step=step)
-    result = update(state, carry, metrics, settings)
+def act_mode(
+    state: TrainState,
+    batch: Batch,
+    config: StepConfig,
+    world: World,
+    step: Callable[..., StepOutput] = act_step,
+) -> StepResult:
+    """One ACT step and one update; the carry of the batch's cell holds the samples that have not halted
+    yet."""
+    carry = state.carries.get(batch.bucket) or initial_carry(state.model, batch.data)
+    carry, metrics = accumulate(state, carry, batch, config, world, step=step)
+    result = update(state, carry, metrics, config)
     if result.updated:
-        state.carries[batch.cell] = carry
+        state.carries[batch.bucket] = carry
     else:  # a state that broke the arithmetic once would break it at every following step
-        state.carries.pop(batch.cell, None)
+        state.carries.pop(batch.bucket, None)
     return result
 
 
-def cached_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
-    """`act_mode` with each sample's first context kept for all its ACT steps, as in an ancestor of this framework: only
-    samples that start give the encoder a gradient, which is why its encoders hardly learned."""
-    return act_mode(state, batch, settings, step=_cached_act_step)
+def cached_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
+    """`act_mode` with each sample's first context kept for all its ACT steps, as in an ancestor of this
+    framework: only samples that start give the encoder a gradient, which is why its encoders hardly
+    learned."""
+    return act_mode(state, batch, config, world, step=_cached_act_step)
 
 
-def fct_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
+def fct_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
     """Fixed computation time: a fresh carry, `num_act_steps` ACT steps, an update after each, no halting.
 
     Metrics other than losses are those of the last ACT step. A skipped update ends the batch.
     """
-    count = settings.mode.updates
+    count = config.mode.updates
     following = state.step + count
     carry = initial_carry(state.model, batch.data)
     sums: dict[str, Tensor] = {}
     for _ in range(count):
-        carry, metrics = accumulate(state, carry, batch, settings, step=partial(act_step, num_act_steps=count))
+        carry, metrics = accumulate(
+            state, carry, batch, config, world, step=partial(act_step, num_act_steps=count)
+        )
         _add(sums, metrics)
-        result = update(state, carry, metrics, settings)
+        result = update(state, carry, metrics, config)
         if not result.updated:
             break
     state.step = following
     return replace(result, metrics=sums, steps=count)
 
 
-def supervised_mode(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
-    """Deep supervision with one update: a fresh carry, ACT steps until every sample has halted, gradients summed up.
+def supervised_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
+    """Deep supervision with one update: a fresh carry, ACT steps until every sample has halted, gradients
+    summed up.
 
-    The loss is the mean over all (sample, ACT step) pairs up to each sample's halting. Each ACT step has its own backward
-    pass, so that memory does not grow with their number.
+    The loss is the mean over all (sample, ACT step) pairs up to each sample's halting. Each ACT step has its
+    own backward pass, so that memory does not grow with their number.
     """
     carry = initial_carry(state.model, batch.data)
     done = torch.zeros_like(carry.halted)
     sums: dict[str, Tensor] = {}
-    objectives = objectives_of(state, carry, batch, settings)
+    objectives = objectives_of(state, carry, batch, config, world)
     for _ in range(state.model.config.halt_max_steps):
-        carry, metrics = accumulate(state, carry, batch, settings, divisor=1, objectives=objectives)
+        carry, metrics = accumulate(state, carry, batch, config, world, divisor=1, objectives=objectives)
         _add(sums, metrics)
         done = done | carry.halted
         if not distributed.sum_tensor((~done).sum()).item():  # all processes take equally many steps
@@ -180,10 +173,10 @@ def supervised_mode(state: TrainState, batch: Batch, settings: StepSettings) -> 
     for parameter in state.model.parameters():
         if parameter.grad is not None:
             parameter.grad /= pairs
-    return update(state, carry, sums, settings)
+    return update(state, carry, sums, config)
 
 
-MODES: dict[str, tuple[type[ModeConfig], Callable[[TrainState, Batch, StepSettings], StepResult]]] = {
+MODES: dict[str, tuple[type[ModeConfig], Callable[[TrainState, Batch, StepConfig, World], StepResult]]] = {
     "act": (ModeConfig, act_mode),
     "fct": (FixedStepsConfig, fct_mode),
     "cached": (CachedConfig, cached_mode),
@@ -202,55 +195,64 @@ def accumulate(
     state: TrainState,
     carry: Carry,
     batch: Batch,
-    settings: StepSettings,
+    config: StepConfig,
+    world: World,
     step: Callable[..., StepOutput] = act_step,
     divisor: int | None = None,
     objectives: OneObjective | Jacobian | None = None,
 ) -> tuple[Carry, dict[str, Tensor]]:
-    """One ACT step of every row: the new carry and metric sums. The gradients of the objectives, divided by `divisor` (None:
-    the global batch size), are added to those that `objectives` has; None: they become the parameters' gradient at once."""
-    set_trainable(state.optimizers, settings.optim, state.step)
-    min_halt_steps = _min_halt_steps(state, batch, settings)
-    found = objectives or objectives_of(state, carry, batch, settings)
-    carries, sums = [], {}
-    for rows in found.portions():
+    """One ACT step of every row: the new carry and metric sums. The gradients of the objectives, divided by
+    `divisor` (None: the global batch size), are added to those of `objectives`; None: they become the
+    parameters' gradient at once."""
+    set_trainable(state.optimizers, config, state.step)
+    min_halt_steps = _min_halt_steps(state, batch, config, world)
+    descent = objectives or objectives_of(state, carry, batch, config, world)
+    carries: list[Carry] = []
+    sums: dict[str, Tensor] = {}
+    for rows in descent.portions():
         data = {name: value[rows] for name, value in batch.data.items()}
-        noise = _noise(state, batch, settings, rows)
-        with found.forward():
-            output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, settings))
-        output.losses.update(auxiliary_losses(state.model, output, settings.objective, noise, settings.world))
-        loss, metrics = act_loss(output, settings.objective)
+        noise = _noise(state, batch, config, world, rows)
+        latent = _latent_step(state, config)
+        with descent.forward():
+            output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **latent)
+        output.losses.update(auxiliary_losses(state.model, output, config.objective, noise, world))
+        loss, metrics = act_loss(output, config.objective)
         reached = watch_gradient(output.context)
-        metrics |= found.backward(output, loss, rows, divisor or settings.global_batch_size)
+        metrics |= descent.backward(output, loss, rows, divisor or config.global_batch_size)
         _add(sums, metrics | {"context_gradient": reached.sum()})
         carries.append(output.carry)
     if objectives is None:
-        sums |= found.finish()
-    return found.joined(carries), sums
+        sums |= descent.finish()
+    return descent.joined(carries), sums
 
 
-def _latent_step(state: TrainState, settings: StepSettings) -> dict[str, Callable[[Context, Carry], Context]]:
+def _latent_step(state: TrainState, config: StepConfig) -> dict[str, Callable[[Context, Carry], Context]]:
     """What a step's `adjust` is, when a latent step is due."""
-    optim = settings.optim
-    if optim.latent_step_from is None or state.step < optim.latent_step_from * settings.train_steps:
+    if config.latent_step_from is None or state.step < config.latent_step_from * config.train_steps:
         return {}
 
     def adjust(context: Context, carry: Carry) -> Context:
-        return context.shifted(inner_step(state.model, carry.data, carry.context_state, settings.objective, optim.latent_step_lr))
+        return context.shifted(
+            inner_step(state.model, carry.data, carry.context_state, config.objective, config.latent_step_lr)
+        )
 
     return {"adjust": adjust}
 
 
-def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise) -> StepOutput:
-    """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded now, whose
-    gradient is that of the rows that start."""
+def _cached_act_step(
+    model: RecursiveModel, carry: Carry, data: dict[str, Tensor], min_halt_steps: Tensor, noise: Noise
+) -> StepOutput:
+    """An ACT step that reads the tokens of each row's first context. The output's context is the one encoded
+    now, whose gradient is that of the rows that start."""
     fresh, kept = carry.halted, carry.context_state
     carry = replace(refresh(carry, data, model, noise), halted=torch.zeros_like(fresh))
     encoded = model.context(carry.data, carry.context_state)
     tokens = {"cached_prefix": encoded.prefix}
     if encoded.memory is not None:
         tokens["cached_memory"] = encoded.memory
-    tokens = {name: torch.where(fresh[:, None, None], new, kept.get(name, new)) for name, new in tokens.items()}
+    tokens = {
+        name: torch.where(fresh[:, None, None], new, kept.get(name, new)) for name, new in tokens.items()
+    }
     context = replace(
         encoded,
         prefix=tokens["cached_prefix"],
@@ -258,7 +260,9 @@ def _cached_act_step(model: RecursiveModel, carry: Carry, data: dict[str, Tensor
         state=encoded.state | tokens,
         losses={name: torch.where(fresh, term, 0.0) for name, term in encoded.losses.items()},
     )
-    return replace(act_step(model, carry, data, min_halt_steps, context=context, noise=noise), context=encoded)
+    return replace(
+        act_step(model, carry, data, min_halt_steps, context=context, noise=noise), context=encoded
+    )
 
 
 def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
@@ -266,30 +270,32 @@ def _add(sums: dict[str, Tensor], metrics: dict[str, Tensor]) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
-def _min_halt_steps(state: TrainState, batch: Batch, settings: StepSettings) -> Tensor:
+def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: World) -> Tensor:
     arch = state.model.config
-    rng = step_rng(settings.seed, state.step, HALTING_STREAM)
-    minimum = exploration(rng, settings.global_batch_size, arch.halt_exploration_prob, arch.halt_max_steps)
-    rows = local_rows(settings.global_batch_size, settings.world.rank, settings.world.size)
+    rng = step_rng(config.seed, state.step, Stream.HALTING)
+    minimum = exploration(rng, config.global_batch_size, arch.halt_exploration_prob, arch.halt_max_steps)
+    rows = local_rows(config.global_batch_size, world.rank, world.size)
     return torch.from_numpy(minimum[rows]).to(batch.data["inputs"].device, non_blocking=True)
 
 
-def _noise(state: TrainState, batch: Batch, settings: StepSettings, portion: slice = slice(None)) -> Noise:
-    """A portion of this process's rows of standard normal numbers for the global batch, a function of seed, step and the order
-    of the draws."""
-    rng = step_rng(settings.seed, state.step, NOISE_STREAM)
-    rows = local_rows(settings.global_batch_size, settings.world.rank, settings.world.size)
+def _noise(
+    state: TrainState, batch: Batch, config: StepConfig, world: World, portion: Rows = slice(None)
+) -> Noise:
+    """A portion of this process's rows of standard normal numbers for the global batch, a function of seed,
+    step and the order of the draws."""
+    rng = step_rng(config.seed, state.step, Stream.NOISE)
+    rows = local_rows(config.global_batch_size, world.rank, world.size)
 
     def draw(*shape: int) -> Tensor:
-        values = rng.standard_normal((settings.global_batch_size, *shape), dtype=np.float32)
+        values = rng.standard_normal((config.global_batch_size, *shape), dtype=np.float32)
         return torch.from_numpy(values[rows][portion]).to(batch.data["inputs"].device, non_blocking=True)
 
     return draw
 
 
-def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], settings: StepSettings) -> StepResult:
-    """Sum gradients over processes, clip, update, average. A non-finite gradient leaves the parameters as they are."""
-    optim = settings.optim
+def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: StepConfig) -> StepResult:
+    """Sum gradients over processes, clip, update, average. A non-finite gradient leaves the parameters as
+    they are."""
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     distributed.sum_gradients(parameters)
     norms = gradient_norms(state.model)
@@ -297,21 +303,35 @@ def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], settings
     updated = _all_finite(norm, state)
     state.step += 1
     if updated:
-        if optim.grad_clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, optim.grad_clip_norm, norm)
+        if config.grad_clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip_norm, norm)
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(state.step, group["base_lr"], optim.lr_warmup_steps, settings.train_steps, optim.lr_min_ratio)
+                group["lr"] = learning_rate(
+                    state.step,
+                    group["base_lr"],
+                    config.lr_warmup_steps,
+                    config.train_steps,
+                    config.lr_min_ratio,
+                )
             optimizer.step()
         if state.ema:
             state.ema.update()
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    return StepResult(metrics, norms, updated, worked_on=None if updated else carry.data | {"steps": carry.steps})
+    return StepResult(
+        metrics, norms, updated, worked_on=None if updated else carry.data | {"steps": carry.steps}
+    )
 
 
 def _all_finite(norm: Tensor, state: TrainState) -> bool:
-    """Whether every gradient on every process is finite; puzzle rows are local, so processes have to agree on them."""
-    sparse = [g for optimizer in state.optimizers if isinstance(optimizer, SparseSignSGD) for g in optimizer.gradients()]
+    """Whether every gradient on every process is finite; puzzle rows are local, so processes have to agree on
+    them."""
+    sparse = [
+        g
+        for optimizer in state.optimizers
+        if isinstance(optimizer, SparseSignSGD)
+        for g in optimizer.gradients()
+    ]
     bad = torch.stack([~torch.isfinite(norm)] + [~torch.isfinite(g).all() for g in sparse]).any()
     return not distributed.sum_tensor(bad.float()).item()

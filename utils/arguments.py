@@ -1,6 +1,13 @@
-"""Numbers on argparse's command lines."""
+"""Command lines that are read by argparse: a parser, and the types of its numbers."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+
+
+def parser_of(module: str, description: str | None) -> ArgumentParser:
+    """The parser of `python -m module`, whose help is the module's docstring."""
+    return ArgumentParser(
+        prog=f"python -m {module}", description=description, formatter_class=RawDescriptionHelpFormatter
+    )
 
 
 def natural(text: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # noqa: F401  imported after `start`, as optimisers do, it keeps the group beyond `close`
+import torch.distributed.nn.functional  # noqa: F401  an optimiser's import after `start` keeps the group alive
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -18,13 +18,16 @@ from utils.errors import PeerLost
 
 TIMEOUT_MINUTES = 30.0
 # What gloo and NCCL say when a peer is gone or silent.
-_LOST = re.compile(r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|nccl|gloo", re.IGNORECASE)
+_LOST = re.compile(
+    r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|nccl|gloo",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers: global rank, number of processes, the same on this machine, and how often torchrun has
-    restarted them."""
+    """This process among its peers: global rank, number of processes, the same on this machine, and how often
+    torchrun has restarted them."""
 
     rank: int = 0
     size: int = 1
@@ -35,7 +38,13 @@ class World:
     @classmethod
     def from_environment(cls) -> "World":
         """What torchrun's variables say; a single process without them."""
-        names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "TORCHELASTIC_RESTART_COUNT": 0}
+        names = {
+            "RANK": 0,
+            "WORLD_SIZE": 1,
+            "LOCAL_RANK": 0,
+            "LOCAL_WORLD_SIZE": 1,
+            "TORCHELASTIC_RESTART_COUNT": 0,
+        }
         return cls(*(int(os.environ.get(name, default)) for name, default in names.items()))
 
     @property
@@ -47,12 +56,13 @@ class World:
 def start(world: World, device: torch.device, timeout_minutes: float = TIMEOUT_MINUTES) -> None:
     """Join the process group, if there are several processes. On CUDA, tensors on the host travel by gloo.
 
-    A process that waits for another one for `timeout_minutes` gives up, so a dead or frozen peer never hangs the others.
+    A process that waits for another one for `timeout_minutes` gives up, so a dead or frozen peer never hangs
+    the others.
     """
     if world.size > 1 and not dist.is_initialized():
         on_gpu, timeout = device.type == "cuda", timedelta(minutes=timeout_minutes)
-        # torchrun on one machine keeps one store over its restarts, where the dead processes' addresses would be found. The
-        # machines of a larger run count restarts differently.
+        # torchrun on one machine keeps one store over its restarts, where the dead processes' addresses would
+        # be found. The machines of a larger run count restarts differently.
         generation = str(world.restarts) if world.local_size == world.size else "all"
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
@@ -74,13 +84,15 @@ def reports_lost_peers() -> Iterator[None]:
         if World.from_environment().size == 1 or not text or not _LOST.search(text[0]):
             raise
         raise PeerLost(
-            f"another process of this run failed or stopped answering ({text[0][:200]}); its own message says why. The same command "
+            f"another process of this run failed or stopped answering ({text[0][:200]}); its own message "
+            "says why. The same command "
             "continues from the last checkpoint, and torchrun --max-restarts N does so by itself"
         ) from None
 
 
 def close() -> None:
-    """Leave the process group. Its threads end here: one that is alive while the interpreter ends can crash it."""
+    """Leave the process group. Its threads end here: one that is alive while the interpreter ends can crash
+    it."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -92,8 +104,8 @@ def barrier() -> None:
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
-    """Sum the gradients of all processes in place, as one flat message per dtype. Which parameters have one is the same
-    everywhere, since every process runs the same model."""
+    """Sum the gradients of all processes in place, as one flat message per dtype. Which parameters have one
+    is the same everywhere, since every process runs the same model."""
     if not dist.is_initialized():
         return
     alike: dict[torch.dtype, list[Tensor]] = {}
@@ -104,7 +116,9 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
+        torch._foreach_copy_(
+            gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)]
+        )
 
 
 def sum_tensor(value: Tensor) -> Tensor:
@@ -120,7 +134,8 @@ def any_true(*flags: bool) -> list[bool]:
 
 
 def gather_rows(value: Tensor) -> Tensor:
-    """Concatenate equally shaped tensors of all processes along the first dimension, in rank order, with gradient."""
+    """Concatenate equally shaped tensors of all processes along the first dimension, in rank order, with
+    gradient."""
     return _GatherRows.apply(value) if dist.is_initialized() else value
 
 
@@ -139,7 +154,8 @@ class _GatherRows(torch.autograd.Function):
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """One picklable object of each process, in rank order, on every process. For small things: tables of votes, names."""
+    """One picklable object of each process, in rank order, on every process. For small things: tables of
+    votes, names."""
     if not dist.is_initialized():
         return [value]
     parts: list[Any] = [None] * dist.get_world_size()

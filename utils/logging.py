@@ -1,4 +1,5 @@
-"""Where a run's numbers and pictures go: metrics.jsonl and the console always, wandb and TensorBoard when asked for."""
+"""Where a run's numbers and pictures go: metrics.jsonl and the console always, wandb and TensorBoard when
+asked for."""
 
 import json
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 from pydantic import PositiveInt
 from tqdm import tqdm
 
-from config.base import Config
+from utils.config import Config
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import as_json, write_atomically
@@ -19,9 +20,11 @@ from utils.images import write_png
 
 
 class LoggingConfig(Config):
-    """wandb: disabled, offline (files only, no account) or online. tensorboard: write event files. progress: draw a bar.
+    """wandb: disabled, offline (files only, no account) or online. tensorboard: write event files. progress:
+    draw a bar.
 
-    images_interval: steps between pictures of predictions, null for none. images_samples: tasks in each picture.
+    images_interval: steps between pictures of predictions, null for none. images_samples: tasks in each
+    picture.
     """
 
     wandb: Literal["disabled", "offline", "online"]
@@ -44,21 +47,43 @@ class Sink(Protocol):
 class RunLogger:
     """Rank 0 writes; the other ranks get an object whose methods do nothing."""
 
-    def __init__(self, config: LoggingConfig, folder: Path, project: str, name: str, settings: dict, world: World, total: int, start: int):
+    def __init__(
+        self,
+        config: LoggingConfig,
+        folder: Path,
+        project: str,
+        name: str,
+        settings: dict,
+        world: World,
+        total: int,
+        start: int,
+    ):
         require_extras(config)
         self.active, self.folder = world.is_main, folder
         self.sinks: list[Sink] = []
         self.noted: set[str] = set()
         if not self.active:
             return
-        self.sinks.append(JsonLines(folder / "metrics.jsonl", start))
+        lines = JsonLines(folder / "metrics.jsonl", start)
+        self.sinks.append(lines)
         if config.wandb != "disabled":
             self.sinks.append(Wandb(config.wandb, folder, project, name, settings))
         if config.tensorboard:
             self.sinks.append(TensorBoard(folder / "tensorboard", start))
         self.bar = tqdm(
-            total=total, initial=start, unit="step", dynamic_ncols=True, disable=not config.progress, file=sys.stderr, mininterval=0.5
+            total=total,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not config.progress,
+            file=sys.stderr,
+            mininterval=0.5,
         )
+        if lines.damaged:
+            self.say(
+                f"metrics.jsonl: {lines.damaged} damaged line(s) left out; the file as it was is "
+                "damaged_metrics.jsonl"
+            )
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Record `values` under `step`."""
@@ -103,7 +128,7 @@ class JsonLines:
     """metrics.jsonl: one object per line. A picture is a file of its own already."""
 
     def __init__(self, path: Path, start: int):
-        self.file = _open_from(path, start)
+        self.file, self.damaged = _open_from(path, start)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.file.write(json.dumps(as_json({"step": step, **values}), allow_nan=False) + "\n")
@@ -119,7 +144,9 @@ class JsonLines:
 class Wandb:
     """A run of Weights & Biases, which a resumed run continues by the id that its folder keeps."""
 
-    def __init__(self, mode: str, folder: Path, project: str, name: str, settings: dict):
+    def __init__(
+        self, mode: Literal["offline", "online"], folder: Path, project: str, name: str, settings: dict
+    ):
         import wandb
 
         self.wandb = wandb
@@ -127,7 +154,22 @@ class Wandb:
         if not file.is_file():
             write_atomically(file, lambda temporary: temporary.write_text(uuid4().hex, encoding="utf-8"))
         known = file.read_text(encoding="utf-8")
-        self.run = wandb.init(mode=mode, dir=str(folder), project=project, name=name, config=settings, id=known, resume="allow")
+        try:
+            self.run = wandb.init(
+                mode=mode,
+                dir=str(folder),
+                project=project,
+                name=name,
+                config=settings,
+                id=known,
+                resume="allow",
+            )
+        except (wandb.errors.Error, OSError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise UserError(
+                f"logging.wandb={mode}: {reason}; log in with `wandb login` or WANDB_API_KEY, or use "
+                "logging.wandb=offline"
+            ) from None
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.run.log(values, step=step)
@@ -167,13 +209,48 @@ def require_extras(config: LoggingConfig) -> None:
     }
     for package, (without, needed) in needs.items():
         if needed and find_spec(package) is None:
-            raise UserError(f"the logging options ask for {package}, which is not installed: pip install {package}, or {without}")
+            raise UserError(
+                f"the logging options ask for {package}, which is not installed: pip install {package}, or "
+                f"{without}"
+            )
 
 
-def _open_from(path: Path, step: int) -> TextIO:
-    """The file, open for appending, without lines beyond `step`, which a killed run wrote and a resumed one will write again."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    if len(kept) < len(lines):
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl, without lines that are not whole; none when there is no such
+    file."""
+    return [record for _, record in _records(path) if record is not None]
+
+
+def _records(path: Path) -> list[tuple[str, dict[str, Any] | None]]:
+    """Every line of a metrics.jsonl with its record; None for one that a crash or a power loss has
+    damaged."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [(line, _record(line)) for line in lines]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+
+
+def _open_from(path: Path, step: int) -> tuple[TextIO, int]:
+    """The file, open for appending, and how many damaged lines were left out.
+
+    Lines beyond `step` go: a killed run wrote them and a resumed one will write them again. A file with
+    damaged lines is kept beside it. The last line of a killed run is often cut short, which is no damage
+    worth a word.
+    """
+    records = _records(path)
+    damaged = sum(record is None for line, record in records if line.endswith("\n"))
+    if damaged:
+        copy = path.with_name(f"damaged_{path.name}")
+        write_atomically(copy, lambda temporary: temporary.write_bytes(path.read_bytes()))
+    kept = [line for line, record in records if record is not None and record["step"] <= step]
+    if len(kept) < len(records):
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
-    return path.open("a", encoding="utf-8")
+    return path.open("a", encoding="utf-8"), damaged

@@ -7,7 +7,8 @@ ASKING_TO_STOP = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopRequest:
-    """Inside the context, SIGTERM, SIGUSR1 (schedulers before preemption) and SIGINT (Ctrl-C) are noted instead of obeyed.
+    """Inside the context, SIGTERM, SIGUSR1 (schedulers before preemption) and SIGINT (Ctrl-C) are noted
+    instead of obeyed.
 
     A second Ctrl-C interrupts at once.
     """
@@ -19,7 +20,9 @@ class StopRequest:
         self._before = {number: signal.signal(number, self._note) for number in ASKING_TO_STOP}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

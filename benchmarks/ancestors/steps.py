@@ -71,7 +71,9 @@ def batches(file: str) -> Any:
     with np.load(file) as arrays:
         stored = dict(arrays)
     count = len(stored["inputs"])
-    return cycle([{name: torch.from_numpy(values[i]) for name, values in stored.items()} for i in range(count)])
+    return cycle(
+        [{name: torch.from_numpy(values[i]) for name, values in stored.items()} for i in range(count)]
+    )
 
 
 def metadata(data: str, identifiers: int) -> SimpleNamespace:
@@ -91,7 +93,11 @@ def metadata(data: str, identifiers: int) -> SimpleNamespace:
 def training(module: ModuleType, config: dict[str, Any], data: str, identifiers: int) -> Any:
     """The ancestor's step: its training function and its moving average, as its loop calls them."""
     if hasattr(module, "train_batch_encoder"):
-        settings, init, train_batch = module.PretrainEncoderConfig, module.init_train_state_encoder, module.train_batch_encoder
+        settings, init, train_batch = (
+            module.PretrainEncoderConfig,
+            module.init_train_state_encoder,
+            module.train_batch_encoder,
+        )
     else:
         settings, init, train_batch = module.PretrainConfig, module.init_train_state, module.train_batch
     config = settings(**config)
@@ -135,7 +141,9 @@ def evaluation(module: ModuleType, config: dict[str, Any], data: str, tasks: str
 
 def reference(module: ModuleType, config: dict[str, Any], data: str, output: str) -> None:
     """Write the ETRM ancestor's initial weights and the context that its encoder computes from the first batch."""
-    state = module.init_train_state_encoder(module.PretrainEncoderConfig(**config), metadata(data, 1), rank=0, world_size=1)
+    state = module.init_train_state_encoder(
+        module.PretrainEncoderConfig(**config), metadata(data, 1), rank=0, world_size=1
+    )
     batch, model = next(batches(data)), state.model.model
     with torch.no_grad():
         context = model.encoder(batch["demo_inputs"], batch["demo_labels"], batch["demo_mask"])

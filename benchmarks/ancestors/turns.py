@@ -23,7 +23,10 @@ def answer_channel() -> TextIO:
 
 
 def serve(
-    step: Callable[[], dict[str, float]], device: torch.device, answers: TextIO, questions: Iterable[str | int] | None = None
+    step: Callable[[], dict[str, float]],
+    device: torch.device,
+    answers: TextIO,
+    questions: Iterable[str | int] | None = None,
 ) -> None:
     """Answer until the questions (default: the input) end: the sums of what the steps return, their seconds, and the peak memory so
     far in bytes."""
@@ -34,7 +37,9 @@ def serve(
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
         sums = {name: sum(values[name] for values in done) for name in done[0]}
-        print(json.dumps({**sums, "seconds": seconds, "memory": peak_memory(device)}), file=answers, flush=True)
+        print(
+            json.dumps({**sums, "seconds": seconds, "memory": peak_memory(device)}), file=answers, flush=True
+        )
 
 
 def peak_memory(device: torch.device) -> int:

@@ -39,7 +39,9 @@ class Residual(nn.Module):
     def __init__(self, branch: nn.Module, width: int, config: BlockConfig):
         super().__init__()
         self.branch, self.norm, self.pre = branch, NORMS[config.norm], config.norm_style == "pre"
-        self.scale = None if config.layer_scale is None else nn.Parameter(torch.full((width,), config.layer_scale))
+        self.scale = (
+            None if config.layer_scale is None else nn.Parameter(torch.full((width,), config.layer_scale))
+        )
 
     def forward(self, x: Tensor, *arguments: Tensor | Rotary | Packed | None) -> Tensor:
         y = self.branch(self.norm(x) if self.pre else x, *arguments)

@@ -5,18 +5,16 @@ which the seed ETRM's recurrent encoders cut off.
 Shapes: B batch, K demonstrations, P output tokens, D hidden.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule, Noise
 from models.encoders.blocks import ReadBlock, SelfBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import rms_norm, truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class IterativeEncoderConfig(PairConfig):
@@ -48,11 +46,12 @@ class ReadUpdate(nn.Module):
 
     levels = ("context",)
 
-    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: IterativeEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
         self.layers = nn.ModuleList(
-            ReadBlock(arch.hidden_size, arch.num_heads, arch.expansion, config) for _ in range(config.update_layers)
+            ReadBlock(arch.hidden_size, arch.num_heads, arch.expansion, config)
+            for _ in range(config.update_layers)
         )
 
     def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -67,11 +66,12 @@ class RecursiveUpdate(nn.Module):
 
     levels = ("context", "latent")
 
-    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: IterativeEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config, self.pool = config, MeanPool()
         self.layers = nn.ModuleList(
-            SelfBlock(arch.hidden_size, arch.num_heads, arch.expansion, config) for _ in range(config.update_layers)
+            SelfBlock(arch.hidden_size, arch.num_heads, arch.expansion, config)
+            for _ in range(config.update_layers)
         )
 
     def forward(self, state: dict[str, Tensor], members: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -94,14 +94,17 @@ class IterativeEncoder(ContextModule):
 
     refines = True
 
-    def __init__(self, config: IterativeEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: IterativeEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config, self.dtype = config, arch.dtype
         self.vectors = PairVectors(config, config.pooling_method, arch, arch.hidden_size, arch.num_heads)
         self.update = {"read": ReadUpdate, "recursive": RecursiveUpdate}[config.update](config, arch)
         self.start = nn.ParameterDict(
             {
-                level: nn.Parameter(truncated_normal(config.output_tokens, arch.hidden_size, std=1.0), requires_grad=config.learned_start)
+                level: nn.Parameter(
+                    truncated_normal(config.output_tokens, arch.hidden_size, std=1.0),
+                    requires_grad=config.learned_start,
+                )
                 for level in self.update.levels
             }
         )
@@ -118,4 +121,7 @@ class IterativeEncoder(ContextModule):
         after = self.update(before, self.vectors(data), data["demo_mask"])
         keep = self.config.smoothing
         after = {level: keep * before[level] + (1 - keep) * value for level, value in after.items()}
-        return Context(prefix=self.as_prefix(rms_norm(after["context"])), state={level: x.detach() for level, x in after.items()})
+        return Context(
+            prefix=self.as_prefix(rms_norm(after["context"])),
+            state={level: x.detach() for level, x in after.items()},
+        )

@@ -3,17 +3,15 @@
 Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class MemoryEncoderConfig(PairConfig):
@@ -38,7 +36,7 @@ class MemoryEncoderConfig(PairConfig):
 class MemoryEncoder(ContextModule):
     """One register token as prefix (position 0 feeds the q_head) and all demonstration cells as memory or as prefix."""
 
-    def __init__(self, config: MemoryEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: MemoryEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
         self.pairs = PairEncoder(config, arch, arch.hidden_size, arch.num_heads)
@@ -50,11 +48,19 @@ class MemoryEncoder(ContextModule):
 
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         read = self.pairs(data)
-        tokens, valid, cells = read.tokens.flatten(1, 2), read.valid.flatten(1), read.cells.repeat(read.tokens.shape[1])
+        tokens, valid, cells = (
+            read.tokens.flatten(1, 2),
+            read.valid.flatten(1),
+            read.cells.repeat(read.tokens.shape[1]),
+        )
         register = self.register.to(tokens.dtype).expand(len(tokens), 1, -1)
         if self.config.placement == "memory":
-            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells)
+            return Context(
+                prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells
+            )
         always = torch.ones_like(valid[:, :1])
         return Context(
-            prefix=self.as_prefix(torch.cat((register, tokens), 1)), prefix_mask=torch.cat((always, valid), 1), prefix_cells=cells
+            prefix=self.as_prefix(torch.cat((register, tokens), 1)),
+            prefix_mask=torch.cat((always, valid), 1),
+            prefix_cells=cells,
         )

@@ -6,14 +6,16 @@ Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
+from dataset.batch import DataConfig
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.task import MAX_SIDE
+from models.arch import ArchConfig
 from models.encoders.blocks import BlockConfig, SelfBlock
 from models.layers import (
     CrossAttention,
@@ -28,9 +30,6 @@ from models.layers import (
     truncated_normal,
     worth_packing,
 )
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class PairConfig(BlockConfig):
@@ -55,13 +54,39 @@ class PairConfig(BlockConfig):
 
     @model_validator(mode="after")
     def _check_colours(self) -> "PairConfig":
-        if self.needs_layers and self.num_layers == 0 and (self.positions != "embedded" or getattr(self, "pooling_method", "") == "cls"):
+        if (
+            self.needs_layers
+            and self.num_layers == 0
+            and (self.positions != "embedded" or getattr(self, "pooling_method", "") == "cls")
+        ):
             raise ValueError(
                 "encoder.num_layers=0 would not see where cells are; use at least 1, or encoder.positions=embedded without cls"
             )
         if self.shared_colours and self.pair_tokens == "summed":
-            raise ValueError("encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; use concatenated")
+            raise ValueError(
+                "encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; use concatenated"
+            )
         return self
+
+    def heads(self, arch: ArchConfig) -> int:
+        """Attention heads of the encoder's blocks."""
+        return arch.num_heads
+
+    def check(self, arch: ArchConfig, data: DataConfig) -> None:
+        super().check(arch, data)
+        if self.positions == "rope2d_values" and self.heads(arch) < 2:
+            raise ValueError(
+                f"encoder.positions=rope2d_values turns the values of half of the encoder's heads, found {self.heads(arch)}"
+            )
+        if (
+            self.num_layers == 0
+            and self.positions != "embedded"
+            and not arch.pos_encodings.startswith("rope")
+        ):
+            raise ValueError(
+                f"encoder.num_layers=0 leaves the places of cells to the core, which arch.pos_encodings="
+                f"{arch.pos_encodings} does not tell it; use at least 1, or encoder.positions=embedded"
+            )
 
 
 @dataclass
@@ -76,16 +101,20 @@ class PairTokens:
 class PairEncoder(nn.Module):
     """The tokens of every pair after `num_layers` blocks over the pair; `registers` learned tokens stand before them."""
 
-    def __init__(self, config: PairConfig, arch: "ArchConfig", width: int, num_heads: int, registers: int = 0):
+    def __init__(self, config: PairConfig, arch: ArchConfig, width: int, num_heads: int, registers: int = 0):
         super().__init__()
         self.config, self.head_dim = config, width // num_heads
         tables = 1 if config.shared_colours else 2
         self.colours = nn.ModuleList(Embedding(VOCAB_SIZE, width, arch.dtype) for _ in range(tables))
         embedded = config.positions == "embedded"
-        self.places = nn.ModuleList(Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded))  # row, column
+        self.places = nn.ModuleList(
+            Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded)
+        )  # row, column
         channels = config.pair_tokens == "concatenated" and (config.shared_colours or embedded)
         self.channels = Embedding(2, width, arch.dtype) if channels else None
-        self.layers = nn.ModuleList(SelfBlock(width, num_heads, arch.expansion, config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            SelfBlock(width, num_heads, arch.expansion, config) for _ in range(config.num_layers)
+        )
         self.registers = nn.Parameter(truncated_normal(registers, width, std=1.0)) if registers else None
 
     def forward(self, data: dict[str, Tensor]) -> PairTokens:
@@ -103,7 +132,10 @@ class PairEncoder(nn.Module):
             rows, columns = self.places
             x, terms = x + rows(places // side) + columns(places % side), terms + 2
         if self.channels is not None:
-            x, terms = x + self.channels(torch.arange(2, device=x.device)).repeat_interleave(cells, dim=0), terms + 1
+            x, terms = (
+                x + self.channels(torch.arange(2, device=x.device)).repeat_interleave(cells, dim=0),
+                terms + 1,
+            )
         x = math.sqrt(x.shape[-1] / terms) * x.flatten(0, 1)  # RMS 1
         valid = (real | self.config.attend_padding) & mask[:, :, None]
         registers = 0 if self.registers is None else len(self.registers)
@@ -112,7 +144,9 @@ class PairEncoder(nn.Module):
             valid = torch.cat((torch.ones_like(valid[..., :registers]), valid), dim=2)
         rotary, rows = self._rotary(side, places, registers), valid.flatten(0, 1)
         blocks = self._blocks_packed if worth_packing(rows) else self._blocks
-        return PairTokens(self.config.final_norm(blocks(x, rotary, rows)).unflatten(0, (batch, demos)), valid, places)
+        return PairTokens(
+            self.config.final_norm(blocks(x, rotary, rows)).unflatten(0, (batch, demos)), valid, places
+        )
 
     def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
         keys = keys_mask(valid)
@@ -136,7 +170,9 @@ class PairEncoder(nn.Module):
         if self.config.positions == "rope":
             return rotary_line(len(places), self.head_dim, places.device).after_registers(registers)
         values = self.config.positions == "rope2d_values"
-        return rotary_square(side, self.head_dim, places.device, values).rows(places).after_registers(registers)
+        return (
+            rotary_square(side, self.head_dim, places.device, values).rows(places).after_registers(registers)
+        )
 
 
 class MeanPool(nn.Module):
@@ -184,7 +220,9 @@ POOLING = Literal["mean", "attention", "weighted", "cls"]
 class PairVectors(nn.Module):
     """One vector per pair, (B, K, W) at RMS 1: its tokens pooled as `pooling_method` says. Empty slots hold anything finite."""
 
-    def __init__(self, config: PairConfig, pooling_method: POOLING, arch: "ArchConfig", width: int, num_heads: int):
+    def __init__(
+        self, config: PairConfig, pooling_method: POOLING, arch: ArchConfig, width: int, num_heads: int
+    ):
         super().__init__()
         self.pairs = PairEncoder(config, arch, width, num_heads, registers=int(pooling_method == "cls"))
         pools = {

@@ -5,18 +5,16 @@ Shapes: B batch, K demonstrations, N tokens of a pair, P latents, D hidden.
 Source: "Perceiver: General Perception with Iterative Attention" (arXiv 2103.03206).
 """
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule
 from models.encoders.blocks import ReadBlock, SelfBlock
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import rms_norm, truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 
 class PerceiverEncoderConfig(PairConfig):
@@ -30,14 +28,18 @@ class PerceiverEncoderConfig(PairConfig):
 class PerceiverEncoder(ContextModule):
     """P prefix tokens, invariant to the order of the demonstrations and to empty slots."""
 
-    def __init__(self, config: PerceiverEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: PerceiverEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
         size = (arch.hidden_size, arch.num_heads)
         self.pairs = PairEncoder(config, arch, *size)
         self.latents = nn.Parameter(truncated_normal(config.output_tokens, arch.hidden_size, std=1.0))
-        self.reads = nn.ModuleList(ReadBlock(*size, arch.expansion, config) for _ in range(config.latent_layers))
-        self.mixes = nn.ModuleList(SelfBlock(*size, arch.expansion, config) for _ in range(config.latent_layers))
+        self.reads = nn.ModuleList(
+            ReadBlock(*size, arch.expansion, config) for _ in range(config.latent_layers)
+        )
+        self.mixes = nn.ModuleList(
+            SelfBlock(*size, arch.expansion, config) for _ in range(config.latent_layers)
+        )
 
     def prefix_length(self, demos: int, cells: int) -> int:
         return self.config.output_tokens

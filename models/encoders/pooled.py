@@ -9,18 +9,16 @@ LPN: "Searching Latent Program Spaces" (arXiv 2411.08706), whose tokens for the 
 """
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
+from models.arch import ArchConfig
 from models.context import Context, ContextModule, Noise
 from models.encoders.blocks import ReadBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import Linear, rms_norm, truncated_normal
-
-if TYPE_CHECKING:
-    from models.core import ArchConfig
 
 MAX_LOG_VARIANCE = 10.0
 
@@ -48,7 +46,9 @@ class PooledEncoderConfig(PairConfig):
     @model_validator(mode="after")
     def _check(self) -> "PooledEncoderConfig":
         if (self.hidden_size is None) != (self.num_heads is None):
-            raise ValueError("encoder.hidden_size and encoder.num_heads belong together: give both, or null for the core's")
+            raise ValueError(
+                "encoder.hidden_size and encoder.num_heads belong together: give both, or null for the core's"
+            )
         if self.hidden_size and self.num_heads and self.hidden_size % (4 * self.num_heads):
             raise ValueError(
                 f"encoder.hidden_size={self.hidden_size} must be divisible by 4 * encoder.num_heads={self.num_heads}, so that "
@@ -59,7 +59,9 @@ class PooledEncoderConfig(PairConfig):
                 f"encoder.set_layers={self.set_layers} does not fit encoder.aggregator={self.aggregator}: only queries has any"
             )
         if self.variational and self.bottleneck == "none":
-            raise ValueError("encoder.variational=true needs a latent; set encoder.bottleneck to demonstration or aggregate")
+            raise ValueError(
+                "encoder.variational=true needs a latent; set encoder.bottleneck to demonstration or aggregate"
+            )
         return self
 
     @property
@@ -68,6 +70,9 @@ class PooledEncoderConfig(PairConfig):
             "latent_dim": ("an encoder.bottleneck", self.bottleneck != "none"),
             "initial_sigma": ("encoder.variational", self.variational),
         }
+
+    def heads(self, arch: ArchConfig) -> int:
+        return self.num_heads or arch.num_heads
 
     @property
     def gives_kl(self) -> bool:
@@ -92,7 +97,9 @@ class QueryAggregator(nn.Module):
         super().__init__()
         self.config = config
         self.queries = nn.Parameter(truncated_normal(config.output_tokens, width, std=1.0))
-        self.layers = nn.ModuleList(ReadBlock(width, num_heads, expansion, config) for _ in range(config.set_layers))
+        self.layers = nn.ModuleList(
+            ReadBlock(width, num_heads, expansion, config) for _ in range(config.set_layers)
+        )
 
     def forward(self, members: Tensor, mask: Tensor) -> Tensor:
         x = self.queries.to(members.dtype).expand(len(members), -1, -1)
@@ -140,17 +147,21 @@ class PooledEncoder(ContextModule):
     aggregated vectors), and averaged over the demonstrations where each has its own.
     """
 
-    def __init__(self, config: PooledEncoderConfig, arch: "ArchConfig"):
+    def __init__(self, config: PooledEncoderConfig, arch: ArchConfig):
         super().__init__()
         self.config = config
-        width, heads = config.hidden_size or arch.hidden_size, config.num_heads or arch.num_heads
+        width, heads = config.hidden_size or arch.hidden_size, config.heads(arch)
         self.vectors = PairVectors(config, config.pooling_method, arch, width, heads)
         queries = config.aggregator == "queries"
-        self.aggregate = QueryAggregator(config, width, heads, arch.expansion) if queries else MeanAggregator()
+        self.aggregate = (
+            QueryAggregator(config, width, heads, arch.expansion) if queries else MeanAggregator()
+        )
         self.aggregated = config.output_tokens if queries else 1
         self.bottleneck = None
         if config.bottleneck != "none":
-            decoded = queries and config.bottleneck == "demonstration"  # only cross-attention asks for the width again
+            decoded = (
+                queries and config.bottleneck == "demonstration"
+            )  # only cross-attention asks for the width again
             self.bottleneck = Bottleneck(config, width, decoded)
             width = width if decoded else config.latent_dim
         self.output = Linear(width, config.output_tokens // self.aggregated * arch.hidden_size)
@@ -167,7 +178,9 @@ class PooledEncoder(ContextModule):
     def forward(self, data: dict[str, Tensor], state: dict[str, Tensor] | None = None) -> Context:
         mask, losses, noise = data["demo_mask"], {}, None
         if self.training and self.config.variational:
-            assert state and "noise" in state, "a variational encoder in training needs the noise that `initial_state` draws"
+            assert state and "noise" in state, (
+                "a variational encoder in training needs the noise that `initial_state` draws"
+            )
             noise = state["noise"]
         x = self.vectors(data)  # (B, K, W)
         if self.config.bottleneck == "demonstration":

@@ -1,11 +1,13 @@
 """Check this implementation against numbers of the original TRM.
 
-DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`). Every case is
-computed in float32 on the CPU; the worst absolute difference is printed, and above 1e-4 the exit status is 1.
+DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`).
+Every case is computed in float32 on the CPU. The worst absolute difference is printed; above 1e-4 the exit
+status is 1.
 
-Some of the recorded models amplify a rounding twentyfold per ACT step, so that two processors agree on the first step and
-differ in the second digit of the third. No implementation can be nearer to such a number than the rounding of its weights:
-each quantity may differ by what moving every weight to a neighbouring float32 does to it here, times 4, if that is more.
+Some of the recorded models amplify a rounding twentyfold per ACT step, so that two processors agree on the
+first step and differ in the second digit of the third. No implementation can be nearer to such a number than
+the rounding of its weights. So each quantity may differ by what moving every weight to a neighbouring float32
+does to it here, times 4, if that is more.
 """
 
 import json
@@ -18,8 +20,8 @@ import torch
 
 from dataset import augment, canvas
 from dataset.views import BLANK_ID
-from evaluation.evaluate import attempts
 from evaluation.metrics import Answered, score
+from evaluation.run import attempts
 from evaluation.voting import VoteTable
 from models.act import act_step, initial_carry
 from models.core import RecursiveModel
@@ -38,11 +40,26 @@ OBJECTIVE = ObjectiveConfig(
     contrastive_weight=0.0,
     contrastive_temperature=0.1,
 )
-METRICS = ("count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss")
+METRICS = (
+    "count",
+    "accuracy",
+    "exact_accuracy",
+    "q_halt_accuracy",
+    "steps",
+    "lm_loss",
+    "q_halt_loss",
+    "q_continue_loss",
+)
 
 
 # Our options under which the numbers are the original's, which has no such keys.
-AS_THE_ORIGINAL = {"grad_cycles": 1, "halt_threshold": None, "halt_pooling": "first", "act_enabled": True, "num_latents": 6}
+AS_THE_ORIGINAL = {
+    "grad_cycles": 1,
+    "halt_threshold": None,
+    "halt_pooling": "first",
+    "act_enabled": True,
+    "num_latents": 6,
+}
 
 
 def build_case(case: Path) -> RecursiveModel:
@@ -70,10 +87,16 @@ def check_model(case: Path) -> dict[str, Difference]:
     unchecked = set(golden) - set(ours) - {"inputs", "labels", "puzzle_identifiers"}
     if unchecked:
         raise SystemExit(f"{case.name}: nothing of ours corresponds to {', '.join(sorted(unchecked))}")
-    moved = [computed(with_neighbouring_weights(build_case(case), seed), golden) for seed in range(NEIGHBOURS)]
-    rounding = {name: max(largest_difference(other[name], value) for other in moved) for name, value in ours.items()}
+    moved = [
+        computed(with_neighbouring_weights(build_case(case), seed), golden) for seed in range(NEIGHBOURS)
+    ]
+    rounding = {
+        name: max(largest_difference(other[name], value) for other in moved) for name, value in ours.items()
+    }
     return {
-        name: Difference(largest_difference(value, golden[name]), max(TOLERANCE, ROUNDING_FACTOR * rounding[name]))
+        name: Difference(
+            largest_difference(value, golden[name]), max(TOLERANCE, ROUNDING_FACTOR * rounding[name])
+        )
         for name, value in ours.items()
     }
 
@@ -105,7 +128,9 @@ def computed(model: RecursiveModel, golden: dict[str, np.ndarray]) -> dict[str, 
         if name in golden:
             values[name] = torch.as_tensor(value).detach().double().numpy()
 
-    steps = sorted(int(name.removeprefix("eval_logits_")) for name in golden if name.startswith("eval_logits_"))
+    steps = sorted(
+        int(name.removeprefix("eval_logits_")) for name in golden if name.startswith("eval_logits_")
+    )
     for mode in ("eval", "train"):
         model.train(mode == "train")
         carry = initial_carry(model, data)
@@ -121,7 +146,9 @@ def computed(model: RecursiveModel, golden: dict[str, np.ndarray]) -> dict[str, 
             record(f"{mode}_halted_{step}", carry.halted)
             record(f"{mode}_steps_{step}", carry.steps)
             for name in METRICS:
-                record(f"{mode}_{name}_{step}" + ("_metric" if mode == "train" else ""), metrics.get(name, 0.0))
+                record(
+                    f"{mode}_{name}_{step}" + ("_metric" if mode == "train" else ""), metrics.get(name, 0.0)
+                )
             if mode == "train":
                 loss.backward()
                 for name, parameter in model.named_parameters():
@@ -139,7 +166,9 @@ def check_voting(case: Path) -> dict[str, Difference]:
     """
     expected = json.loads(case.with_suffix(".json").read_text())
     arrays = dict(np.load(case.with_suffix(".npz")))
-    puzzles = {name: [to_pair(pair) for pair in puzzle["test"]] for name, puzzle in expected["test_puzzles"].items()}
+    puzzles = {
+        name: [to_pair(pair) for pair in puzzle["test"]] for name, puzzle in expected["test_puzzles"].items()
+    }
     votes = VoteTable()
     inputs, predictions = canvas.decode(arrays["inputs"]), canvas.decode(arrays["preds"])
     for view, (identifier, asked, answer, q) in enumerate(
@@ -151,7 +180,12 @@ def check_voting(case: Path) -> dict[str, Difference]:
         question = augment.invert(asked, transform, colours)
         for number, (grid, _) in enumerate(puzzles[name]):
             if np.array_equal(grid, question):
-                votes.add((name, number), view, augment.invert(answer, transform, colours) if answer.size else answer, float(q))
+                votes.add(
+                    (name, number),
+                    view,
+                    augment.invert(answer, transform, colours) if answer.size else answer,
+                    float(q),
+                )
     answered = [
         Answered(task, votes.ranked((name, number)), truth)
         for task, (name, queries) in enumerate(puzzles.items())
@@ -177,8 +211,15 @@ def to_pair(pair: dict) -> tuple[np.ndarray, np.ndarray]:
 
 def check(folder: Path) -> bool:
     """Check every case in `folder`, print a line each, and say whether all pass."""
-    models = [path.with_name(path.name.removesuffix(".config.json")) for path in sorted(folder.glob("*.config.json"))]
-    votings = [path.with_suffix("") for path in sorted(folder.glob("*.json")) if not path.name.endswith(".config.json")]
+    models = [
+        path.with_name(path.name.removesuffix(".config.json"))
+        for path in sorted(folder.glob("*.config.json"))
+    ]
+    votings = [
+        path.with_suffix("")
+        for path in sorted(folder.glob("*.json"))
+        if not path.name.endswith(".config.json")
+    ]
     if not models and not votings:
         print(f"no golden case in {folder}", file=sys.stderr)
         return False
@@ -186,7 +227,9 @@ def check(folder: Path) -> bool:
     for kind, cases, checked in (("model", models, check_model), ("voting", votings, check_voting)):
         for case in cases:
             differences = checked(case)
-            name, (found, allowed) = max(differences.items(), key=lambda item: item[1].found / item[1].allowed)
+            name, (found, allowed) = max(
+                differences.items(), key=lambda item: item[1].found / item[1].allowed
+            )
             good = found <= allowed
             passed &= good
             print(

@@ -13,7 +13,9 @@ WALL, OPEN, START, GOAL, PATH = range(len(CHARACTERS))
 MIN_SIDE = 5  # 2x2 rooms
 
 
-def generate(side: int, count: int, loops: float, min_path_length: int, rng: np.random.Generator) -> np.ndarray:
+def generate(
+    side: int, count: int, loops: float, min_path_length: int, rng: np.random.Generator
+) -> np.ndarray:
     """Mazes (<= count, side, side) with a start and a goal at least `min_path_length` moves apart, where a maze has such a goal.
 
     Rooms lie on every second row and column; a random depth-first walk joins them to a tree, which makes long paths, and
@@ -42,7 +44,9 @@ def generate(side: int, count: int, loops: float, min_path_length: int, rng: np.
 def _carve_trees(flat: np.ndarray, side: int, rooms: int, rng: np.random.Generator) -> None:
     """Open walls of (B, side * side) mazes until the rooms are a spanning tree: one step of every maze's walk at a time."""
     every = np.arange(len(flat))
-    visited = np.ones((len(flat), rooms + 2, rooms + 2), bool)  # a frame of visited rooms keeps the walk inside
+    visited = np.ones(
+        (len(flat), rooms + 2, rooms + 2), bool
+    )  # a frame of visited rooms keeps the walk inside
     visited[:, 1:-1, 1:-1] = False
     visited = visited.reshape(len(flat), -1)
     moves = np.array([1, -1, rooms + 2, -rooms - 2])

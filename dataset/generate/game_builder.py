@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from dataset import writer
 from utils.errors import UserError
 
 SPLITS = ("test", "train")
@@ -46,14 +47,23 @@ class Puzzles:
 def add_arguments(parser: argparse.ArgumentParser, source_repo: str) -> None:
     """The options of both builders; the ancestors' names where they had one."""
     origin = parser.add_mutually_exclusive_group()
-    origin.add_argument("--source", choices=["generated", "hub"], default="generated", help="generated (default), or downloaded")
-    origin.add_argument("--input-dir", type=Path, help=f"folder with train.csv and test.csv, columns {','.join(HEADER)}")
+    origin.add_argument(
+        "--source",
+        choices=["generated", "hub"],
+        default="generated",
+        help="generated (default), or downloaded",
+    )
+    origin.add_argument(
+        "--input-dir", type=Path, help=f"folder with train.csv and test.csv, columns {','.join(HEADER)}"
+    )
     parser.add_argument("--source-repo", help=f"hub: dataset on huggingface.co (default {source_repo})")
     parser.add_argument("--revision", help="hub: branch, tag or commit (default main)")
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--train-puzzles", type=int, help="generated (default 1000)")
     parser.add_argument("--test-puzzles", type=int, help="generated (default 1000)")
-    parser.add_argument("--workers", type=int, help="generated: processes (default 1); the result does not depend on it")
+    parser.add_argument(
+        "--workers", type=int, help="generated: processes (default 1); the result does not depend on it"
+    )
     parser.add_argument("--subsample-size", type=int, help="keep this many training puzzles, drawn at random")
     parser.add_argument("--seed", type=int, default=42)
 
@@ -82,7 +92,9 @@ def resolve(options: argparse.Namespace, source_repo: str, **generated: Any) -> 
             raise UserError(f"--{name.replace('_', '-')} must be >= 1, found {value}")
 
 
-def generate_splits(make: Callable[[np.random.Generator], Puzzles], options: argparse.Namespace) -> dict[str, Puzzles]:
+def generate_splits(
+    make: Callable[[np.random.Generator], Puzzles], options: argparse.Namespace
+) -> dict[str, Puzzles]:
     """Both splits, from generators of their own."""
     counts = {"test": options.test_puzzles, "train": options.train_puzzles}
     return {
@@ -91,7 +103,13 @@ def generate_splits(make: Callable[[np.random.Generator], Puzzles], options: arg
     }
 
 
-def generate(make: Callable[[np.random.Generator], Puzzles], count: int, seed: tuple[int, ...], workers: int, label: str) -> Puzzles:
+def generate(
+    make: Callable[[np.random.Generator], Puzzles],
+    count: int,
+    seed: tuple[int, ...],
+    workers: int,
+    label: str,
+) -> Puzzles:
     """The first `count` puzzles of the blocks make(default_rng([*seed, 0])), make(default_rng([*seed, 1])), ...
 
     The same for any number of workers. Raises `UserError` when the wanted puzzles are too rare.
@@ -105,11 +123,20 @@ def generate(make: Callable[[np.random.Generator], Puzzles], count: int, seed: t
             if found >= count:
                 break
             if barren == MAX_BARREN_BLOCKS:
-                raise UserError(f"only {found} of {count} {label} found, and none in the last {barren} blocks; ask for less rare ones")
-    return Puzzles(*(np.concatenate([getattr(block, field.name) for block in blocks])[:count] for field in fields(Puzzles)))
+                raise UserError(
+                    f"only {found} of {count} {label} found, and none in the last {barren} blocks; ask for less rare ones"
+                )
+    return Puzzles(
+        *(
+            np.concatenate([getattr(block, field.name) for block in blocks])[:count]
+            for field in fields(Puzzles)
+        )
+    )
 
 
-def _in_order(make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...], workers: int) -> Iterator[Puzzles]:
+def _in_order(
+    make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...], workers: int
+) -> Iterator[Puzzles]:
     seeds = ((*seed, block) for block in count_from(0))
     if workers == 1:
         yield from (_block(make, each) for each in seeds)  # without end, like the loop below
@@ -145,7 +172,11 @@ def read_csv(
 
 def origin(options: argparse.Namespace) -> str:
     """A word on where csv files come from."""
-    return f"{options.source_repo}@{options.revision}" if options.source == "hub" else options.input_dir.resolve().name
+    return (
+        f"{options.source_repo}@{options.revision}"
+        if options.source == "hub"
+        else options.input_dir.resolve().name
+    )
 
 
 def _download(url: str, file: Path) -> None:
@@ -175,7 +206,9 @@ class Lines:
             raise UserError(f"{self.name}, line {self.numbers[fine.argmin()]}: {problem}")
 
 
-def _parse(file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], name: str | None = None) -> tuple[Puzzles, Lines]:
+def _parse(
+    file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], name: str | None = None
+) -> tuple[Puzzles, Lines]:
     name = name or str(file)
     numbers, ratings, cells = [], [], 0
     text = {"q": bytearray(), "a": bytearray()}
@@ -183,7 +216,9 @@ def _parse(file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], na
         with file.open(newline="", encoding="utf-8") as lines:
             rows = csv.reader(lines)
             if (header := next(rows, None)) != HEADER:
-                raise UserError(f"{name}, line 1: expected the columns {','.join(HEADER)}, found {','.join(header or []) or 'nothing'}")
+                raise UserError(
+                    f"{name}, line 1: expected the columns {','.join(HEADER)}, found {','.join(header or []) or 'nothing'}"
+                )
             for row in rows:
                 where = f"{name}, line {rows.line_num}"
                 if len(row) != len(HEADER):
@@ -216,21 +251,30 @@ def _parse(file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], na
     table = np.zeros(256, np.uint8)
     table[[ord(character) for character in alphabet]] = list(alphabet.values())
     side = int(cells**0.5)
-    inputs, answers = (table[np.frombuffer(value, np.uint8)].reshape(-1, side, side) for value in text.values())
+    inputs, answers = (
+        table[np.frombuffer(value, np.uint8)].reshape(-1, side, side) for value in text.values()
+    )
     return Puzzles(inputs, answers, np.array(ratings, np.int64)), Lines(name, np.array(numbers, np.int64))
 
 
 def batched(function: Callable[..., tuple[np.ndarray, ...]], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     """The arrays that `function` returns, computed for some puzzles at a time to bound the memory."""
     starts = range(0, max(len(arrays[0]), 1), BATCH)
-    return tuple(map(np.concatenate, zip(*(function(*(a[start : start + BATCH] for a in arrays)) for start in starts), strict=True)))
+    return tuple(
+        map(
+            np.concatenate,
+            zip(*(function(*(a[start : start + BATCH] for a in arrays)) for start in starts), strict=True),
+        )
+    )
 
 
 def histogram(values: np.ndarray) -> str:
     """Counts of whole numbers >= 0 in the ranges 0, 1, 2-3, 4-7, 8-15, ... as one line."""
     ranges, counts = np.unique(np.ceil(np.log2(values + 1)).astype(int), return_counts=True)
     ends = [(2**r // 2, 2**r - 1) for r in ranges.tolist()]
-    return ", ".join(f"{low if low == high else f'{low}-{high}'}: {n}" for (low, high), n in zip(ends, counts, strict=True))
+    return ", ".join(
+        f"{low if low == high else f'{low}-{high}'}: {n}" for (low, high), n in zip(ends, counts, strict=True)
+    )
 
 
 def write(
@@ -249,11 +293,10 @@ def write(
     `fingerprints(inputs, answers)` gives equal numbers to puzzles that a symmetry maps to each other; `rating` is the name of
     the puzzles' ratings.
     """
-    from dataset import store  # brings torch, which the processes that generate can do without
 
     splits, keys, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
-    store.write_pairs(
+    writer.write_pairs(
         options.output_dir,
         {split: (splits[split].inputs, splits[split].answers) for split in ("train", "test")},
         game=game,
@@ -261,10 +304,16 @@ def write(
         seed=options.seed,
         num_aug=num_aug,
         fingerprints=keys,
-        details={name: value for name, value in {**record, **counts, **histograms}.items() if value is not None},
+        details={
+            name: value for name, value in {**record, **counts, **histograms}.items() if value is not None
+        },
     )
-    print(f"{options.output_dir}: {len(splits['train'])} training and {len(splits['test'])} test puzzles, {source}")
-    print(f"{counts['dropped_train_puzzles']} training puzzles left out because they equal a test puzzle up to symmetry")
+    print(
+        f"{options.output_dir}: {len(splits['train'])} training and {len(splits['test'])} test puzzles, {source}"
+    )
+    print(
+        f"{counts['dropped_train_puzzles']} training puzzles left out because they equal a test puzzle up to symmetry"
+    )
     print(*(f"{name}: {value}" for name, value in histograms.items()), sep="\n")
     return splits
 
@@ -288,10 +337,14 @@ def disjoint(
     fresh = np.flatnonzero(~np.isin(keys["train"], keys["test"]))
     dropped = len(splits["train"]) - len(fresh)
     if not len(fresh):
-        raise UserError(f"all {dropped} training puzzles equal a test puzzle up to symmetry; use fewer test puzzles or larger grids")
+        raise UserError(
+            f"all {dropped} training puzzles equal a test puzzle up to symmetry; use fewer test puzzles or larger grids"
+        )
     if subsample_size is not None:
         if subsample_size > len(fresh):
-            raise UserError(f"--subsample-size {subsample_size} asks for more than the {len(fresh)} training puzzles")
+            raise UserError(
+                f"--subsample-size {subsample_size} asks for more than the {len(fresh)} training puzzles"
+            )
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
     record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
     keys["train"] = keys["train"][fresh]

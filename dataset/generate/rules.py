@@ -1,6 +1,6 @@
 """Rules on small grids, and the check that a task's demonstrations determine its answer.
 
-A rule is one stage or two, each a family of `dataset.rule_families` and its parameters: `gravity(down) > recolour(3->5)`.
+A rule is one stage or two, each a family of `dataset.generate.rule_families` and its parameters: `gravity(down) > recolour(3->5)`.
 Nothing here knows any of the families: one that is added there takes part in every draw and every check.
 """
 
@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from dataset.rule_families import COLOURS, FAMILIES, Family, may_become
+from dataset.generate.rule_families import COLOURS, FAMILIES, Family, may_become
 from dataset.task import NUM_COLOURS
 from utils.errors import UserError
 
@@ -51,7 +51,9 @@ def colours_of(rule: Rule) -> list[int]:
 # --- Grids to ask about ---
 
 
-def draw_inputs(rng: np.random.Generator, rule: Rule, demonstrations: int, queries: int, shape: tuple[int, int]) -> np.ndarray:
+def draw_inputs(
+    rng: np.random.Generator, rule: Rule, demonstrations: int, queries: int, shape: tuple[int, int]
+) -> np.ndarray:
     """(demonstrations + queries, rows, columns) inputs in a style that suits the rule, with few colours, the rule's among them.
 
     The queries show no colour that the demonstrations do not.
@@ -60,18 +62,24 @@ def draw_inputs(rng: np.random.Generator, rule: Rule, demonstrations: int, queri
     style = styles[rng.integers(len(styles))]
     named = colours_of(rule)
     others = [colour for colour in rng.permutation(COLOURS).tolist() if colour not in named]
-    palette = np.array(named + others, np.uint8)[: NUM_COLOURS if style == "all colours" else max(len(named) + 1, 2 + rng.integers(4))]
+    palette = np.array(named + others, np.uint8)[
+        : NUM_COLOURS if style == "all colours" else max(len(named) + 1, 2 + rng.integers(4))
+    ]
     grids = _draw_grids(rng, style, palette, demonstrations + queries, shape)
     shown = np.bincount(grids[:demonstrations].ravel(), minlength=NUM_COLOURS) > 0
     shown[0] = False
     if shown.any():
-        known = np.where(shown, np.arange(NUM_COLOURS), rng.choice(np.flatnonzero(shown), NUM_COLOURS)).astype(np.uint8)
+        known = np.where(
+            shown, np.arange(NUM_COLOURS), rng.choice(np.flatnonzero(shown), NUM_COLOURS)
+        ).astype(np.uint8)
         known[0] = 0
         grids[demonstrations:] = known[grids[demonstrations:]]
     return grids
 
 
-def _draw_grids(rng: np.random.Generator, style: str, palette: np.ndarray, count: int, shape: tuple[int, int]) -> np.ndarray:
+def _draw_grids(
+    rng: np.random.Generator, style: str, palette: np.ndarray, count: int, shape: tuple[int, int]
+) -> np.ndarray:
     density = {"noise": 0.5, "all colours": 0.5, "sparse": 0.2, "markers": 0.1}.get(style)
     if density is None:
         return _draw_objects(rng, style == "frames", palette, count, shape)
@@ -86,13 +94,17 @@ def _draw_grids(rng: np.random.Generator, style: str, palette: np.ndarray, count
     return grids
 
 
-def _draw_objects(rng: np.random.Generator, hollow: bool, palette: np.ndarray, count: int, shape: tuple[int, int]) -> np.ndarray:
+def _draw_objects(
+    rng: np.random.Generator, hollow: bool, palette: np.ndarray, count: int, shape: tuple[int, int]
+) -> np.ndarray:
     """Two to four rectangles, or frames if `hollow`, of different colours on each of `count` grids, the later ones on top."""
     colours = rng.permuted(np.tile(palette, (count, 1)), axis=1)[:, :MAX_OBJECTS]
     extent = np.minimum(rng.integers(3 if hollow else 1, 5 if hollow else 4, (*colours.shape, 2)), shape)
     place = rng.integers(0, np.array(shape) - extent + 1)
     last = extent - 1
-    at = [np.arange(side) - place[..., axis, None] for axis, side in enumerate(shape)]  # (count, objects, side): 0 is the first cell
+    at = [
+        np.arange(side) - place[..., axis, None] for axis, side in enumerate(shape)
+    ]  # (count, objects, side): 0 is the first cell
 
     def where(inside: Sequence[np.ndarray], either: bool = False) -> np.ndarray:
         rows, columns = inside[0][..., :, None], inside[1][..., None, :]
@@ -100,11 +112,15 @@ def _draw_objects(rng: np.random.Generator, hollow: bool, palette: np.ndarray, c
 
     bodies = where([(at[axis] >= 0) & (at[axis] <= last[..., axis, None]) for axis in (0, 1)])
     if hollow:
-        bodies &= where([(at[axis] == 0) | (at[axis] == last[..., axis, None]) for axis in (0, 1)], either=True)
+        bodies &= where(
+            [(at[axis] == 0) | (at[axis] == last[..., axis, None]) for axis in (0, 1)], either=True
+        )
     else:  # shapes other than rectangles: a corner may be missing
         corner = rng.integers(0, 2, extent.shape) * last
         missing = (extent > 1).all(axis=2) & (rng.random(colours.shape) < 0.5)
-        bodies &= ~(where([at[axis] == corner[..., axis, None] for axis in (0, 1)]) & missing[..., None, None])
+        bodies &= ~(
+            where([at[axis] == corner[..., axis, None] for axis in (0, 1)]) & missing[..., None, None]
+        )
     bodies &= (np.arange(colours.shape[1]) < rng.integers(2, MAX_OBJECTS + 1, (count, 1)))[..., None, None]
     grids = np.zeros((count, *shape), np.uint8)
     for number in range(colours.shape[1]):
@@ -130,7 +146,10 @@ class Library:
         palette = np.array(COLOURS, np.uint8)
         styles = sorted({style for family in FAMILIES.values() for style in family.inputs})
         self.probes = [
-            np.concatenate([_draw_grids(rng, style, rng.permutation(palette), PROBES, shape) for style in styles]) for shape in shapes
+            np.concatenate(
+                [_draw_grids(rng, style, rng.permutation(palette), PROBES, shape) for style in styles]
+            )
+            for shape in shapes
         ]
         known = {self.key(())}
         self.blocks: dict[str, list[np.ndarray]] = {}
@@ -149,7 +168,9 @@ class Library:
                 if new:
                     self.blocks[name].append(block[new])
             if FAMILIES[name].fit is None and not self.blocks[name]:
-                raise UserError(f"family {name} has no rule of its own on {rows[0]}..{rows[1]} x {columns[0]}..{columns[1]} grids")
+                raise UserError(
+                    f"family {name} has no rule of its own on {rows[0]}..{rows[1]} x {columns[0]}..{columns[1]} grids"
+                )
             self.sizes[name] = None if FAMILIES[name].fit else sum(map(len, self.blocks[name]))
         self.single_keys = frozenset(known)
 
@@ -182,10 +203,17 @@ class Library:
         """Every rule of listed families."""
         rules: list[Rule] = [()]
         for name in stages:
-            rules = [(*rule, (name, tuple(row.tolist()))) for rule in rules for block in self.blocks[name] for row in block]
+            rules = [
+                (*rule, (name, tuple(row.tolist())))
+                for rule in rules
+                for block in self.blocks[name]
+                for row in block
+            ]
         return rules
 
-    def explanations(self, cases: list[Case], demonstrations: int, stages: int) -> list[tuple[set[Stages], np.ndarray]]:
+    def explanations(
+        self, cases: list[Case], demonstrations: int, stages: int
+    ) -> list[tuple[set[Stages], np.ndarray]]:
         """Of each case the families of all rules of `stages` stages that fit its demonstrations, and which queries all of them
         answer alike.
 
@@ -197,7 +225,9 @@ class Library:
             by_shape.setdefault((inputs.shape, outputs.shape), []).append(number)
         found: list[tuple[set[Stages], np.ndarray] | None] = [None] * len(cases)
         for (shape, _), numbers in by_shape.items():
-            inputs, outputs, colours = _renumbered(*(np.stack([cases[i][role] for i in numbers]) for role in (0, 1)))
+            inputs, outputs, colours = _renumbered(
+                *(np.stack([cases[i][role] for i in numbers]) for role in (0, 1))
+            )
             order = colours.argsort(kind="stable")
             at_once = max(1, CELLS_AT_ONCE // int(np.prod(shape)))
             for part in (order[start : start + at_once] for start in range(0, len(order), at_once)):
@@ -250,11 +280,17 @@ def _renumbered(inputs: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np
     for grids in (inputs, outputs):
         shown[np.arange(count)[:, None, None, None], grids] = True
     number = (~shown).argsort(axis=1, kind="stable").argsort(axis=1).astype(np.uint8)
-    return *(number[np.arange(count)[:, None, None, None], grids] for grids in (inputs, outputs)), shown.sum(axis=1) - 1
+    return *(number[np.arange(count)[:, None, None, None], grids] for grids in (inputs, outputs)), shown.sum(
+        axis=1
+    ) - 1
 
 
 def _explain(
-    inputs: np.ndarray, outputs: np.ndarray, demonstrations: int, blocks: dict[str, list[np.ndarray]], stages: int
+    inputs: np.ndarray,
+    outputs: np.ndarray,
+    demonstrations: int,
+    blocks: dict[str, list[np.ndarray]],
+    stages: int,
 ) -> tuple[list[set[Stages]], np.ndarray]:
     """The families of all rules of `blocks` that explain each task, and the queries (T, Q) that all of them answer alike."""
     found: list[set[Stages]] = [set() for _ in inputs]
@@ -263,7 +299,9 @@ def _explain(
         may = may_become(images.grids[images.first, 0], outputs[images.task[images.first], 0])
         for name, listed in blocks.items():
             family = FAMILIES[name]
-            possible = np.logical_and.reduce([np.ones(len(images.first), bool), *(may[kept] for kept in family.keeps)])
+            possible = np.logical_and.reduce(
+                [np.ones(len(images.first), bool), *(may[kept] for kept in family.keeps)]
+            )
             if not possible.any():
                 continue
             for rows, agrees in _last_stages(family, listed, images, possible, outputs, demonstrations):
@@ -303,12 +341,20 @@ def _distinct(task: np.ndarray, grids: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """Indices of the different (task, grids) of task (U,) and grids (U, ...), and which of these each one is, (U,)."""
     data, size = grids.tobytes(), grids[0].size
     index: dict[tuple[int, bytes], int] = {}
-    number = [index.setdefault((t, data[i * size : (i + 1) * size]), len(index)) for i, t in enumerate(task.tolist())]
+    number = [
+        index.setdefault((t, data[i * size : (i + 1) * size]), len(index))
+        for i, t in enumerate(task.tolist())
+    ]
     return np.unique(number, return_index=True)[1], np.array(number)
 
 
 def _last_stages(
-    family: Family, blocks: list[np.ndarray], images: _Images, possible: np.ndarray, outputs: np.ndarray, demonstrations: int
+    family: Family,
+    blocks: list[np.ndarray],
+    images: _Images,
+    possible: np.ndarray,
+    outputs: np.ndarray,
+    demonstrations: int,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The images from which a rule of the family explains all demonstrations, (F,), and which queries it answers, (F, Q). Only
     the groups that are `possible` (G,) can; the first demonstration rules out nearly all parameters.
@@ -339,8 +385,17 @@ def _last_stages(
             yield found, _equal(family, block[chosen], images, found, outputs, slice(demonstrations, None))
 
 
-def _equal(family: Family, parameters: np.ndarray, images: _Images, rows: np.ndarray, outputs: np.ndarray, pairs: slice) -> np.ndarray:
+def _equal(
+    family: Family,
+    parameters: np.ndarray,
+    images: _Images,
+    rows: np.ndarray,
+    outputs: np.ndarray,
+    pairs: slice,
+) -> np.ndarray:
     """Which outputs of some pairs each of parameters (F, d) makes of its images `rows` (F,): (F, pairs)."""
     if not len(rows):
         return np.ones((0, 1), bool)
-    return (family.apply(parameters, images.grids[rows, pairs]) == outputs[images.task[rows], pairs]).all(axis=(2, 3))
+    return (family.apply(parameters, images.grids[rows, pairs]) == outputs[images.task[rows], pairs]).all(
+        axis=(2, 3)
+    )

@@ -27,7 +27,11 @@ def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarr
     Solutions: 0, 1 or 2 (two or more); a search that would need more than `max_guesses` is given up and also says 2. Only
     for a puzzle with one solution are guesses (the difficulty) and the answer determined.
     """
-    solutions, guesses, answers = np.zeros(len(puzzles), np.int64), np.zeros(len(puzzles), np.int64), np.zeros_like(puzzles)
+    solutions, guesses, answers = (
+        np.zeros(len(puzzles), np.int64),
+        np.zeros(len(puzzles), np.int64),
+        np.zeros_like(puzzles),
+    )
     stack = _pieces(_states(puzzles), np.arange(len(puzzles)))
     while stack:
         states, owner = stack.pop()
@@ -57,7 +61,9 @@ def _digits(states: np.ndarray) -> np.ndarray:
 
 def _pieces(states: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     starts = range(0, len(owner), SEARCH_WIDTH)
-    return [(states[..., start : start + SEARCH_WIDTH], owner[start : start + SEARCH_WIDTH]) for start in starts]
+    return [
+        (states[..., start : start + SEARCH_WIDTH], owner[start : start + SEARCH_WIDTH]) for start in starts
+    ]
 
 
 def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -93,7 +99,7 @@ def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _units(cells: np.ndarray) -> Iterator[np.ndarray]:
-    """Views (., cells of a unit, ., cells of a unit, B) of the rows, the columns and the boxes."""
+    """Symmetries (., cells of a unit, ., cells of a unit, B) of the rows, the columns and the boxes."""
     size = len(cells)
     for rows, columns in ((1, size), (size, 1), BOXES[size]):
         yield cells.reshape(size // rows, rows, size // columns, columns, -1)
@@ -168,7 +174,9 @@ def _solved_grids(size: int, count: int, rng: np.random.Generator) -> np.ndarray
         wanted, states = wanted[~solved], states[..., ~solved]
         if len(wanted):
             cell, candidates = _narrowest(states)
-            digit = (_candidate_table(candidates, size) * (1 - rng.random((len(wanted), size)))).argmax(axis=1)
+            digit = (_candidate_table(candidates, size) * (1 - rng.random((len(wanted), size)))).argmax(
+                axis=1
+            )
             states.reshape(-1, len(wanted))[cell, np.arange(len(wanted))] = 1 << digit
     return grids
 
@@ -176,7 +184,9 @@ def _solved_grids(size: int, count: int, rng: np.random.Generator) -> np.ndarray
 def is_solved(grids: np.ndarray) -> np.ndarray:
     """Which of (B, size, size) grids hold every digit once in every row, column and box: (B,) bool."""
     size = grids.shape[-1]
-    masks = np.ascontiguousarray(np.where(grids > 0, 1 << (np.maximum(grids, 1) - 1).astype(np.uint16), 0).transpose(1, 2, 0))
+    masks = np.ascontiguousarray(
+        np.where(grids > 0, 1 << (np.maximum(grids, 1) - 1).astype(np.uint16), 0).transpose(1, 2, 0)
+    )
     unions = [np.bitwise_or.reduce(units, axis=_UNIT_AXES) == (1 << size) - 1 for units in _units(masks)]
     return np.all([union.all(axis=(0, 1)) for union in unions], axis=0)
 
@@ -195,7 +205,9 @@ def symmetries(uniform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, 
     applied in this order by `transform`. The group is that of HRM's and TRM's Sudoku augmentation.
     """
     box_rows, box_columns = BOXES[size]
-    flip, digit, *lines = np.split(uniform, np.cumsum([1, size, size // box_rows, size, size // box_columns]), axis=1)
+    flip, digit, *lines = np.split(
+        uniform, np.cumsum([1, size, size // box_rows, size, size // box_columns]), axis=1
+    )
     transpose = (flip[:, 0] < 0.5) & (box_rows == box_columns)
     digits = np.tile(np.arange(10, dtype=np.uint8), (len(uniform), 1))
     digits[:, 1 : size + 1] = digit.argsort(axis=1) + 1
@@ -208,7 +220,9 @@ def _line_order(band: np.ndarray, line: np.ndarray) -> np.ndarray:
     return (rank.repeat(line.shape[1] // band.shape[1], axis=1) + line).argsort(axis=1)
 
 
-def transform(grids: np.ndarray, transpose: np.ndarray, digits: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def transform(
+    grids: np.ndarray, transpose: np.ndarray, digits: np.ndarray, rows: np.ndarray, columns: np.ndarray
+) -> np.ndarray:
     """Apply one symmetry to each of (B, size, size) grids: transpose, reorder rows and columns, relabel."""
     index = np.arange(len(grids))[:, None, None]
     grids = np.where(transpose[:, None, None], grids.swapaxes(1, 2), grids)
@@ -223,11 +237,14 @@ def fingerprints(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """
     size = puzzles.shape[-1]
     colours = mix(np.ascontiguousarray((puzzles > 0).transpose(1, 2, 0)).astype(np.uint64))
-    by_digit = answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T  # (cells, B), the cells of digit 1 first
+    by_digit = (
+        answers.reshape(len(answers), -1).argsort(axis=1, kind="stable").T
+    )  # (cells, B), the cells of digit 1 first
     place = by_digit.argsort(axis=0)
     for _ in range(HASH_ROUNDS):
         rows, columns, boxes = (
-            np.broadcast_to(units.sum(axis=_UNIT_AXES, keepdims=True), units.shape).reshape(colours.shape) for units in _units(colours)
+            np.broadcast_to(units.sum(axis=_UNIT_AXES, keepdims=True), units.shape).reshape(colours.shape)
+            for units in _units(colours)
         )
         sorted_cells = np.take_along_axis(colours.reshape(size * size, -1), by_digit, axis=0)
         sums = sorted_cells.reshape(size, size, -1).sum(axis=1).repeat(size, axis=0)

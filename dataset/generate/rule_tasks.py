@@ -10,8 +10,8 @@ from itertools import islice
 
 import numpy as np
 
-from dataset.rule_families import FAMILIES
-from dataset.rules import Library, Rule, Stages, apply, draw_inputs, stages_of
+from dataset.generate.rule_families import FAMILIES
+from dataset.generate.rules import Library, Rule, Stages, apply, draw_inputs, stages_of
 from dataset.task import Pair
 from utils.errors import UserError
 
@@ -19,7 +19,10 @@ HELD_OUT_RULES = 10  # one rule of so many
 MIN_RULES = 48
 MAX_DRAWS = 1000
 DRAWS_PER_RULE = 20
-QUERIES = {1: 1, 2: 8}  # candidates per draw by --stages: what the demonstrations allow is found once for all of them
+QUERIES = {
+    1: 1,
+    2: 8,
+}  # candidates per draw by --stages: what the demonstrations allow is found once for all of them
 CHECKED_AT_ONCE = 16
 
 Job = tuple[str, int, Rule | None]
@@ -71,16 +74,23 @@ class Generator:
         self.plan = plan
         self.library = library = Library(list(plan.families), plan.stages, plan.rows, plan.columns)
         training = [name for name in plan.families if name not in plan.held_out_families]
-        pairs = [(a, b) for a in training for b in training if plan.stages == 2 and a != b and self._composes(a, b)]
+        pairs = [
+            (a, b) for a in training for b in training if plan.stages == 2 and a != b and self._composes(a, b)
+        ]
         held_out = [pair for pair in pairs if tuple(sorted(pair)) in plan.held_out_compositions]
-        trained: list[list[Stages]] = [[(name,) for name in training], [pair for pair in pairs if pair not in held_out]]
+        trained: list[list[Stages]] = [
+            [(name,) for name in training],
+            [pair for pair in pairs if pair not in held_out],
+        ]
         self.trained = {stages for group in trained for stages in group}
         self._kept_from_training = set(plan.held_out_families), set(plan.held_out_compositions)
         self._more = [(name,) for name, weight in plan.weights for _ in range(weight - 1)]
         self.stages: dict[str, list[list[Stages]]] = {
             "train": [trained[0] + self._more, trained[1]],
             "test_instances": trained,
-            "test_rules": [[stages for stages in group if library.size(stages) >= MIN_RULES] for group in trained],
+            "test_rules": [
+                [stages for stages in group if library.size(stages) >= MIN_RULES] for group in trained
+            ],
             "test_compositions": [held_out],
             "test_families": [[(name,) for name in plan.held_out_families]],
         }
@@ -135,7 +145,10 @@ class Generator:
             queries = self._determined([(jobs[i][0], draw) for i, draw in drawn])
             for (i, draw), query in zip(drawn, queries, strict=True):
                 if made[i] is None and query is not None:
-                    *demonstrations, asked = [Pair(draw.inputs[n], draw.outputs[n]) for n in (*range(self.plan.demonstrations), query)]
+                    *demonstrations, asked = [
+                        Pair(draw.inputs[n], draw.outputs[n])
+                        for n in (*range(self.plan.demonstrations), query)
+                    ]
                     made[i] = Made(draw.rule, tuple(demonstrations), asked, draw.number)
         return made
 
@@ -179,10 +192,20 @@ class Generator:
         inputs = draw_inputs(rng, rule, count, QUERIES[self.plan.stages], shape)
         outputs = np.ascontiguousarray(apply(rule, inputs))
         shows = inputs.any(axis=(1, 2)) & outputs.any(axis=(1, 2))
-        changes = (inputs != outputs).any(axis=(1, 2)) if inputs.shape == outputs.shape else np.ones(len(inputs), bool)
+        changes = (
+            (inputs != outputs).any(axis=(1, 2))
+            if inputs.shape == outputs.shape
+            else np.ones(len(inputs), bool)
+        )
         shown = {grid.tobytes() for grid in inputs[:count]}
         good = (shows & changes)[count:] & [grid.tobytes() not in shown for grid in inputs[count:]]
-        return Draw(rule, inputs, outputs, good & (shows[:count].all() and changes[:count].any() and len(shown) == count), number)
+        return Draw(
+            rule,
+            inputs,
+            outputs,
+            good & (shows[:count].all() and changes[:count].any() and len(shown) == count),
+            number,
+        )
 
     def _determined(self, drawn: list[tuple[str, Draw]]) -> list[int | None]:
         """Of each draw for a split the first good query that its demonstrations determine, counted from them on, or None."""
@@ -191,7 +214,9 @@ class Generator:
         for stages in range(1, self.library.stages + 1):
             asked = [i for i, queries in enumerate(good) if queries.any()]
             cases = [(drawn[i][1].inputs, drawn[i][1].outputs) for i in asked]
-            for i, (found, determined) in zip(asked, self.library.explanations(cases, count, stages), strict=True):
+            for i, (found, determined) in zip(
+                asked, self.library.explanations(cases, count, stages), strict=True
+            ):
                 good[i] = good[i] & determined & self._admits(*drawn[i], found, stages)
         return [count + int(queries.argmax()) if queries.any() else None for queries in good]
 
@@ -200,7 +225,11 @@ class Generator:
         own = stages_of(draw.rule)
         if stages == 1:
             return found == ({own} if len(own) == 1 else set())
-        return not any(self._wrong_side(split, explanation) for explanation in found if len(own) == 2 or split == "test_families")
+        return not any(
+            self._wrong_side(split, explanation)
+            for explanation in found
+            if len(own) == 2 or split == "test_families"
+        )
 
 
 def _span(sides: tuple[int, int]) -> str:

@@ -18,7 +18,12 @@ from dataset.augment import dihedral, random_colours
 from dataset.task import NUM_COLOURS
 
 COLOURS = range(1, NUM_COLOURS)
-DIRECTIONS = ("right", "down", "left", "up")  # that many quarter turns, counter-clockwise, make it point to the right
+DIRECTIONS = (
+    "right",
+    "down",
+    "left",
+    "up",
+)  # that many quarter turns, counter-clockwise, make it point to the right
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # the same: rows, columns
 SYMMETRIES = ("", "turn left", "turn twice", "turn right", "mirror", "flip", "transpose", "transpose other")
 FILLS = ("enclosed", "rows", "columns")
@@ -52,7 +57,9 @@ def _recolour(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
 
 def _colour_permutation(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     cells = grids.reshape(len(grids), -1)
-    return np.take_along_axis(parameters.astype(np.uint8), cells.astype(np.intp), axis=1).reshape(-1, *grids.shape[1:])
+    return np.take_along_axis(parameters.astype(np.uint8), cells.astype(np.intp), axis=1).reshape(
+        -1, *grids.shape[1:]
+    )
 
 
 def _shift(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
@@ -60,7 +67,9 @@ def _shift(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     row = (np.arange(rows) - parameters[:, :1]) % rows
     column = (np.arange(columns) - parameters[:, 1:]) % columns
     source = (row[:, :, None] * columns + column[:, None, :]).reshape(len(parameters), 1, -1)
-    return np.take_along_axis(grids.reshape(*grids.shape[:2], -1), source, axis=2).reshape(-1, *grids.shape[1:])
+    return np.take_along_axis(grids.reshape(*grids.shape[:2], -1), source, axis=2).reshape(
+        -1, *grids.shape[1:]
+    )
 
 
 def _gravity(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
@@ -77,7 +86,9 @@ def _move(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     rows, columns = grids.shape[2:]
     colour, turns, one_step = parameters[:, :1].astype(np.uint8), parameters[:, 1], parameters[:, 2:] == 1
     side = max(rows, columns)
-    square = np.full((side, side, *grids.shape[:2]), NUM_COLOURS, np.uint8)  # what is outside stops a body as another colour does
+    square = np.full(
+        (side, side, *grids.shape[:2]), NUM_COLOURS, np.uint8
+    )  # what is outside stops a body as another colour does
     square[:rows, :columns] = grids.transpose(2, 3, 0, 1)  # cells first: long inner loops
     turned = np.stack([np.rot90(square, i) for i in range(len(DIRECTIONS))], axis=2)  # (S, S, 4, 1 or P, N)
     turned = np.ascontiguousarray(turned[:, :, turns, np.arange(len(turns)) % len(grids)])  # (S, S, P, N)
@@ -100,7 +111,9 @@ def _move(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
 def _fill(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     kind, colour = _column(parameters[:, 0]), _column(parameters[:, 1])
     background, marked = grids == 0, grids == colour
-    area = np.where(kind == FILLS.index("rows"), marked.any(axis=-1, keepdims=True), marked.any(axis=-2, keepdims=True))
+    area = np.where(
+        kind == FILLS.index("rows"), marked.any(axis=-1, keepdims=True), marked.any(axis=-2, keepdims=True)
+    )
     enclosed = parameters[:, 0] == FILLS.index("enclosed")
     area[enclosed] = ~_reached_from_outside(background if len(grids) == 1 else background[enclosed])
     return np.where(area & background, colour, grids)
@@ -123,7 +136,9 @@ def _reached_from_outside(background: np.ndarray) -> np.ndarray:
 def _count(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     cells = grids.reshape(*grids.shape[:2], -1).astype(np.intp)
     offsets = np.arange(0, cells[..., 0].size * NUM_COLOURS, NUM_COLOURS).reshape(*cells.shape[:2], 1)
-    counts = np.bincount((cells + offsets).ravel(), minlength=offsets.size * NUM_COLOURS).reshape(*cells.shape[:2], NUM_COLOURS)
+    counts = np.bincount((cells + offsets).ravel(), minlength=offsets.size * NUM_COLOURS).reshape(
+        *cells.shape[:2], NUM_COLOURS
+    )
     counts[..., 0] = 0
     extremes = {"most": counts.max(axis=2), "least": np.where(counts > 0, counts, cells.shape[2]).min(axis=2)}
     colours = np.arange(NUM_COLOURS)
@@ -149,7 +164,9 @@ def _count(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
 
 def _conditional(parameters: np.ndarray, grids: np.ndarray) -> np.ndarray:
     coloured, half = grids > 0, grids.shape[3] // 2
-    left, right = (side.sum(axis=(2, 3)) for side in (coloured[..., :half], coloured[..., grids.shape[3] - half :]))
+    left, right = (
+        side.sum(axis=(2, 3)) for side in (coloured[..., :half], coloured[..., grids.shape[3] - half :])
+    )
     holds = np.stack([coloured[..., 0, 0], left > right, coloured.sum(axis=(2, 3)) % 2 == 1])
     images = np.stack([dihedral(grids, index) for index in BRANCHES])
     kind, then, otherwise = parameters.T
@@ -218,7 +235,9 @@ def _look_up(seen: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return table[np.arange(len(keys))[:, None, None, None], keys]
 
 
-def _fit_colour_permutation(images: np.ndarray, answers: np.ndarray, demonstrations: int) -> tuple[np.ndarray, np.ndarray]:
+def _fit_colour_permutation(
+    images: np.ndarray, answers: np.ndarray, demonstrations: int
+) -> tuple[np.ndarray, np.ndarray]:
     seen = _read_table(images[:, :demonstrations], answers[:, :demonstrations], NUM_COLOURS)
     seen[:, 0, 0] = True
     fits = (seen.sum(axis=1) <= 1).all(axis=1) & (seen.sum(axis=2) <= 1).all(axis=1)
@@ -228,8 +247,12 @@ def _fit_colour_permutation(images: np.ndarray, answers: np.ndarray, demonstrati
     return fits, (_look_up(seen, images[:, demonstrations:]) == answers[:, demonstrations:]).all(axis=(2, 3))
 
 
-def _fit_pattern(images: np.ndarray, answers: np.ndarray, demonstrations: int) -> tuple[np.ndarray, np.ndarray]:
-    markers = np.arange(1, min(images.max(initial=0) + 2, NUM_COLOURS))  # one that is nowhere stands for all such
+def _fit_pattern(
+    images: np.ndarray, answers: np.ndarray, demonstrations: int
+) -> tuple[np.ndarray, np.ndarray]:
+    markers = np.arange(
+        1, min(images.max(initial=0) + 2, NUM_COLOURS)
+    )  # one that is nowhere stands for all such
     marked = _framed(images[:, 0] == _column(markers), False)  # (markers, U, R + 2, C + 2)
     wide = marked | _moved(marked, 0, 1) | _moved(marked, 0, -1)
     near = (wide | _moved(wide, 1, 0) | _moved(wide, -1, 0))[..., 1:-1, 1:-1]
@@ -239,7 +262,9 @@ def _fit_pattern(images: np.ndarray, answers: np.ndarray, demonstrations: int) -
     outside = part < 0
     keys = np.where(outside, 9, part).astype(np.uint8)
     seen = _read_table(keys[:, :demonstrations], answers[:, :demonstrations], 10)[:, :9]
-    right = np.where(outside, images == answers, _look_up(seen, np.minimum(keys, 8)) == answers).all(axis=(2, 3))
+    right = np.where(outside, images == answers, _look_up(seen, np.minimum(keys, 8)) == answers).all(
+        axis=(2, 3)
+    )
     fits = right[:, :demonstrations].all(axis=1) & (seen.sum(axis=2) <= 1).all(axis=1)
     fits_any = np.zeros(count, bool)
     fits_any[rows[fits]] = True
@@ -255,7 +280,7 @@ def _fit_pattern(images: np.ndarray, answers: np.ndarray, demonstrations: int) -
 class Family:
     """A kind of rule. `blocks` lists the parameters of a listed family, (P, d) int64 each, so that the images of one block
     have one shape; a fitted family has `draw` and `fit` instead. The columns `colours` hold colours (0 stands for none).
-    `inputs` names the styles of grids that suit it (see `dataset.rules`), `keeps` what every rule of it leaves as it is (see
+    `inputs` names the styles of grids that suit it (see `dataset.generate.rules`), `keeps` what every rule of it leaves as it is (see
     `may_become`), so that most grids need not be tried.
     """
 
@@ -278,13 +303,19 @@ def may_become(images: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]
         names = ("background", "coloured cells", "other colours", "one new colour")
         return {"histogram": histogram} | dict.fromkeys(names, nothing)
     same = cells == wanted
-    new = np.where(same, 0, wanted).max(axis=1, keepdims=True)  # what the changed cells become, if all become the same
-    moved = np.where(same, 0, np.maximum(cells, wanted)).max(axis=1, keepdims=True)  # the colour that moved, if only one did
+    new = np.where(same, 0, wanted).max(
+        axis=1, keepdims=True
+    )  # what the changed cells become, if all become the same
+    moved = np.where(same, 0, np.maximum(cells, wanted)).max(
+        axis=1, keepdims=True
+    )  # the colour that moved, if only one did
     return {
         "histogram": histogram,
         "background": ((cells == 0) == (wanted == 0)).all(axis=1),
         "coloured cells": (same | (cells == 0)).all(axis=1),
-        "other colours": (same | (cells == 0) & (wanted == moved) | (cells == moved) & (wanted == 0)).all(axis=1),
+        "other colours": (same | (cells == 0) & (wanted == moved) | (cells == moved) & (wanted == 0)).all(
+            axis=1
+        ),
         "one new colour": (same | (wanted == 0) | (wanted == new)).all(axis=1),
     }
 
@@ -329,7 +360,14 @@ FAMILIES: dict[str, Family] = {
         lambda rows, columns: f"{rows:+d},{columns:+d}",
         inputs=("noise", "objects"),
         keeps=("histogram",),
-        blocks=(_block((r, c) for r in range(-MAX_SHIFT, MAX_SHIFT + 1) for c in range(-MAX_SHIFT, MAX_SHIFT + 1) if r or c),),
+        blocks=(
+            _block(
+                (r, c)
+                for r in range(-MAX_SHIFT, MAX_SHIFT + 1)
+                for c in range(-MAX_SHIFT, MAX_SHIFT + 1)
+                if r or c
+            ),
+        ),
     ),
     "fill": Family(
         _fill,
@@ -341,7 +379,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "move": Family(
         _move,
-        lambda colour, turns, steps: f"{colour} {DIRECTIONS[turns]} {'one step' if steps else 'until blocked'}",
+        lambda colour, turns, steps: (
+            f"{colour} {DIRECTIONS[turns]} {'one step' if steps else 'until blocked'}"
+        ),
         inputs=("objects", "sparse"),
         keeps=("histogram", "other colours"),
         colours=(0,),
@@ -353,7 +393,9 @@ FAMILIES: dict[str, Family] = {
         inputs=("noise", "objects"),
         keeps=("one new colour",),
         colours=(1,),
-        blocks=(_block([(kind, 0) for kind in range(len(COUNTS) - 1)] + [(len(COUNTS) - 1, c) for c in COLOURS]),),
+        blocks=(
+            _block([(kind, 0) for kind in range(len(COUNTS) - 1)] + [(len(COUNTS) - 1, c) for c in COLOURS]),
+        ),
     ),
     "pattern": Family(
         _pattern,
@@ -368,7 +410,11 @@ FAMILIES: dict[str, Family] = {
         lambda kind, a, b: f"{PROPERTIES[kind]}: {SYMMETRIES[BRANCHES[a]]}, else {SYMMETRIES[BRANCHES[b]]}",
         inputs=("noise", "objects"),
         keeps=("histogram",),
-        blocks=(_block((kind, a, b) for kind in range(len(PROPERTIES)) for a in range(3) for b in range(3) if a != b),),
+        blocks=(
+            _block(
+                (kind, a, b) for kind in range(len(PROPERTIES)) for a in range(3) for b in range(3) if a != b
+            ),
+        ),
     ),
     "large_objects": Family(
         _large_objects,

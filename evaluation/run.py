@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from pydantic import Field, PositiveInt, model_validator
 
-from config.base import Config
 from dataset.batch import DataConfig
+from dataset.layouts import Layout
 from dataset.leaks import tasks_seen
 from dataset.store import Store
 from dataset.task import Pair
@@ -24,13 +24,22 @@ from evaluation.canvas_scores import NAMES, CanvasScores
 from evaluation.inference import VoteStop, collect, copy_input, predict
 from evaluation.metrics import Answered, Score, score, score_pairs
 from evaluation.predictions import Predictions
-from evaluation.protocols import Adaptation, AsItIsConfig, LatentSearch, ProtocolConfig, adaptation_of, described, label
+from evaluation.protocols import (
+    Adaptation,
+    AsItIsConfig,
+    LatentSearch,
+    ProtocolConfig,
+    adaptation_of,
+    described,
+    label,
+)
 from evaluation.refinement import refinements
 from evaluation.report import write_report
-from evaluation.test_time_training import TestTimeTraining
+from evaluation.task_training import TaskTraining
 from evaluation.voting import Candidate, Ranking, VoteTable, key_of
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
+from utils.config import Config
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import as_json, directory_written_whole, write_json
@@ -44,7 +53,7 @@ PLACEHOLDER = [[0]]  # a submission needs an entry for every query, also where n
 CONTROLS = Literal["query_only", "shuffled_demonstrations", "copy_input"]
 
 
-class EvaluationConfig(Config):
+class VotingConfig(Config):
     """num_views: augmented views per query that vote. controls: what the score is compared with, on the same queries.
     ranking: how votes order the answers (`VoteTable`). vote_stop: leave out the views of a query whose first max(pass_ks)
     answers are certain.
@@ -58,9 +67,11 @@ class EvaluationConfig(Config):
     controls: list[CONTROLS]
 
     @model_validator(mode="after")
-    def _check_voting(self) -> "EvaluationConfig":
+    def _check_voting(self) -> "VotingConfig":
         if self.vote_stop and self.ranking == "confidence":
-            raise ValueError("vote_stop=true saves nothing with ranking=confidence: any further view could change the first answer")
+            raise ValueError(
+                "vote_stop=true saves nothing with ranking=confidence: any further view could change the first answer"
+            )
         return self
 
 
@@ -110,7 +121,10 @@ class Evaluation:
         """What was asked, in the ARC format: with split=train every pair is a query in turn, so the demonstrations are all pairs."""
         store = self.questions.store
         puzzles = {
-            store.task_ids[task]: {"train": [_pair_json(pair) for pair in store.task(int(task)).demonstrations], "test": []}
+            store.task_ids[task]: {
+                "train": [_pair_json(pair) for pair in store.task(int(task)).demonstrations],
+                "test": [],
+            }
             for task in self.questions.tasks
         }
         for query in self.questions.queries:
@@ -127,27 +141,27 @@ class Evaluation:
         return self.means | {one.name: one.value for one in self.scores}
 
 
-def metric_names(config: EvaluationConfig, layout: str) -> list[str]:
+def metric_names(config: VotingConfig, layout: Layout) -> list[str]:
     """What `Evaluation.metrics` has where answers are known and fit their canvas."""
     controls = ("none", *_controls(config, layout))
     scores = [one.name for control in controls for one in _scores([], config, layout, control)]
     return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
 
 
-def _controls(config: EvaluationConfig, layout: str) -> list[str]:
+def _controls(config: VotingConfig, layout: Layout) -> list[str]:
     """The configured controls, of which games without demonstrations have only `copy_input`."""
-    return [control for control in config.controls if control == "copy_input" or layout != "pairs"]
+    return [control for control in config.controls if control == "copy_input" or not layout.shares_rule]
 
 
-def _scores(answered: list[Answered], config: EvaluationConfig, layout: str, control: str) -> list[Score]:
-    return score_pairs(answered, control) if layout == "pairs" else score(answered, config.pass_ks, control)
+def _scores(answered: list[Answered], config: VotingConfig, layout: Layout, control: str) -> list[Score]:
+    return score_pairs(answered, control) if layout.shares_rule else score(answered, config.pass_ks, control)
 
 
 def evaluate(
     model: RecursiveModel,
     store: Store,
     data: DataConfig,
-    config: EvaluationConfig,
+    config: VotingConfig,
     objective: ObjectiveConfig,
     device: torch.device,
     world: World,
@@ -175,16 +189,20 @@ def evaluate(
 
     questions = question_set("none")
     labelled = any(pair_known(store, query) for query in questions.queries)
-    layout = store.metadata.layout
+    layout = store.layout
     seen = tasks_seen(store, questions.tasks, trained_pairs)
     found_protocol = label(protocol, store, seen)
     adaptation = adaptation_of(protocol, objective, seed, config.batch_size, layout)
-    if config.vote_stop and isinstance(adaptation, TestTimeTraining):
-        raise UserError("vote_stop=true would train every task again for each round of views with protocol=test_time_training")
-    if config.ranking == "agreement" and layout != "fewshot":
+    if config.vote_stop and isinstance(adaptation, TaskTraining):
+        raise UserError(
+            "vote_stop=true would train every task again for each round of views with protocol=test_time_training"
+        )
+    if config.ranking == "agreement" and not layout.reads_demonstrations:
         raise UserError("ranking=agreement asks the demonstrations, which only a model with an encoder reads")
     if config.ranking == "agreement" and isinstance(adaptation, LatentSearch) and protocol.start == "mean":
-        raise UserError("ranking=agreement would ask contexts that protocol.start=mean has not searched; use protocol.start=encoder")
+        raise UserError(
+            "ranking=agreement would ask contexts that protocol.start=mean has not searched; use protocol.start=encoder"
+        )
     stop = VoteStop(max(config.pass_ks), config.ranking) if config.vote_stop else None
     table = store.grid_table.to(device)
 
@@ -195,10 +213,16 @@ def evaluate(
     by_subset: dict[str, list[Score]] = {name: [] for name in names} if labelled and len(names) > 1 else {}
 
     def add_scores(asked: EvaluationSet, answered: list[Answered], control: str = "none") -> None:
-        known = [query for query, was_asked in zip(answered, asked.asked, strict=True) if was_asked and query.truth is not None]
+        known = [
+            query
+            for query, was_asked in zip(answered, asked.asked, strict=True)
+            if was_asked and query.truth is not None
+        ]
         scores.extend(_scores(known, config, layout, control))
         for name, own in by_subset.items():
-            own.extend(_scores([query for query in known if subset_of[query.task] == name], config, layout, control))
+            own.extend(
+                _scores([query for query in known if subset_of[query.task] == name], config, layout, control)
+            )
 
     canvas_scores = CanvasScores(store, table, objective)
     started = time.monotonic()
@@ -218,26 +242,49 @@ def evaluate(
             add_scores(questions, answered_of(questions, copy_input(questions)), control)
         else:
             asked = question_set(control)
-            votes = predict(model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking)
+            votes = predict(
+                model, asked, table, config.batch_size, world, report, **how, ranking=config.ranking
+            )
             add_scores(asked, answered_of(asked, votes), control)
-            lonely = len({query.task for query, was_asked in zip(asked.queries, asked.asked, strict=True) if not was_asked})
+            lonely = len(
+                {
+                    query.task
+                    for query, was_asked in zip(asked.queries, asked.asked, strict=True)
+                    if not was_asked
+                }
+            )
             if lonely:
-                notes.append(f"{control}: {lonely} of {len(asked.tasks)} tasks left out, no other's demonstrations fit on their canvas")
-    statuses = [_status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)]
+                notes.append(
+                    f"{control}: {lonely} of {len(asked.tasks)} tasks left out, no other's demonstrations fit on their canvas"
+                )
+    statuses = [
+        _status(questions, query, found) for query, found in zip(questions.queries, answered, strict=True)
+    ]
     counts = {"tasks": len(questions.tasks), "queries": len(statuses)}
-    counts |= {name: statuses.count(name) for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")}
+    counts |= {
+        name: statuses.count(name)
+        for name in ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")
+    }
     views = len(predictions.rows()["query"])
     counts["views"] = views
     if not labelled:
-        notes.append("no answer to these tasks is known: nothing was scored; the submission holds what the model answers")
+        notes.append(
+            "no answer to these tasks is known: nothing was scored; the submission holds what the model answers"
+        )
     if seen:
         notes.append(seen.why)
     if isinstance(adaptation, Adaptation):
-        too_few = sum(not questions.can_adapt(query) for query in questions.queries if query not in questions.too_large)
+        too_few = sum(
+            not questions.can_adapt(query) for query in questions.queries if query not in questions.too_large
+        )
         if too_few:
-            notes.append(f"{too_few} queries have too few demonstrations for {protocol.name} and were answered without")
-    if layout == "pairs":
-        notes.append("every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control")
+            notes.append(
+                f"{too_few} queries have too few demonstrations for {protocol.name} and were answered without"
+            )
+    if layout.shares_rule:
+        notes.append(
+            "every puzzle is asked once, without votes; it has no demonstrations, so only copy_input can be a control"
+        )
     elif questions.num_views < config.num_views:
         notes.append(f"one view instead of {config.num_views}: the model was trained without turned grids")
     if questions.truncated:
@@ -245,12 +292,20 @@ def evaluate(
             f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} demonstrations; the first ones were used"
         )
     if questions.too_large:
-        notes.append(f"{len(questions.too_large)} queries are larger than the largest canvas ({data.sides[-1]}) and count as wrong")
+        notes.append(
+            f"{len(questions.too_large)} queries are larger than the largest canvas ({data.sides[-1]}) and count as wrong"
+        )
     if stop:
-        asked_in_full = sum(questions.views_of(query) for query in questions.queries if query not in questions.too_large)
+        asked_in_full = sum(
+            questions.views_of(query) for query in questions.queries if query not in questions.too_large
+        )
         notes.append(
             f"{views} of {asked_in_full} views were asked: a query's votes stopped once its first {stop.k} answers were certain"
-            + (", the second attempt in the submission may differ from the full vote's" if stop.k < SUBMISSION_ATTEMPTS else "")
+            + (
+                ", the second attempt in the submission may differ from the full vote's"
+                if stop.k < SUBMISSION_ATTEMPTS
+                else ""
+            )
         )
     return Evaluation(
         protocol=found_protocol,
@@ -285,8 +340,18 @@ def write_files(
     """
     scores = [s.to_json() for s in evaluation.scores]
     by_subset = {name: [s.to_json() for s in own] for name, own in evaluation.by_subset.items()}
-    results = {"protocol": evaluation.protocol, **about, "prediction_seconds": round(evaluation.prediction_seconds, 3)}
-    results |= {"counts": evaluation.counts, "notes": evaluation.notes, "scores": scores, "by_subset": by_subset, "means": evaluation.means}
+    results = {
+        "protocol": evaluation.protocol,
+        **about,
+        "prediction_seconds": round(evaluation.prediction_seconds, 3),
+    }
+    results |= {
+        "counts": evaluation.counts,
+        "notes": evaluation.notes,
+        "scores": scores,
+        "by_subset": by_subset,
+        "means": evaluation.means,
+    }
     with directory_written_whole(folder, marker=RESULTS) as temporary:
         write_json(temporary / RESULTS, results, indent=1)
         write_json(temporary / "submission.json", evaluation.submission)
@@ -295,7 +360,9 @@ def write_files(
         if with_predictions:
             save_predictions(temporary / stored.FILE, evaluation)
         if with_report:
-            write_report(temporary / "report.html", results, evaluation.records, evaluation.puzzles, metrics, contexts)
+            write_report(
+                temporary / "report.html", results, evaluation.records, evaluation.puzzles, metrics, contexts
+            )
 
 
 def pair_known(store: Store, query: Query) -> bool:
@@ -322,7 +389,10 @@ def _truth(questions: EvaluationSet, query: Query) -> np.ndarray | None:
 
 def answered_of(questions: EvaluationSet, votes: VoteTable) -> list[Answered]:
     """Every query with its answers, ranked here and nowhere else."""
-    return [Answered(query.task, votes.ranked(i), _truth(questions, query)) for i, query in enumerate(questions.queries)]
+    return [
+        Answered(query.task, votes.ranked(i), _truth(questions, query))
+        for i, query in enumerate(questions.queries)
+    ]
 
 
 def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
@@ -336,10 +406,14 @@ def _status(questions: EvaluationSet, query: Query, answered: Answered) -> str:
 def records_of(questions: EvaluationSet, answered: list[Answered], protocol: str) -> list[dict[str, Any]]:
     """One record per query, as per_example.jsonl has them."""
     asked = zip(questions.queries, answered, strict=True)
-    return [_record(questions, query, found, _status(questions, query, found), protocol) for query, found in asked]
+    return [
+        _record(questions, query, found, _status(questions, query, found), protocol) for query, found in asked
+    ]
 
 
-def _record(questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str) -> dict[str, Any]:
+def _record(
+    questions: EvaluationSet, query: Query, answered: Answered, status: str, protocol: str
+) -> dict[str, Any]:
     candidates, truth, rank = answered.candidates, answered.truth, answered.rank
     return {
         "task": questions.store.task_ids[query.task],
@@ -378,4 +452,8 @@ def attempts(ranked: list[Candidate]) -> dict[str, list[list[int]]]:
 
 
 def _pair_json(pair: Pair) -> dict:
-    return {name: grid.tolist() for name, grid in (("input", pair.input), ("output", pair.output)) if grid is not None}
+    return {
+        name: grid.tolist()
+        for name, grid in (("input", pair.input), ("output", pair.output))
+        if grid is not None
+    }

@@ -1,0 +1,138 @@
+"""A training run that is evaluated on its way: scores and pictures of the averaged weights."""
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from pydantic import PositiveInt, model_validator
+
+from dataset.store import Store
+from evaluation import pictures
+from evaluation.run import VotingConfig, evaluate, metric_names
+from training.config import TrainingConfig
+from training.meter import Meter
+from training.start import Run
+from training.state import TrainState
+from utils import checkpoint, distributed
+from utils.device import explains_out_of_memory
+from utils.errors import UserError, nearest
+from utils.logging import LoggingConfig, RunLogger
+
+SHOWN_SCORES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy")
+
+
+class MonitoredConfig(TrainingConfig):
+    """A run with evaluations.
+
+    eval_tasks: the first so many test tasks only. best_metric: what checkpoints are chosen by, on the validation tasks.
+    """
+
+    eval_tasks: PositiveInt | None
+    best_metric: str
+    evaluation: VotingConfig
+    logging: LoggingConfig
+
+    @model_validator(mode="after")
+    def _check_evaluation(self) -> "MonitoredConfig":
+        if self.validation and self.eval_tasks:
+            raise ValueError(
+                f"eval_tasks={self.eval_tasks} limits the test tasks, but validation={self.validation} evaluates others"
+            )
+        if self.evaluation.ranking == "agreement" and not self.encoder:
+            raise ValueError(
+                "evaluation.ranking=agreement asks the demonstrations, which only a model with an encoder reads"
+            )
+        return self
+
+    @property
+    def evaluated_split(self) -> str:
+        """The split that is evaluated during training."""
+        return "validation" if self.validation else "test"
+
+
+def check_best_metric(config: MonitoredConfig, store: Store) -> None:
+    """Raise `UserError` if the validation tasks could not be scored by `best_metric`: before the training, not after it."""
+    names, wanted = metric_names(config.evaluation, store.layout), config.best_metric
+    if config.validation and wanted not in names:
+        raise UserError(
+            f"best_metric={wanted}{nearest(wanted, names)} is not evaluated; there are {', '.join(names)}"
+        )
+
+
+def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, saved: Path) -> None:
+    """Score the validation tasks, or the evaluation tasks where none are held out, with the averaged weights.
+
+    What is found is logged and noted in the checkpoint `saved` of this step. Only validation scores choose anything.
+    """
+    config, state = run.config, run.state
+    split, limits = (
+        config.evaluated_split,
+        [] if config.validation else [config.eval_tasks, config.data.max_eval_groups],
+    )
+    views: list[int] = []
+    started = time.perf_counter()
+    with averaged_weights(state), less_memory_to_answer("the evaluation", run):
+        result = evaluate(
+            state.model,
+            run.store,
+            config.data,
+            config.evaluation,
+            config.objective,
+            run.device,
+            run.world,
+            seed=config.seed,
+            trained_pairs=state.trained_pairs,
+            split=split,
+            max_tasks=min((limit for limit in limits if limit is not None), default=None),
+            report=views.append,
+        )
+    seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
+    metrics, prefix = result.metrics(), "validation/" if config.validation else ""
+    score = metrics.get(config.best_metric) if config.validation else None
+    score = score if score is not None and math.isfinite(score) else None
+    if score is not None:
+        state.scores[state.step] = score
+    values = {
+        "protocol": result.protocol,
+        **{f"{prefix or 'eval/'}{name}": n for name, n in result.counts.items()},
+    }
+    named = {prefix + name: value for name, value in metrics.items()}
+    logger.log(state.step, {**named, **values, **meter.evaluated(asked, seconds)})
+    if run.world.is_main:
+        checkpoint.record_evaluation(saved, {"split": split, "protocol": result.protocol, **metrics}, score)
+    shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
+    words = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
+    logger.say(f"step {state.step}: {split}, {result.protocol}, {result.counts['tasks']} tasks: {words}")
+    for note in result.notes:
+        logger.note(f"evaluation: {note}")
+
+
+def log_pictures(run: Run[MonitoredConfig], logger: RunLogger) -> None:
+    """Draw what the averaged weights answer to a few training and evaluation tasks, under the ancestors' names."""
+    config = run.config
+    for name, split in (("train_predictions", "train"), ("eval_predictions", "test")):
+        with averaged_weights(run.state), less_memory_to_answer("the pictures", run):
+            shown = pictures.predictions(
+                run.state.model,
+                run.store,
+                config.data,
+                run.table,
+                run.world,
+                split=split,
+                tasks=config.logging.images_samples,
+                batch_size=config.evaluation.batch_size,
+            )
+        if shown:
+            logger.image(run.state.step, name, pictures.draw(shown))
+
+
+def less_memory_to_answer(what: str, run: Run[MonitoredConfig]) -> AbstractContextManager:
+    """Inside the context a lack of memory is explained."""
+    remedy = f"lower evaluation.batch_size={run.config.evaluation.batch_size}"
+    return explains_out_of_memory(f"{what} at step {run.state.step}", remedy)
+
+
+def averaged_weights(state: TrainState) -> AbstractContextManager:
+    """Inside the context the model has the averaged weights, if the run keeps any."""
+    return state.ema.swapped_in() if state.ema else nullcontext()

@@ -1,0 +1,240 @@
+"""How large and how expensive a configured model is: python -m tools.summary [key=value ...], with the keys of a training run.
+
+Everything is counted on the meta device, so that nothing is computed and no memory is needed: FLOPs by PyTorch's counter
+(2 per multiply-add, matrix products only), activations as what autograd keeps for the backward pass.
+"""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from config.compose import launch
+from config.schema import PretrainConfig
+from dataset.batch import Bucket, DataSizes
+from dataset.canvas import VOCAB_SIZE
+from dataset.samplers import SAMPLERS
+from dataset.store import Store
+from models.act import StepOutput, act_step, initial_carry
+from models.context import Context
+from models.core import RecursiveModel
+from models.losses import act_loss
+from models.trm import build_model, count_parameters
+from utils.errors import reports_user_errors
+
+SHOWN_BUCKETS = 6
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Per sample of one bucket: the lengths of its state and its memory in tokens, FLOPs of its context, of one ACT step on
+    it (evaluation), and of one training step, context and backward pass included."""
+
+    state_tokens: int
+    memory_tokens: int
+    context: int
+    act_step: int
+    train_step: int
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps what fused attention kernels keep: queries, keys, values, output and a sum per query, no (S, keys) matrix."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(
+            query, key, value, output, torch.empty(query.shape[:-1], dtype=torch.float32, device=query.device)
+        )
+        return output
+
+
+class _AsFused(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention:
+            return _FusedAttention.apply(*args[:3])
+        return func(*args, **(kwargs or {}))
+
+
+def on_meta(config: PretrainConfig, sizes: DataSizes) -> RecursiveModel:
+    """The configured model without values."""
+    with torch.device("meta"):
+        return build_model(config.arch, sizes, config.encoder)
+
+
+def meta_data(bucket: Bucket, with_demos: bool, batch: int = 1) -> dict[str, Tensor]:
+    """A batch of one bucket without values."""
+    cells, demos = bucket.side**2, bucket.demos
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    data = {
+        "inputs": empty(batch, cells, dtype=torch.uint8),
+        "labels": empty(batch, cells, dtype=torch.int64),
+        "puzzle_identifiers": empty(batch, dtype=torch.int32),
+    }
+    if with_demos:
+        data["demo_inputs"] = empty(batch, demos, cells, dtype=torch.uint8)
+        data["demo_labels"] = empty(batch, demos, cells, dtype=torch.uint8)
+        data["demo_mask"] = empty(batch, demos, dtype=torch.bool)
+    return data
+
+
+def _train_step(model: RecursiveModel, data: dict[str, Tensor]) -> StepOutput:
+    noise = partial(torch.empty, len(data["inputs"]), device="meta")
+    return act_step(model, initial_carry(model, data), data, noise=noise)
+
+
+def cost(model: RecursiveModel, config: PretrainConfig, bucket: Bucket) -> Cost:
+    """What one sample of `bucket` costs. `model` is on the meta device."""
+    data = meta_data(bucket, config.encoder is not None)
+    model.eval()
+    with FlopCounterMode(
+        display=False
+    ) as encoding:  # with gradients: without, the counter fails on views of parameters
+        context: Context = model.context(data)
+    with FlopCounterMode(display=False) as stepping:
+        act_step(model, initial_carry(model, data), data, context=context)
+    model.train()
+    with FlopCounterMode(display=False) as training:
+        act_loss(_train_step(model, data), config.objective)[0].backward()
+    model.zero_grad()
+    return Cost(
+        state_tokens=context.prefix.shape[1] + bucket.side**2,
+        memory_tokens=0 if context.memory is None else context.memory.shape[1],
+        context=encoding.get_total_flops(),
+        act_step=stepping.get_total_flops(),
+        train_step=training.get_total_flops(),
+    )
+
+
+def activation_bytes(model: RecursiveModel, config: PretrainConfig, bucket: Bucket, batch: int) -> int:
+    """Bytes that a training step keeps for its backward pass, parameters not counted. `model` is on the meta device."""
+    model.train()
+    data = meta_data(bucket, config.encoder is not None, batch)
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with _AsFused(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        act_loss(_train_step(model, data), config.objective)
+    for owned in model.state_dict().values():
+        kept.pop(owned.untyped_storage()._cdata, None)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def training_buckets(config: PretrainConfig) -> tuple[DataSizes, dict[Bucket, float], str]:
+    """The model's sizes, the share of training samples in each bucket, and where these come from."""
+    if (Path(config.data.path) / "dataset.json").is_file():
+        store = Store.load(config.data.path, *config.layouts)
+        sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
+        shares = np.diff(sampler.bucket_cumulative, prepend=0.0).tolist()
+        return (
+            DataSizes.of(store, config.data),
+            dict(zip(sampler.buckets, shares, strict=True)),
+            f"the training samples of {config.data.path}",
+        )
+    side = config.data.sides[-1]
+    bucket = Bucket(side, config.data.max_demos if config.encoder else 0)
+    one_canvas = side**2 if len(config.data.sides) == 1 else None
+    return (
+        DataSizes(VOCAB_SIZE, 1, one_canvas),
+        {bucket: 1.0},
+        f"the largest canvas (no dataset at {config.data.path})",
+    )
+
+
+def summarise(config: PretrainConfig) -> str:
+    """The table."""
+    sizes, shares, source = training_buckets(config)
+    model = on_meta(config, sizes)
+    parameters = count_parameters(model)
+    shown = sorted(shares, key=lambda bucket: -shares[bucket])[:SHOWN_BUCKETS]
+    costs = {bucket: cost(model, config, bucket) for bucket in shown}
+    lines = [
+        f"arch {config.arch.name}, encoder {config.encoder.name if config.encoder else 'none'}, {config.arch.forward_dtype}",
+        f"{'parameters of the trunk':<28}{parameters['core']:>16,}",
+        f"{'parameters of the encoder':<28}{parameters['context']:>16,}",
+        f"{'values of the puzzle table':<28}{parameters['puzzle_table']:>16,}",
+        "",
+        f"per sample, on {source}",
+        f"{'':>25}{'tokens of':>16}{'GFLOP of':>36}",
+        f"{'share':>8}{'canvas':>10}{'demos':>7}{'state':>8}{'memory':>8}{'context':>12}{'ACT step':>12}{'train step':>12}",
+    ]
+
+    def row(share: str, canvas: str, demos: str, numbers: Iterable[float]) -> str:
+        state, memory, *flops = numbers
+        return f"{share:>8}{canvas:>10}{demos:>7}{state:>8.0f}{memory:>8.0f}" + "".join(
+            f"{value / 1e9:>12.3f}" for value in flops
+        )
+
+    for bucket, numbers in costs.items():
+        lines.append(
+            row(
+                f"{shares[bucket]:.1%}",
+                f"{bucket.side}x{bucket.side}",
+                str(bucket.demos or "-"),
+                astuple(numbers),
+            )
+        )
+    if len(shares) > 1:
+        weights = [shares[bucket] for bucket in shown]
+        lines.append(
+            row(
+                f"{sum(weights):.1%}",
+                "mean",
+                "",
+                np.average([astuple(n) for n in costs.values()], axis=0, weights=weights),
+            )
+        )
+    return "\n".join([*lines, "", memory_line(model, config, list(shares), parameters)])
+
+
+def memory_line(
+    model: RecursiveModel, config: PretrainConfig, buckets: list[Bucket], parameters: dict[str, int]
+) -> str:
+    """Device memory of a training step: what is held throughout, what the largest bucket's backward pass needs, the carries."""
+    largest = max(buckets, key=lambda bucket: (bucket.side**2 * (1 + bucket.demos), bucket.side))
+    one, two = (activation_bytes(model, config, largest, batch) for batch in (1, 2))
+    activations = one + (two - one) * (
+        config.global_batch_size - 1
+    )  # casts of the weights do not grow with the batch
+    tokens = sum(
+        model.context.prefix_length(bucket.demos, bucket.side**2) + bucket.side**2 for bucket in buckets
+    )  # a carry per bucket
+    carries = (
+        config.global_batch_size
+        * tokens
+        * len(model.state_names)
+        * config.arch.hidden_size
+        * config.arch.dtype.itemsize
+    )
+    per_parameter = 16 + 4 * config.ema  # weight, gradient, two moments, average
+    held = per_parameter * (parameters["core"] + parameters["context"]) + 4 * parameters["puzzle_table"]
+    total, *parts = (
+        f"{value / 2**30:.2f} GiB" for value in (held + activations + carries, held, activations, carries)
+    )
+    return (
+        f"memory of a training step with {config.global_batch_size} samples on one device, temporary buffers not counted: {total}\n"
+        f"  {parts[0]} weights, gradients, moments and averages; {parts[1]} activations ({largest.side}x{largest.side} canvas, "
+        f"{largest.demos} demonstrations); {parts[2]} carries"
+    )
+
+
+@reports_user_errors
+def main() -> None:
+    launch("pretrain", PretrainConfig, lambda config: print(summarise(config)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The assembly of a run, made once and used by training, doctor, batch finder, benchmarks and tests.
+
+`prepare(config, world)` gives a `Run` that is ready to step. Its parts are made in the order of their needs:
+device, data, sampler, state. What looks at a run (the doctor) asks for one part after the other.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+
+from dataset.batch import Batch, DataSizes, Samples, materialise
+from dataset.canvas import GridTable
+from dataset.samplers import SAMPLERS, Sampler
+from dataset.store import Store
+from models.core import RecursiveModel
+from models.layers import compile_fused
+from models.pretrained import load_decoder, pairs_behind
+from models.trm import build_model, count_parameters
+from training.config import TrainingConfig
+from training.ema import EMA
+from training.optim import build_optimizers
+from training.state import TrainState
+from training.step import StepResult, train_step
+from utils import checkpoint, distributed
+from utils.device import choose_device, describe, only_deterministic, should_compile
+from utils.distributed import World
+from utils.environment import git_commit
+from utils.errors import UserError
+from utils.files import write_json
+
+# What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
+RESUMABLE_DIFFERENCES = {
+    "train_steps",
+    "max_seconds",
+    "log_interval",
+    "eval_interval",
+    "eval_tasks",
+    "patience",
+    "min_delta",
+    "deterministic",
+    "max_nonfinite_steps",
+    "micro_batch_size",
+    "checkpoint_interval",
+    "checkpoint_minutes",
+    "keep_checkpoints",
+    "keep_best_checkpoints",
+    "resume",
+    "timeout_minutes",
+    "logging",
+    "evaluation",
+    "device",
+    "compile",
+    "output_dir",
+    "run_name",
+    "project_name",
+}
+
+C = TypeVar("C", bound=TrainingConfig)
+
+
+class Run(Generic[C]):
+    """One run: what its configuration becomes on this process. Every part is made when it is first asked
+    for."""
+
+    def __init__(self, config: C, world: World):
+        self.config, self.world = config, world
+        self.folder = Path(config.output_dir) / config.name
+        self.notes: list[str] = []  # what is to be said once there is a log to say it in
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The device, with the process group started and the fused functions compiled where that is asked
+        for."""
+        config = self.config
+        device = choose_device(config.device, self.world)
+        only_deterministic(config.deterministic)
+        # The switch is global to the process, so a run that is not assembled here would be another program.
+        compile_fused(should_compile(config.compile, device, config.train_steps, self.notes.append))
+        distributed.start(self.world, device, config.timeout_minutes)
+        return device
+
+    @cached_property
+    def store(self) -> Store:
+        """The dataset, with the validation tasks held out."""
+        return Store.load(self.config.data.path, *self.config.layouts).hold_out(self.config.validation)
+
+    @cached_property
+    def table(self) -> GridTable:
+        """The dataset's grids, on the device."""
+        return self.store.grid_table.to(self.device)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The sampler of the dataset's layout, for this process's share of a batch."""
+        config, world = self.config, self.world
+        sampler = SAMPLERS[self.store.metadata.layout]
+        return sampler(self.store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
+
+    @cached_property
+    def sizes(self) -> DataSizes:
+        """What the data decides of the model."""
+        return DataSizes.of(self.store, self.config.data)
+
+    @cached_property
+    def model(self) -> RecursiveModel:
+        """The model with its first weights, on the device."""
+        torch.manual_seed(self.config.seed)  # right before: the first weights depend on nothing else
+        return build_model(self.config.arch, self.sizes, self.config.encoder).to(self.device)
+
+    @cached_property
+    def _trained(self) -> tuple[TrainState, str]:
+        config = self.config
+        optimizers, name = build_optimizers(self.model, config, self.device)
+        ema = EMA(self.model, config.ema_rate) if config.ema else None
+        return TrainState(self.model, optimizers, ema, self.sampler.trained_pairs), name
+
+    @property
+    def state(self) -> TrainState:
+        """Model, optimisers, averages and carries."""
+        return self._trained[0]
+
+    @property
+    def optimizer(self) -> str:
+        """The optimisers in a word, for the log and the checkpoint."""
+        return self._trained[1]
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What a checkpoint says of the run."""
+        config, metadata = self.config, self.store.metadata
+        return {
+            "config": config.model_dump(),
+            "sizes": vars(self.sizes),
+            "data": {
+                "path": config.data.path,
+                "layout": metadata.layout,
+                "game": metadata.game,
+                "protocol": metadata.protocol,
+                "hash": metadata.content_hash,
+            },
+            "parameters": count_parameters(self.model),
+            "optimizer": self.optimizer,
+            "git_commit": git_commit(),
+            "torch": torch.__version__,
+            "device": describe(self.device),
+        }
+
+    def batch(self, samples: Samples) -> Batch:
+        """The tensors of a sampler's draw, on the device."""
+        return materialise(samples, self.store, self.table)
+
+    def step(self, samples: Samples) -> StepResult:
+        """One call of `train_step` on a sampler's draw."""
+        return train_step(self.state, self.batch(samples), self.config, self.world)
+
+    def model_line(self) -> str:
+        """What is trained, and how large it is."""
+        config, parameters = self.config, count_parameters(self.model)
+        encoder = f", encoder {config.encoder.name} {parameters['context']:,}" if config.encoder else ""
+        rows = f", puzzle table {parameters['puzzle_table']:,}" if parameters["puzzle_table"] else ""
+        return f"{config.arch.name}: core {parameters['core']:,} parameters{encoder}{rows}"
+
+    def data_line(self) -> str:
+        """How many tasks train on which canvases."""
+        sampler = self.sampler
+        tasks = len({task for choice in sampler.choices.values() for task in choice.tasks.tolist()})
+        sides = sorted({bucket.side for bucket in sampler.buckets})
+        held_out = len(self.store.tasks_of("validation"))
+        validation = f", {held_out} held out for validation" if held_out else ""
+        skipped = len(sampler.skipped_tasks)
+        left_out = f"; {skipped} tasks do not fit the canvas or the demonstration limits" if skipped else ""
+        return f"{tasks} training tasks on canvases {sides}{validation}{left_out}"
+
+
+def prepare(config: C, world: World) -> Run[C]:
+    """The run that `config` describes, every part made, at step 0. Raises `UserError` for what cannot be
+    trained."""
+    run = Run(config, world)
+    _ = run.device, run.store, run.sampler, run.state
+    return run
+
+
+def resume(run: Run) -> dict[Path, str]:
+    """Continue this run's newest whole checkpoint (auto), a named one, or refuse to overwrite an earlier run
+    (never).
+
+    Processes that torchrun restarts continue what they have saved, whatever the run began with. Returns the
+    newer checkpoints that were passed over because they are damaged, each with its damage.
+    """
+    config, folder = run.config, run.folder
+    # All continue what the first process sees.
+    looked_at = newest_whole(folder / "checkpoints") if run.world.is_main else (None, {})
+    existing, damaged = distributed.gather_objects(looked_at)[0]
+    how = "auto" if existing and run.world.restarts else config.resume
+    if how == "never":
+        if existing:
+            raise UserError(
+                f"{folder} already holds checkpoints and resume=never would overwrite them; choose another "
+                "run_name"
+            )
+        return damaged
+    path = existing if how == "auto" else checkpoint.resolve(how)
+    if path is None:
+        if damaged:
+            raise UserError(f"{folder} has no whole checkpoint left: {'; '.join(damaged.values())}")
+        return damaged
+    if existing and path.resolve() != existing.resolve():
+        raise UserError(
+            f"{folder} holds {existing.name}, which continuing from {path} would overwrite; choose another "
+            "run_name"
+        )
+    _check_same_run(run, path)
+    run.state.load(path, run.world, run.device)
+    return damaged
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest undamaged checkpoint in `folder`, and the damaged ones that are newer, each with its
+    damage."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(checkpoint.steps(folder)):
+        if not (found := checkpoint.damage(path)):
+            return path, damaged
+        damaged[path] = found
+    return None, damaged
+
+
+def _check_same_run(run: Run, path: Path) -> None:
+    """Raise `UserError` unless the checkpoint `path` was trained as `run` would continue it."""
+    info = checkpoint.load_info(path)
+    ours, theirs = flatten(run.config.model_dump()), flatten(info["config"])
+    different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+    different = [
+        key for key in different if key.split(".")[0] not in RESUMABLE_DIFFERENCES and key != "data.path"
+    ]
+    if different:
+        shown = ", ".join(f"{key}: {theirs.get(key)} then, {ours.get(key)} now" for key in different[:5])
+        raise UserError(
+            f"{path} belongs to a run with another configuration ({shown}); choose another run_name to "
+            "start a new run"
+        )
+    if info["data"]["hash"] != run.store.metadata.content_hash:
+        raise UserError(
+            f"{path} was trained on other data than {run.store.path} holds now; rebuild that dataset or "
+            "start a new run"
+        )
+
+
+def start_from_pretrained(run: Run, folder: Path) -> str | None:
+    """Load `load_pretrained_decoder`, if any, into a new run. `folder`/pretrained_decoder.json says what
+    became of each weight; the words returned sum it up."""
+    config, state = run.config, run.state
+    if config.load_pretrained_decoder is None:
+        return None
+    report = load_decoder(state.model, config, run.store.identifiers)
+    state.trained_pairs = np.union1d(state.trained_pairs, pairs_behind(Path(config.load_pretrained_decoder)))
+    if state.ema:
+        state.ema.load(dict(state.model.named_parameters()))
+    if run.world.is_main:
+        write_json(folder / "pretrained_decoder.json", vars(report), indent=1)
+    return report.summary()
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested keys joined by dots."""
+    flat: dict = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
