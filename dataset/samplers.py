@@ -30,6 +30,8 @@ class Stream(IntEnum):
     HALTING = 1  # exploration of later halting
     NOISE = 2  # latents of variational encoders
     PROBE = 3  # views for the context's diagnostics
+    GROUPS = 4  # pieces of the loss dealt into objectives
+    AGGREGATION = 5  # of the objectives' gradients, by methods that draw
 
 
 def step_rng(seed: int, step: int, stream: Stream = Stream.SAMPLES) -> np.random.Generator:

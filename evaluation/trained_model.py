@@ -71,7 +71,7 @@ class TrainedModel:
     @property
     def objective(self) -> ObjectiveConfig:
         """The loss that was trained."""
-        return ObjectiveConfig(**self.info["config"]["objective"])
+        return ObjectiveConfig.of_run(self.info["config"]["objective"])
 
     def data(self, path: str | None = None) -> DataConfig:
         """The canvases and demonstrations of the training, for its dataset or the one at `path`."""

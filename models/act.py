@@ -36,7 +36,7 @@ class Carry:
     data: BatchData
     context_state: dict[str, Tensor] = field(default_factory=dict)
 
-    def __getitem__(self, rows: slice | Tensor) -> "Carry":
+    def __getitem__(self, rows: slice | Tensor | np.ndarray) -> "Carry":
         return self.map(lambda value: value[rows])
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Carry":
@@ -76,6 +76,7 @@ class StepOutput:
     context: what the answer was computed from.
     losses: auxiliary terms by name, (B,) each.
     target_q_continue: (B,), the target of Q-learning; in training with `ArchConfig.learns_to_continue` only.
+    earlier_logits: (B, L, V) after each H cycle but the last, where the model was asked for them.
     """
 
     carry: Carry
@@ -85,6 +86,7 @@ class StepOutput:
     context: Context
     losses: dict[str, Tensor]
     target_q_continue: Tensor | None = None
+    earlier_logits: tuple[Tensor, ...] = ()
 
 
 def initial_carry(model: RecursiveModel, data: BatchData) -> Carry:
@@ -193,6 +195,7 @@ def act_step(
         context,
         dict(context.losses),
         target,
+        output.earlier_logits,
     )
 
 

@@ -7,7 +7,8 @@ Shapes: B batch, P prefix tokens, L cells, S = P + L, M memory tokens, D hidden,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -41,12 +42,16 @@ Apply = Callable[[str, Tensor, Tensor | None], Tensor]
 
 @dataclass
 class ModelOutput:
-    """New states (B, S, D) with gradient, logits (B, L, V) and float32 halting logits (B,)."""
+    """New states (B, S, D) with gradient, logits (B, L, V) and float32 halting logits (B,).
+
+    earlier_logits: (B, L, V) after each H cycle but the last, only inside `answers_after_every_cycle`.
+    """
 
     states: States
     logits: Tensor
     q_halt_logits: Tensor
     q_continue_logits: Tensor
+    earlier_logits: tuple[Tensor, ...] = ()
 
 
 class ReasoningModule(nn.Module):
@@ -78,6 +83,7 @@ class RecursiveModel(nn.Module):
 
     # The name of a network -> the configuration key that holds its number of layers.
     networks: dict[str, str]
+    every_cycle_answers = False
 
     def __init__(self, config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig | None = None):
         super().__init__()
@@ -136,11 +142,29 @@ class RecursiveModel(nn.Module):
     def forward(self, states: States, inputs: Tensor, context: Context) -> ModelOutput:
         """One ACT step from states (B, S, D) on input tokens (B, L)."""
         tokens = self._embed(inputs, context)
-        apply = self._bind(inputs.shape[1], context.packed())
+        states, earlier = self._recur(states, tokens, self._bind(inputs.shape[1], context.packed()))
+
+        def read(answer: Tensor) -> Tensor:
+            return self.lm_head(answer[:, -inputs.shape[1] :])
+
+        answer = states[0]
+        q_logits = self.q_head(self._summary(answer, inputs)).float()
+        return ModelOutput(states, read(answer), q_logits[:, 0], q_logits[:, 1], tuple(map(read, earlier)))
+
+    def _recur(self, states: States, tokens: Tensor, apply: Apply) -> tuple[States, list[Tensor]]:
+        """All updates of one ACT step: the states after them, and the answer state after each earlier cycle,
+        if asked for.
+
+        The last updates, `updates[2]` of them, carry a gradient. So do the last ones of an earlier cycle that
+        answers, from detached states: the gradient of the step's own answer is the same without earlier
+        answers.
+        """
         latent, cycles, with_gradient = self.updates
+        length = latent + 1
         # The number of each latent update in its cycle; None stands for the answer update that closes it.
         schedule = (*range(latent), None) * cycles
-        first_with_gradient = len(schedule) - with_gradient
+        tail = len(schedule) - with_gradient
+        networks = [self.get_submodule(name) for name in self.networks]
 
         def run(states: States, steps: tuple[int | None, ...]) -> States:
             for step in steps:
@@ -151,16 +175,18 @@ class RecursiveModel(nn.Module):
                 )
             return states
 
-        with (
-            torch.no_grad(),
-            weights_cast_once([self.get_submodule(name) for name in self.networks], tokens.dtype),
-        ):
-            states = run(states, schedule[:first_with_gradient])
-        states = run(states, schedule[first_with_gradient:])
-        answer = states[0]
-        q_logits = self.q_head(self._summary(answer, inputs)).float()
-        logits = self.lm_head(answer[:, -inputs.shape[1] :])
-        return ModelOutput(states, logits, q_logits[:, 0], q_logits[:, 1])
+        answers: list[Tensor] = []
+        position = 0
+        for end in range(length if self.every_cycle_answers else len(schedule), len(schedule) + 1, length):
+            start = max(position, tail if end > tail else end - with_gradient)
+            with torch.no_grad(), weights_cast_once(networks, tokens.dtype):
+                states = run(states, schedule[position:start])
+            states = run(states, schedule[start:end])
+            answers.append(states[0])
+            if end <= tail:
+                states = tuple(state.detach() for state in states)
+            position = end
+        return states, answers[:-1]
 
     def _summary(self, answer: Tensor, inputs: Tensor) -> Tensor:
         """What the q_head reads (B, D)."""
@@ -236,6 +262,17 @@ class RecursiveModel(nn.Module):
         if context.memory_mask is not None:
             keys = torch.cat((keys, context.memory_mask), dim=1)
         return rearrange(keys, "b keys -> b 1 1 keys")
+
+
+@contextmanager
+def answers_after_every_cycle(model: RecursiveModel, wanted: bool) -> Iterator[None]:
+    """Inside the context the model also answers after each earlier H cycle, if `wanted`, with a gradient
+    within the cycle."""
+    model.every_cycle_answers = wanted
+    try:
+        yield
+    finally:
+        model.every_cycle_answers = False
 
 
 def _puzzle_rows(config: ArchConfig, sizes: DataSizes) -> PuzzleEmbedding:

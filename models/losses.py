@@ -3,7 +3,8 @@
 Source of stablemax: "Grokking at the Edge of Numerical Stability" (arXiv 2501.04697).
 """
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,11 @@ class ObjectiveConfig(Config):
     reconstruct_weight: NonNegativeFloat
     contrastive_weight: NonNegativeFloat
     contrastive_temperature: PositiveFloat
+
+    @classmethod
+    def of_run(cls, values: dict[str, Any]) -> "ObjectiveConfig":
+        """What a loss is, of a run's whole `objective`, which also says how it was trained."""
+        return cls(**{name: values[name] for name in cls.model_fields if name in values})
 
     def weight(self, name: str) -> float:
         """The weight of the auxiliary term `name`."""
@@ -72,6 +78,58 @@ def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> T
     """The token loss of each sample, (B,): the mean over its supervised cells, zero without any."""
     cells = (labels != IGNORE_LABEL_ID).sum(-1)
     return TOKEN_LOSSES[objective.loss_type](logits, labels).sum(-1) / cells.clamp_min(1)
+
+
+def token_shares(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """What each cell contributes to the token loss of its sample, (B, L)."""
+    cells = (labels != IGNORE_LABEL_ID).sum(-1, keepdim=True)
+    return TOKEN_LOSSES[objective.loss_type](logits, labels) / cells.clamp_min(1)
+
+
+def halting_losses(output: StepOutput) -> dict[str, Tensor]:
+    """The halting losses (B,) by name, zero without labels: the target of `q_halt` is "every supervised cell
+    is right"."""
+    labels = output.carry.data["labels"]
+    supervised = labels != IGNORE_LABEL_ID
+    exact = ((output.logits.argmax(-1) == labels) | ~supervised).all(-1)
+    targets = {"q_halt": (output.q_halt_logits, exact.float())}
+    if output.target_q_continue is not None:
+        targets["q_continue"] = (output.q_continue_logits, output.target_q_continue)
+    labelled = supervised.any(-1)
+    losses = {
+        name: F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        for name, (logits, target) in targets.items()
+    }
+    return {name: torch.where(labelled, loss, 0.0) for name, loss in losses.items()}
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """What the loss of a batch is the sum of, every term with its weight and zero where it has no labels:
+    `tokens` (B, L) by cell, `halting` (B,) and `auxiliary` (B,) by name; and `earlier` (B, L), like `tokens`,
+    after each H cycle but the last."""
+
+    tokens: Tensor
+    halting: Tensor
+    auxiliary: dict[str, Tensor]
+    earlier: tuple[Tensor, ...]
+
+
+def loss_terms(output: StepOutput, objective: ObjectiveConfig) -> LossTerms:
+    """The terms of `act_loss`, apart."""
+    labels = output.carry.data["labels"]
+    labelled = (labels != IGNORE_LABEL_ID).any(-1)
+    weights = {name: objective.weight(name) for name in output.losses}
+    return LossTerms(
+        token_shares(output.logits, labels, objective),
+        objective.halt_loss_weight * torch.stack(list(halting_losses(output).values())).sum(0),
+        {
+            name: weights[name] * torch.where(labelled, terms, 0.0)
+            for name, terms in output.losses.items()
+            if weights[name]
+        },
+        tuple(token_shares(logits, labels, objective) for logits in output.earlier_logits),
+    )
 
 
 def answer_metrics(
@@ -118,10 +176,7 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
     metrics = {name: value.detach() for name, value in sums.items()}
     q_loss = sums["q_halt_loss"]
     if output.target_q_continue is not None:
-        q_continue = F.binary_cross_entropy_with_logits(
-            output.q_continue_logits, output.target_q_continue, reduction="none"
-        )
-        q_continue_loss = torch.where(labelled, q_continue, 0.0).sum()
+        q_continue_loss = halting_losses(output)["q_continue"].sum()
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_loss + q_continue_loss
     loss = sums["lm_loss"] + objective.halt_loss_weight * q_loss

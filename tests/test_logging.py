@@ -79,14 +79,17 @@ def documented() -> set[str]:
 
 
 def as_documented(name: str) -> str:
-    """The name without what a run chooses: k of pass@k, and the control behind a score."""
-    return re.sub(r"@\d+$", "@k", re.sub(r"/(query_only|shuffled_demonstrations|copy_input)$", "", name))
+    """The name without what a run chooses: k of pass@k, an H cycle's number, and the control behind a
+    score."""
+    name = re.sub(r"/(query_only|shuffled_demonstrations|copy_input)$", "", name)
+    return re.sub(r"@\d+$", "@k", re.sub(r"cycle_\d+", "cycle_N", name))
 
 
 def test_every_logged_name_is_documented_and_every_documented_name_is_logged(
     run_of_everything, fewshot, tmp_path
 ):
-    lines = run_of_everything[1] + trained(fewshot, tmp_path, "encoder=memory")
+    internal = ("objective.split=internal", "objective.aggregator=mean")
+    lines = run_of_everything[1] + trained(fewshot, tmp_path, "encoder=memory", *internal)
     logged = {as_documented(name) for line in lines for name in line if name not in ("step", "protocol")}
     assert logged == documented()
 

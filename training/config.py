@@ -12,6 +12,7 @@ from models.context import EncoderConfig
 from models.encoders import ENCODERS, encoder_config
 from models.pretrained import PretrainedConfig
 from models.trm import arch_config
+from training.splits import Sizes
 from training.step import FixedStepsConfig, StepConfig
 
 
@@ -81,6 +82,8 @@ class TrainingConfig(StepConfig, PretrainedConfig):
                 else "needs an encoder, whose context it moves"
             )
             raise ValueError(f"latent_step_from={self.latent_step_from}: {why}")
+        sizes = Sizes(self.arch.halt_max_steps, self.global_batch_size, self.data.sides[-1] ** 2)
+        objective.refuse(mode.name, getattr(self.arch, "H_cycles", 1), sizes)
         return self
 
     @model_validator(mode="after")

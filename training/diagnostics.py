@@ -24,11 +24,11 @@ PROBED_VIEWS = 4
 
 
 def watch_gradient(context: Context) -> Tensor:
-    """(B,) bool, filled in by the backward pass: whose context got a gradient that is not zero."""
+    """(B,) bool, filled in by the backward passes: whose context got a gradient that is not zero."""
     reached = torch.zeros(len(context.told), dtype=torch.bool, device=context.told.device)
 
     def note(gradient: Tensor) -> None:
-        reached.copy_(torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1) > 0)
+        reached.logical_or_(torch.linalg.vector_norm(gradient.flatten(1), torch.inf, dim=1) > 0)
 
     if context.told.requires_grad:
         context.told.register_hook(note)

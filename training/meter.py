@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from models.losses import is_per_row
+from training.aggregation import ANCESTORS_NAMES
 from training.optim import OptimConfig
 from training.state import TrainState
 from training.step import StepResult
@@ -51,7 +52,12 @@ class Meter:
             sums = dict(zip(names, distributed.sum_tensor(totals).tolist(), strict=True))
         seconds = time.perf_counter() - self._start
         self._rate = self._samples / seconds
-        values = {f"train/{name}": _mean(sums, name) for name in names if name not in ("rows", "count")}
+        values = {
+            name if name.startswith("jacobian/") else f"train/{name}": _mean(sums, name)
+            for name in names
+            if name not in ("rows", "count", "jacobian/updates")
+        }
+        values |= {theirs: values[name] for theirs, name in ANCESTORS_NAMES.items() if name in values}
         values |= {
             "train/count": sums["count"],
             **{f"grad/{name}_norm": float(norm) for name, norm in self._grad_norms.items()},
@@ -107,5 +113,6 @@ def log_step(logger: RunLogger, state: TrainState, config: OptimConfig, values: 
 
 def _mean(sums: dict[str, float], name: str) -> float | None:
     """None (no such sample) rather than a number when nothing halted since the last log line."""
-    denominator = sums["rows"] if is_per_row(name) else sums["count"]
+    per_update = name.startswith("jacobian/")
+    denominator = sums["jacobian/updates" if per_update else "rows" if is_per_row(name) else "count"]
     return sums[name] / denominator if denominator else None

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator
 from torch import Tensor
 
 from dataset.batch import Batch, BatchData
@@ -23,8 +23,9 @@ from models.act import Carry, StepOutput, act_step, exploration, initial_carry, 
 from models.context import Context, Noise
 from models.core import RecursiveModel
 from models.latent_search import inner_step
-from models.losses import ObjectiveConfig, act_loss
+from models.losses import act_loss
 from training.diagnostics import gradient_norms, watch_gradient
+from training.jacobian import GradientConfig, Jacobian, OneObjective, Rows, objectives_of
 from training.objectives import auxiliary_losses
 from training.optim import OptimConfig, SparseSignSGD, set_trainable
 from training.schedule import learning_rate
@@ -66,40 +67,16 @@ class CachedConfig(ModeConfig):
     )
 
 
-class StepConfig(OptimConfig):
-    """What a step needs to know of its run.
-
-    global_batch_size: samples of one update, over all processes. micro_batch_size: at most so many samples of
-    a process go through a forward and backward pass at once; null: all of them.
-    """
+class StepConfig(OptimConfig, GradientConfig):
+    """What a step needs to know of its run."""
 
     mode: SerializeAsAny[ModeConfig]
-    objective: ObjectiveConfig
-    seed: NonNegativeInt
-    global_batch_size: PositiveInt
-    micro_batch_size: PositiveInt | None
     train_steps: NonNegativeInt
 
     @field_validator("mode", mode="before")
     @classmethod
     def _typed_mode(cls, value: Any) -> ModeConfig:
         return value if isinstance(value, ModeConfig) else mode_config(value)
-
-    @model_validator(mode="after")
-    def _check_step(self) -> "StepConfig":
-        if self.objective.contrastive_weight and self.micro_batch_size is not None:
-            raise ValueError(
-                f"objective.contrastive_weight={self.objective.contrastive_weight} compares all samples of "
-                "a batch,"
-                f" which micro_batch_size={self.micro_batch_size} would take apart; set micro_batch_size=null"
-            )
-        return self
-
-    def micro_batches(self, world: World) -> list[slice]:
-        """The rows of a process's batch, in the portions in which they are computed."""
-        size = self.global_batch_size // world.size
-        portion = self.micro_batch_size or size
-        return [slice(start, start + portion) for start in range(0, size, portion)]
 
 
 @dataclass
@@ -182,14 +159,16 @@ def supervised_mode(state: TrainState, batch: Batch, config: StepConfig, world: 
     carry = initial_carry(state.model, batch.data)
     done = torch.zeros_like(carry.halted)
     sums: dict[str, Tensor] = {}
+    objectives = objectives_of(state, carry, batch, config, world)
     for _ in range(state.model.config.halt_max_steps):
-        carry, metrics = accumulate(state, carry, batch, config, world, divisor=1)
+        carry, metrics = accumulate(state, carry, batch, config, world, divisor=1, objectives=objectives)
         _add(sums, metrics)
         done = done | carry.halted
         if not distributed.sum_tensor((~done).sum()).item():  # all processes take equally many steps
             break
         labels = carry.data["labels"].masked_fill(done[:, None], IGNORE_LABEL_ID)
         carry = replace(carry, halted=torch.zeros_like(done), data={**carry.data, "labels": labels})
+    sums |= objectives.finish()
     pairs = distributed.sum_tensor(sums["rows"].clone()).clamp_min(1)
     for parameter in state.model.parameters():
         if parameter.grad is not None:
@@ -220,26 +199,31 @@ def accumulate(
     world: World,
     step: Callable[..., StepOutput] = act_step,
     divisor: int | None = None,
+    objectives: OneObjective | Jacobian | None = None,
 ) -> tuple[Carry, dict[str, Tensor]]:
-    """One ACT step of every row: the new carry and metric sums. Adds the gradients of the summed loss,
-    divided by `divisor` (None: the global batch size), to those that the parameters have."""
+    """One ACT step of every row: the new carry and metric sums. The gradients of the objectives, divided by
+    `divisor` (None: the global batch size), are added to those of `objectives`; None: they become the
+    parameters' gradient at once."""
     set_trainable(state.optimizers, config, state.step)
     min_halt_steps = _min_halt_steps(state, batch, config, world)
+    descent = objectives or objectives_of(state, carry, batch, config, world)
     carries: list[Carry] = []
     sums: dict[str, Tensor] = {}
-    for rows in config.micro_batches(world):
+    for rows in descent.portions():
         data = {name: value[rows] for name, value in batch.data.items()}
         noise = _noise(state, batch, config, world, rows)
-        output = step(
-            state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **_latent_step(state, config)
-        )
+        latent = _latent_step(state, config)
+        with descent.forward():
+            output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **latent)
         output.losses.update(auxiliary_losses(state.model, output, config.objective, noise, world))
         loss, metrics = act_loss(output, config.objective)
         reached = watch_gradient(output.context)
-        (loss / (divisor or config.global_batch_size)).backward()
+        metrics |= descent.backward(output, loss, rows, divisor or config.global_batch_size)
         _add(sums, metrics | {"context_gradient": reached.sum()})
         carries.append(output.carry)
-    return Carry.join(carries), sums
+    if objectives is None:
+        sums |= descent.finish()
+    return descent.joined(carries), sums
 
 
 def _latent_step(state: TrainState, config: StepConfig) -> dict[str, Callable[[Context, Carry], Context]]:
@@ -295,7 +279,7 @@ def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: 
 
 
 def _noise(
-    state: TrainState, batch: Batch, config: StepConfig, world: World, portion: slice = slice(None)
+    state: TrainState, batch: Batch, config: StepConfig, world: World, portion: Rows = slice(None)
 ) -> Noise:
     """A portion of this process's rows of standard normal numbers for the global batch, a function of seed,
     step and the order of the draws."""
