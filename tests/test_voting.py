@@ -134,6 +134,26 @@ def test_stopping_votes_leaves_views_out_and_the_first_answers_as_they_are(untra
             assert [c.grid.item() for c in ours] == [c.grid.item() for c in theirs]
 
 
+def test_an_evaluation_says_how_many_views_its_votes_left_out(fewshot, monkeypatch):
+    """Every view gives the same answer: after 16 of 24 views no other one can win."""
+
+    def answer(self, batch, kept, *options):
+        for query, view in zip(batch.query[: batch.valid], batch.view[: batch.valid], strict=True):
+            kept.add(int(query), int(view), 1, A, 0.0)
+        count, side = len(batch.query), batch.samples.bucket.side
+        return Answer(torch.zeros(count, side**2, 12), torch.zeros(count), torch.ones(count))
+
+    monkeypatch.setattr(Inference, "_answer", answer)
+    trainer = Trainer(fewshot)
+    changes = {"num_views": 24, "vote_stop": True, "pass_ks": [1], "controls": []}
+    config = trainer.config.evaluation.model_copy(update=changes)
+    found = evaluate(respondent_of(trainer), config, Ask(seed=0))
+    queries = found.counts["queries"]
+    assert found.counts["views"] == 16 * queries
+    assert found.notes[-1].startswith(f"{16 * queries} of {24 * queries} views were asked")
+    assert found.notes[-1].endswith("the second attempt in the submission may differ from the full vote's")
+
+
 def test_answers_are_ranked_once_and_every_process_could_write_the_files(fewshot, monkeypatch):
     trainer, calls, plain = Trainer(fewshot), [], VoteTable.ranked
     monkeypatch.setattr(
