@@ -4,6 +4,7 @@ Names follow the original TRM: `id|||t3|||0123456789`. Colour 0 (the background)
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from dataset.task import MAX_SIDE, NUM_COLOURS, Pair, Task
 
 NAME_SEPARATOR = "|||"
+BLANK_NAME = "<blank>"
 IDENTITY_COLOURS = np.arange(NUM_COLOURS, dtype=np.uint8)
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 _DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
@@ -67,6 +69,19 @@ def parse_name(name: str) -> tuple[str, int, np.ndarray]:
     if transform not in _TRANSFORM_NAMES or sorted(colours) != list("0123456789"):
         raise ValueError(f"'{name}' is not a puzzle identifier")
     return task_id, int(transform[1:]), np.frombuffer(colours.encode(), np.uint8) - ord("0")
+
+
+def unfit_for_a_name(task_id: str) -> str | None:
+    """Why an id cannot name a puzzle in the ancestors' layout, None if it can."""
+    if not task_id:
+        return "has an empty id"
+    if task_id == BLANK_NAME:
+        return "has the name of the blank puzzle, which stands for no task"
+    if NAME_SEPARATOR in task_id:
+        return f"has {NAME_SEPARATOR} in its id, which separates an id from its augmentation"
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in task_id):
+        return "has an id with a character that is no text"
+    return None
 
 
 def identity_colours(count: int) -> np.ndarray:

@@ -104,8 +104,12 @@ def write_dataset(
 ) -> Metadata:
     """Pack and save a dataset of named subsets. `about` are the fields of `About`.
 
-    Raises `UserError` like `pack`.
+    Raises `UserError` like `pack`, and for an id that cannot name a puzzle.
     """
+    for subset, members in tasks.items():
+        for task in members:
+            if reason := augment.unfit_for_a_name(task.id):
+                raise UserError(f"subset '{subset}': task {task.id!r} {reason}; give it another name")
     return pack(tasks, test_subsets, About(**about)).save(output)
 
 
@@ -160,7 +164,10 @@ def _refuse_duplicates(ids: list[str], subset_names: list[str]) -> None:
     if len(set(ids)) < len(ids):
         duplicate = next(task_id for task_id in ids if ids.count(task_id) > 1)
         subsets = ", ".join(subset_names)
-        raise UserError(f"task {duplicate} occurs more than once in subsets {subsets}; one id is one puzzle")
+        raise UserError(
+            f"task {duplicate} occurs more than once in subsets {subsets}; one id is one puzzle, and "
+            "build_arc_dataset --drop-duplicates keeps the first"
+        )
 
 
 def _view_rows_of(task: Task, about: About) -> ViewRows:
