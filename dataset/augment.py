@@ -139,6 +139,15 @@ def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
     return index, colours
 
 
+def turns(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`draw` without recolouring: the identity and up to `count` turns and reflections, at most seven."""
+    # Random draws among eight would repeat some of them and leave others out.
+    index, colours = np.arange(8, dtype=np.uint8), identity_colours(8)
+    keys = _PuzzleHasher(task)(index, colours)
+    first = np.sort(np.unique(keys, return_index=True)[1])[: count + 1]
+    return index[first], colours[first]
+
+
 class _PuzzleHasher:
     """64-bit keys of augmented puzzles without drawing them.
 

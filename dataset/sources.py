@@ -227,7 +227,7 @@ def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
         ]
 
     new_names = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
-    source = {new_name: partial(load, subset) for subset, new_name in new_names.items()}
+    source: Source = {new_name: partial(load, subset) for subset, new_name in new_names.items()}
     return source, [new_names[subset] for subset in dataset.metadata.test_subsets]
 
 
