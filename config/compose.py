@@ -331,7 +331,6 @@ def _alternatives(schema: type[Config], loc: tuple[int | str, ...]) -> tuple[str
 _TYPE_WORDS = {
     int: "a whole number",
     float: "a number",
-    bool: "true or false",
     str: "a text",
     list: "a list",
     dict: "a mapping",
@@ -344,6 +343,8 @@ def _described(member: Any) -> list[str]:
     """One member of a union in words: its type and limits, or the words that it allows."""
     if get_origin(member) is Literal:
         return [str(word) for word in get_args(member)]
+    if member is bool:
+        return ["true", "false"]
     kind, *extra = get_args(member) if get_origin(member) is Annotated else (member,)
     limits = [
         f"{words} {getattr(limit, name)}"
