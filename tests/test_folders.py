@@ -15,6 +15,7 @@ from dataset.leaks import find_leaks
 from dataset.store import Metadata, Store
 from dataset.task import Pair, Task
 from dataset.writer import write_dataset
+from evaluation.solver import read_task
 from tests.support.grids import random_task, write_store
 from utils.errors import UserError
 
@@ -316,6 +317,21 @@ def test_what_another_option_reads_is_said_with_that_option(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             run_build(tmp_path / "d", *arguments)
+
+
+def test_a_file_that_no_single_task_is_in_names_what_reads_it(tmp_path):
+    """predict.py reads its task with the same words."""
+    pairs = [{"input": [[i, 3]], "output": [[4], [i]]} for i in range(10)]
+    (tmp_path / "rule.json").write_text(json.dumps(pairs))
+    words = f"lists pairs of one rule as re-arc does, which .*build_arc_dataset --input-dir {tmp_path} reads"
+    with pytest.raises(UserError, match=words):
+        read_task(tmp_path / "rule.json")
+    with pytest.raises(UserError, match=f"found a folder: {tmp_path}; .*--input-dir {tmp_path} reads"):
+        read_task(tmp_path)
+    write_kaggle(tmp_path / "k", NAMES[1], "training", some_tasks("t"))
+    assert read_task(tmp_path / "k" / "arc-agi_training-challenges.json", "t1").id == "t1"
+    with pytest.raises(UserError, match=f"--input-file-prefix {tmp_path / 'k' / 'arc-agi'} reads"):
+        read_task(tmp_path / "k" / "arc-agi_training-solutions.json", "t1")
 
 
 @pytest.mark.parametrize(
