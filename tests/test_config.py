@@ -56,6 +56,16 @@ def test_a_path_may_have_any_name(name, tmp_path, monkeypatch):
         ),
         (["arch.num_heads=256"], "needs hidden_size / num_heads divisible by 4"),
         (["arch.H_cycles=0"], "arch.H_cycles=0: input should be greater than 0"),
+        (
+            ["validation=0"],
+            "validation=0: it may be a whole number above 0, a number above 0 and below 1 or null",
+        ),
+        (["data.translate=some"], "data.translate=some: it may be true, false or each"),
+        (
+            ["data.query_sampling={a: one}"],
+            "data.query_sampling.a=one: input should be 'any', 'test' or 'all'",
+        ),
+        (["run_name=.."], "run_name=..: a name is made of letters, digits and _ . = , + -; its first"),
         (["data.buckets=[10,6]"], "ascending canvas sides"),
         (["data.min_demos=5", "data.max_demos=2"], "data.min_demos=5 is larger than data.max_demos=2"),
         (["global_batch_size=0"], "global_batch_size=0: input should be greater than 0"),
@@ -331,3 +341,11 @@ def test_a_mistake_in_a_sweep_is_one_line_of_ours(sweep, words):
     done = run("pretrain_etrm.py", "-m", *sweep)
     assert done.returncode == 2
     assert_one_error(done.stderr, words)
+
+
+@pytest.mark.parametrize("value", ["0", "1.5", "-3", "soon"])
+def test_a_value_that_no_member_of_a_union_takes_is_told_in_one_line(value):
+    with pytest.raises(UserError) as caught:
+        compose.load(PretrainConfig, "pretrain", [f"validation={value}"])
+    words = "it may be a whole number above 0, a number above 0 and below 1 or null"
+    assert str(caught.value) == f"validation={value}: {words}"

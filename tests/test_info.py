@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from dataset import npy
 from dataset.batch import DataConfig, materialise
 from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS
@@ -288,3 +289,35 @@ def test_leaks_and_left_out_tasks_are_reported(tmp_path):
     text = info_text.as_text(told)
     assert "a0 = b0" in text and "transductive: " in text
     assert "12 for oversized: x0, x1" in text and "x9, ... 2 more" in text and "x10" not in text
+
+
+@pytest.mark.parametrize("layout", ["fewshot", "puzzle"])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_sanity_check_counts_what_an_export_holds(layout, split, tmp_path, monkeypatch, capsys):
+    store = write_store(tmp_path / "d", layout=layout, train=4, test=3, num_aug=6, side=2)
+    npy.export(store, tmp_path / "npy")
+    names = ("inputs", "puzzle_indices", "group_indices")
+    arrays = [np.load(tmp_path / "npy" / split / f"all__{name}.npy") for name in names]
+    examples, puzzles, groups = len(arrays[0]), arrays[1], arrays[2]
+    single = sum(int(puzzles[first + 1] - puzzles[first]) for first in groups[:-1])
+    asked = json.loads((tmp_path / "npy" / "test_puzzles.json").read_text())
+    queries = sum(len(task["test"]) for task in asked.values())
+    monkeypatch.setattr("sys.argv", ["info", str(tmp_path / "d"), "--sanity", "--split", split])
+    info.main()
+    assert json.loads(capsys.readouterr().out) == {
+        "data_dir": str(tmp_path / "d"),
+        "total_augmented_examples": examples,
+        "original_test_pairs": queries,
+        "augmentations_per_original": examples / queries,
+        "single_aug_kept_examples": single,
+        "single_aug_examples_per_original": single / queries,
+    }
+    assert examples > single > 0
+    if (layout, split) == ("puzzle", "test"):
+        assert single == queries
+
+
+def test_the_sanity_check_of_a_game_counts_its_copies(tmp_path):
+    told = info.sanity(sudoku_store(tmp_path / "d"), "train")
+    assert told["total_augmented_examples"] == 4 * (1 + 5) and told["single_aug_kept_examples"] == 4
+    assert told["original_test_pairs"] == 2

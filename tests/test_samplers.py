@@ -5,12 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from dataset import augment
 from dataset.batch import materialise
 from dataset.canvas import PAD
+from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS, EpisodeSampler
 from dataset.store import Store
+from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from dataset.writer import write_dataset
+from dataset.writer import write_dataset, write_pairs
 from tests.support.grids import random_task, write_store
 from tests.support.runs import data_config_of
 from utils.errors import UserError
@@ -179,6 +182,50 @@ def test_colours_alone_are_drawn_afresh_for_every_episode(fewshot, tmp_path):
     )
 
 
-def test_puzzle_rows_refuse_fresh_augmentations(puzzle):
+def test_turns_alone_are_drawn_afresh_for_every_episode_and_voted_over(fewshot):
+    config = data_config_of(fewshot, augmentation="turns")
+    samples = EpisodeSampler(fewshot, config, 0, 64).sample(0)
+    assert set(samples.transform.tolist()) == set(range(8))
+    assert (samples.colours == np.arange(10)).all()
+    for wanted in (1, 4, 8, 100):
+        questions = EvaluationSet(fewshot, config, "test", wanted, 0)
+        for query in questions.queries:
+            views = [questions.view(query, number) for number in range(questions.num_views_of(query))]
+            assert [turn for turn, _ in views] == list(range(min(wanted, 8)))
+            assert all((colours == np.arange(10)).all() for _, colours in views)
+
+
+def test_turns_that_give_the_same_task_count_once():
+    square = Pair(np.full((2, 2), 3, np.uint8), np.full((3, 3), 4, np.uint8))
+    flat = Pair(np.full((1, 2), 3, np.uint8), np.full((3, 3), 4, np.uint8))
+    for pair, expected in ((square, [0]), (flat, [0, 1])):
+        index, colours = augment.turns(Task("t", (pair,), (pair,)), 7)
+        assert index.tolist() == expected and (colours == np.arange(10)).all()
+
+
+def test_turns_of_a_game_keep_its_digits(tmp_path):
+    puzzles, answers, _ = sudoku.generate(9, 3, np.random.default_rng(0))
+    parts = {"train": slice(0, 2), "test": slice(2, 3)}
+    write_pairs(
+        tmp_path / "d",
+        {name: (puzzles[part], answers[part]) for name, part in parts.items()},
+        game="sudoku",
+        source="generated",
+        seed=0,
+        num_aug=0,
+        details={},
+        fingerprints={name: np.arange(3, dtype=np.uint64)[part] for name, part in parts.items()},
+    )
+    store = Store.load(tmp_path / "d")
+    config = data_config_of(store, augmentation="turns", buckets=[9], canvas_margin=0, translate=False)
+    samples = SAMPLERS["pairs"](store, config, 0, 16).sample(0)
+    plain = SAMPLERS["pairs"](store, config.model_copy(update={"augmentation": "random"}), 0, 16).sample(0)
+    assert (samples.colours == np.arange(10)).all() and (plain.colours != np.arange(10)).any()
+    assert np.array_equal(samples.order, plain.order)
+    assert np.array_equal(samples.transform, plain.transform)
+
+
+@pytest.mark.parametrize("augmentation", ["random", "colours", "turns"])
+def test_puzzle_rows_refuse_fresh_augmentations(augmentation, puzzle):
     with pytest.raises(UserError, match="set data.augmentation to table or none"):
-        SAMPLERS["puzzle"](puzzle, data_config_of(puzzle, augmentation="random"), 0, 4)
+        SAMPLERS["puzzle"](puzzle, data_config_of(puzzle, augmentation=augmentation), 0, 4)

@@ -4,6 +4,7 @@
 
 Prints counts, grid sizes, augmentations, hashes, leaks, and how the evaluation tasks fit their canvases.
 --page draws training samples from the very tensors that a model gets, beside the tasks as they are stored.
+--sanity counts a split's examples as the ancestors store them.
 """
 
 import json
@@ -19,6 +20,7 @@ if not __package__:  # called by its path: import from the project's folder, not
 from config import compose
 from dataset.batch import DataConfig, task_sides
 from dataset.canvas import smallest_bucket
+from dataset.npy import groups_of
 from dataset.store import SPLITS, TEST, Store
 from tools.info_page import write_page
 from tools.info_text import as_text
@@ -207,12 +209,34 @@ def _mean(values: np.ndarray) -> float | None:
     return float(values.mean()) if len(values) else None
 
 
+def sanity(source: Store, split: str) -> dict[str, Any]:
+    """How many examples a split has in the ancestors' layout, with and without its augmentations.
+
+    The keys are those of the fork with the reproduction. `original_test_pairs` are the evaluation queries,
+    whatever the split.
+    """
+    sizes = [(len(group.pairs), len(group.view_rows)) for group in groups_of(source, split)]
+    examples, single = sum(pairs * views for pairs, views in sizes), sum(pairs for pairs, _ in sizes)
+    test = source.tasks_of("test")
+    queries = int((np.diff(source.task_pairs)[test] - source.task_demonstrations[test]).sum())
+    return {
+        "data_dir": str(source.path),
+        "total_augmented_examples": examples,
+        "original_test_pairs": queries,
+        "augmentations_per_original": examples / queries if queries else None,
+        "single_aug_kept_examples": single,
+        "single_aug_examples_per_original": single / queries if queries else None,
+    }
+
+
 @reports_user_errors
 def main() -> None:
     parser = parser_of("tools.info", __doc__)
     add = parser.add_argument
     add("dataset", type=Path, help="a dataset's folder")
     add("--json", action="store_true", help="print JSON")
+    add("--sanity", action="store_true", help="print only, as JSON, how many examples --split has")
+    add("--split", choices=list(SPLITS), default="test", help="the split of --sanity (default test)")
     add("--data", metavar="NAME", help="a configuration of config/data; default: what suits the dataset")
     add("--buckets", type=int, nargs="+", metavar="SIDE", help="canvas sides; default: those of --data")
     add("--canvas-margin", type=int, metavar="CELLS", help="room for a larger answer; default: as in --data")
@@ -223,6 +247,9 @@ def main() -> None:
     if options.samples < 1 or options.seed < 0:
         raise UserError("--samples must be >= 1, --seed >= 0")
     source = Store.load(options.dataset)
+    if options.sanity:
+        print(json.dumps(sanity(source, options.split), indent=1))
+        return
     overrides = overrides_for(source, options.data, options.buckets, options.canvas_margin)
     config = compose.validate(DataConfig, compose.compose("pretrain", overrides)[0].data)
     info = describe(source, config)
