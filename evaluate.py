@@ -54,10 +54,12 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
     arc = ["ARC/single_view", *(f"ARC/pass@{k}" for k in config.pass_ks[:2]), last]
     columns = arc if arc[0] in metrics else metrics
     counts, views = evaluation.counts, evaluation.num_views
+    too_large = len(evaluation.questions.too_large)
+    unasked = f", {too_large} of them larger than every canvas" if too_large else ""
     lines = [
         f"protocol {evaluation.described}, split {config.split}: "
         f"{counts['tasks']} tasks, {counts['queries']} queries "
-        f"({counts['no_prediction']} without a prediction, "
+        f"({counts['no_prediction']} without a prediction{unasked}, "
         f"{counts['answer_exceeds_canvas']} whose answer is larger than their canvas, "
         f"{counts['unlabelled']} unlabelled), "
         f"{views} view{'s' * (views > 1)}, 95 % intervals",

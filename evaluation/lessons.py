@@ -89,7 +89,7 @@ class EpisodeSampler:
         transform, colours = np.zeros(count, np.int64), augment.identity_colours(count)
         if questions.config.turns:
             transform = rng.integers(0, 8, count)
-        if questions.config.augmentation != "none":
+        if questions.config.recolours:
             colours = augment.random_colours(rng, count)
         _, identifiers = questions.demonstrations_and_identifiers(self.query)
         return order[:, 0], order[:, 1:], transform, colours, np.full(count, identifiers[0])

@@ -193,6 +193,8 @@ def problem_with(command: Command, in_text: bool, monkeypatch, capsys) -> str | 
     """What is wrong with the options of a command; a command in the text may leave out what it needs."""
     left_out = ("-m", "--multirun", "--cfg", "job", "key=value", "")
     plain = [word for word in command.arguments if word.strip("[].") not in left_out]
+    if {"-m", "--multirun"} & set(command.arguments):  # a sweep's values, each as a run of it gets it
+        plain = [word.replace(",", "|") for word in plain]
     for arguments in alternatives(plain):
         try:
             call(command.program, arguments, monkeypatch)
