@@ -4,7 +4,7 @@ Shapes: B views, K demonstrations, T tokens of the context, D hidden, L cells of
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ from utils import distributed
 VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
 
 Progress = Callable[[int], None]  # is told how many views have just been answered
+Observe = Callable[[ViewBatch, Answer], None]  # is given a batch of views with its last answer
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Inference:
         record_steps: bool = False,
         with_agreement: bool = False,
         progress: Progress = lambda views: None,
-        observe: Callable[[ViewBatch, Answer], None] = lambda batch, answer: None,
+        observe: Observe = lambda batch, answer: None,
     ) -> Predictions:
-        """The answers of all processes to every view of every query.
+        """The answers of all processes to every view of every query, a row per view.
 
         A query's number is its place in `questions.queries`.
 
@@ -65,38 +66,68 @@ class Inference:
         with_agreement: also asks each view's demonstrations, and notes the share answered exactly.
         observe: is given each batch with its last answer.
         """
-        self.respondent.model.eval()
-        questions = self.questions
         predictions, votes = Predictions(), VoteTable(stop.ranking if stop else "votes")
-        per_round = VIEWS_PER_ROUND if stop else questions.num_views
-        unsettled = questions.asked.copy()
-        for first in range(0, questions.num_views, per_round):
-            end = first + per_round
+        for views, unsettled in self._rounds(stop, votes):
             mine, everyones = Predictions(), Predictions()
-            # Closed on an error, too: an adaptation then gives the model its own weights back.
-            with closing(self.adaptation.batches(questions, slice(first, end), unsettled)) as batches:
-                for batch in batches:
-                    observe(batch, self._answer(batch, mine, record_steps, with_agreement))
-                    progress(batch.valid)
+            self._ask(views, unsettled, mine, record_steps, with_agreement, progress, observe)
             everyones.merge(distributed.gather_objects(mine))
             predictions.merge([everyones])
             if stop:
-                # Only whole rounds are looked at, so that every process stops at the same views.
                 everyones.vote_into(votes)
-                for number in np.flatnonzero(unsettled).tolist():
-                    remaining = questions.num_views_of(questions.queries[number]) - end
-                    unsettled[number] = not votes.settled(number, stop.k, remaining)
         return predictions
 
+    @torch.no_grad()
     def predict(
         self,
         ranking: Ranking = "votes",
         stop: VoteStop | None = None,
         progress: Progress = lambda views: None,
     ) -> VoteTable:
-        """The votes of what `collect` finds."""
-        found = self.collect(stop, with_agreement=ranking == "agreement", progress=progress)
-        return found.vote(ranking)
+        """The votes of all processes, the same as of the predictions that `collect` finds.
+
+        Only counts travel between processes: an entry per distinct answer instead of a row per view.
+        """
+        votes = VoteTable(ranking)
+        for views, unsettled in self._rounds(stop, votes):
+            mine = Predictions()
+            self._ask(views, unsettled, mine, with_agreement=ranking == "agreement", progress=progress)
+            votes.merge(distributed.gather_objects(mine.vote(ranking)))
+        return votes
+
+    def _rounds(self, stop: VoteStop | None, votes: VoteTable) -> Iterator[tuple[slice, np.ndarray]]:
+        """The views to ask next, and which queries (Q,) still need them by the `votes` so far.
+
+        Only whole rounds are looked at, so that every process stops at the same views.
+        """
+        questions = self.questions
+        per_round = VIEWS_PER_ROUND if stop else questions.num_views
+        unsettled = questions.asked.copy()
+        for first in range(0, questions.num_views, per_round):
+            end = first + per_round
+            yield slice(first, end), unsettled
+            if stop is None:
+                continue
+            for number in np.flatnonzero(unsettled).tolist():
+                remaining = questions.num_views_of(questions.queries[number]) - end
+                unsettled[number] = not votes.settled(number, stop.k, remaining)
+
+    def _ask(
+        self,
+        views: slice,
+        queries: np.ndarray,
+        predictions: Predictions,
+        record_steps: bool = False,
+        with_agreement: bool = False,
+        progress: Progress = lambda views: None,
+        observe: Observe = lambda batch, answer: None,
+    ) -> None:
+        """Add this process's answers to `views` of `queries` (Q,) bool."""
+        self.respondent.model.eval()
+        # Closed on an error, too: an adaptation then gives the model its own weights back.
+        with closing(self.adaptation.batches(self.questions, views, queries)) as batches:
+            for batch in batches:
+                observe(batch, self._answer(batch, predictions, record_steps, with_agreement))
+                progress(batch.valid)
 
     def _answer(
         self, batch: ViewBatch, predictions: Predictions, record_steps: bool, with_agreement: bool

@@ -4,7 +4,7 @@ Memory grows with distinct answers, not with views.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -141,6 +141,16 @@ class VoteTable:
         entry[2] += round(agreement * _ONE) if known else 0
         entry[3] = min(entry[3], view)
         self._with_agreement = self._with_agreement and known
+
+    def merge(self, others: Iterable["VoteTable"]) -> None:
+        """Add the counts of others. They are whole numbers, so that the order of adding does not matter."""
+        for other in others:
+            self._with_agreement = self._with_agreement and other._with_agreement
+            for question, entries in other._votes.items():
+                mine = self._votes.setdefault(question, {})
+                for answer, (votes, total, agreed, view) in entries.items():
+                    entry = mine.setdefault(answer, [0, 0, 0, view])
+                    entry[:] = [entry[0] + votes, entry[1] + total, entry[2] + agreed, min(entry[3], view)]
 
     def ranked(self, question: Hashable) -> list[Candidate]:
         """The answers, best first."""

@@ -7,11 +7,12 @@ draws: the unaugmented view always votes, the others vote in a random order. Whe
 all of them vote. The command writes acc_vs_aug.csv with a row per number of augmentations:
 
     augmentations, views (one more), mean_top1, ci95_lo, ci95_hi, num_tasks, num_examples (queries), draws,
-    dataset_path, dataset_dir_sha256 (the dataset's content hash), checkpoint_sha256
+    elapsed_seconds, avg_time_per_original_example, peak_gpu_memory_bytes (of the evaluation: all views
+    alone), dataset_path, dataset_dir_sha256 (the dataset's content hash), checkpoint_sha256
 
 A task's value is the share of its queries whose first answer is right. mean_top1 is the mean over tasks,
 averaged over the draws. The interval is a bootstrap over tasks. Time and memory of fewer views are not
-measured here, but by experiments/efficiency.py.
+measured here; experiments/efficiency.py measures them.
 """
 
 import csv
@@ -86,16 +87,25 @@ def rows_of(
             "num_tasks": about["num_tasks"],
             "num_examples": about["num_queries"],
             "draws": draws,
-            # The ancestor's columns, empty: all levels come from one prediction run.
-            "elapsed_seconds": None,
-            "avg_time_per_original_example": None,
-            "peak_gpu_memory_bytes": None,
+            **_cost(stored, about["num_queries"], views),
             "dataset_path": about["data_paths"][0],
             "dataset_dir_sha256": about["dataset_sha256"],
             "checkpoint_sha256": about["checkpoint_sha256"],
         }
         for i, views in enumerate(levels)
     ]
+
+
+def _cost(stored: StoredPredictions, queries: int, views: int) -> dict:
+    """The ancestor's columns of time and memory. They were measured for all views together, and for no other
+    number."""
+    measured = views == stored.num_views
+    seconds = stored.about.get("prediction_seconds") if measured else None
+    return {
+        "elapsed_seconds": seconds,
+        "avg_time_per_original_example": seconds / queries if seconds is not None and queries else None,
+        "peak_gpu_memory_bytes": stored.about["peak_gpu_memory_bytes"] if measured else None,
+    }
 
 
 def write_csv(path: Path, rows: list[dict]) -> None:

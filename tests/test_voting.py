@@ -249,3 +249,38 @@ def test_a_halted_view_votes_with_the_answer_at_which_it_halted():
             kept.add(0, view, step, grid, 0.0)
     assert [order(kept.vote(step=step)) for step in (1, 2, 3)] == [[2, 1], [1, 2], [1, 2]]
     assert [len(kept.rows(step)["view"]) for step in (1, 3)] == [3, 3]
+
+
+@pytest.mark.parametrize("ranking", ["votes", "confidence", "product", "agreement"])
+def test_tables_of_several_processes_merge_to_the_one_of_all_views(ranking):
+    rng = np.random.default_rng(0)
+    rows = [
+        (query, view, (A, B, C)[rng.integers(3)], float(rng.normal()), float(rng.random()))
+        for query in range(4)
+        for view in range(12)
+    ]
+    whole, parts = VoteTable(ranking), [VoteTable(ranking) for _ in range(3)]
+    for number, row in enumerate(rows):
+        whole.add(*row)
+        parts[number * 7 % 3].add(*row)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        merged = VoteTable(ranking)
+        merged.merge([parts[number] for number in order])
+        for query in range(4):
+            ours, theirs = (
+                [(c.grid.item(), c.votes, c.q, c.first_view, c.agreement) for c in table.ranked(query)]
+                for table in (merged, whole)
+            )
+            assert ours == theirs
+
+
+def test_counts_that_are_gathered_are_the_votes_of_the_predictions(untrained):
+    trainer, questions = untrained
+    asked = inference(trainer, questions, batch_size=16)
+    counted, kept = asked.predict(), asked.collect().vote()
+    for number in range(len(questions.queries)):
+        ours, theirs = (
+            [(c.grid.tolist(), c.votes, c.q, c.first_view) for c in table.ranked(number)]
+            for table in (counted, kept)
+        )
+        assert ours == theirs and ours
