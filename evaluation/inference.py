@@ -19,8 +19,9 @@ from evaluation.adaptation import Adaptation
 from evaluation.predictions import Predictions
 from evaluation.respondent import Respondent
 from evaluation.voting import Ranking, VoteTable
-from models.act import Answer, StepOutput, solve
+from models.act import Answer, StepOutput, act_steps, solve
 from models.core import RecursiveModel
+from models.losses import sample_loss
 from utils import distributed
 
 VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
@@ -93,6 +94,23 @@ class Inference:
             self._ask(views, unsettled, mine, with_agreement=ranking == "agreement", progress=progress)
             votes.merge(distributed.gather_objects(mine.vote(ranking)))
         return votes
+
+    @torch.no_grad()
+    def losses(self, number: int, view: int) -> list[float]:
+        """The token loss after every ACT step of one view of the query `number`, whose answer is known.
+
+        The ancestor's compute_iteration_losses. An answer larger than its canvas counts as far as it fits.
+        """
+        model, questions = self.respondent.model.eval(), self.questions
+        asked = np.arange(len(questions.queries)) == number
+        found: list[float] = []
+        with closing(self.adaptation.batches(questions, slice(view, view + 1), asked)) as batches:
+            for batch in batches:
+                data = materialise(batch.samples, questions.store, self.respondent.table).data
+                for _, output in act_steps(model, data, self.adaptation.shift(data)):
+                    loss = sample_loss(output.logits, data["labels"], self.respondent.objective)
+                    found.append(float(loss[0]))
+        return found
 
     def _rounds(self, stop: VoteStop | None, votes: VoteTable) -> Iterator[tuple[slice, np.ndarray]]:
         """The views to ask next, and which queries (Q,) still need them by the `votes` so far.

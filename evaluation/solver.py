@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import NonNegativeInt, PositiveInt, field_validator
 
@@ -22,7 +23,7 @@ from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.inference import Inference
 from evaluation.protocols import ProtocolConfig, adaptation_of, described, label
 from evaluation.records import answers_of, known_output, records_of
-from evaluation.refinement import Step, refinements
+from evaluation.refinement import Step, agreeing, refinements
 from evaluation.respondent import Respondent
 from evaluation.run import Ask
 from evaluation.trained_model import TrainedModel
@@ -158,6 +159,9 @@ class Solver:
     ) -> list[Step]:
         """The refinement of one query in one of `num_views` views.
 
+        Where the answer is known and fits the canvas, each step also has its `accuracy`, the share of cells
+        that are right, and its token `loss`.
+
         Raises `UserError` when the task has no such query or view.
         """
         respondent = self.respondent(task)
@@ -170,8 +174,14 @@ class Solver:
             why = "a regular task has few, a model trained without turned grids has one"
             raise UserError(f"task {task.id} has no view {view} among num_views={num_views}: {why}")
         adaptation = adaptation_of(protocol, respondent, seed, batch_size=num_views)
-        predictions = Inference(respondent, questions, adaptation).collect(record_steps=True)
-        return refinements(predictions, view)[query]
+        inference = Inference(respondent, questions, adaptation)
+        steps = refinements(inference.collect(record_steps=True), view)[query]
+        truth = task.queries[query].output
+        if truth is not None and questions.answer_fits(questions.queries[query]):
+            for step, loss in zip(steps, inference.losses(query, view), strict=True):
+                right = agreeing(np.array(step["grid"] or [[]], np.uint8), truth)
+                step |= {"accuracy": right.sum() / max(right.size, truth.size), "loss": loss}
+        return steps
 
     def respondent(self, task: Task) -> Respondent:
         """The model with one task to be asked, which is drawn, augmented and asked as any evaluation task."""

@@ -3,8 +3,9 @@
     python -m tools.timeline checkpoint=pretrained/arc-small task=pretrained/example.json
 
 Writes a PNG with the query's input, the answer after each ACT step with its halting probability, and the
-known answer. Beside it a GIF shows one step after the other. A green frame marks a right cell, a red one a
-wrong cell. A yellow frame inside it marks a cell that changed since the step before.
+known answer. Beside it a GIF shows one step after the other, and a second PNG accuracy, loss and halting. A
+green frame marks a right cell, a red one a wrong cell. A yellow frame inside it marks a cell that changed
+since the step before.
 """
 
 import sys
@@ -18,11 +19,12 @@ if not __package__:  # called by its path: import from the project's folder, not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from config.compose import launch
+from dataset.task import Task
 from evaluation.pictures import COLOURS, LINE, PAPER, RIGHT, WRONG, stack
 from evaluation.refinement import Step, agreeing
 from evaluation.solver import AskConfig, Solver, read_task
 from utils.errors import UserError, reports_user_errors
-from utils.images import lettering, write_gif, write_png
+from utils.images import lettering, write_curves, write_gif, write_png
 
 CELL_INCHES = 0.3  # as in the ancestor's pictures
 INK, CHANGED = np.array((29, 29, 27), np.uint8), np.array((255, 212, 0), np.uint8)
@@ -34,7 +36,9 @@ class TimelineConfig(AskConfig):
 
     pair_index: NonNegativeInt
     view: NonNegativeInt
+    demonstrations: bool
     target: bool
+    curves: bool
     diff: bool
     dpi: Annotated[int, Field(ge=20, le=600)]
     columns: PositiveInt
@@ -56,13 +60,36 @@ def run(config: TimelineConfig) -> None:
     steps = solver.refine(task, config.pair_index, config.view, num_views, config.seed, config.protocol)
     query = task.queries[config.pair_index]
     panels = draw(query.input, steps, query.output, solver.model.config.halt_max_steps, config)
-    rows = [
-        stack(panels[start : start + config.columns], axis=1)
-        for start in range(0, len(panels), config.columns)
-    ]
+    shown = pair_panels(task, config) if config.demonstrations else []
+    rows = [stack(part, axis=1) for group in (shown, panels) for part in in_rows(group, config.columns)]
     write_png(output, stack(rows, axis=0))
     write_gif(animation, frames(panels, len(steps)), [SECONDS] * (len(steps) - 1) + [LAST_SECONDS])
-    print(f"{output}, {animation}: task {task.id}, query {config.pair_index}, {len(steps)} ACT steps")
+    files = [str(output), str(animation)]
+    if config.curves and "accuracy" in steps[0]:
+        files.append(str(output.with_name(f"{output.stem}_curves.png")))
+        write_curves(Path(files[-1]), curves_of(steps))
+    print(f"{', '.join(files)}: task {task.id}, query {config.pair_index}, {len(steps)} ACT steps")
+
+
+def in_rows(panels: list[np.ndarray], columns: int) -> list[list[np.ndarray]]:
+    """The panels, so many beside each other."""
+    return [panels[start : start + columns] for start in range(0, len(panels), columns)]
+
+
+def pair_panels(task: Task, config: TimelineConfig) -> list[np.ndarray]:
+    """A panel for the input and one for the output of every demonstration."""
+    cell = round(CELL_INCHES * config.dpi)
+    return [
+        panel([f"PAIR {number} {name}"], grid, cell)
+        for number, pair in enumerate(task.demonstrations)
+        for name, grid in (("INPUT", pair.input), ("OUTPUT", pair.answer))
+    ]
+
+
+def curves_of(steps: list[Step]) -> dict[str, list[tuple[float, float]]]:
+    """Accuracy, token loss and halting probability after every ACT step, counted from 0."""
+    names = {"accuracy": "accuracy", "loss": "loss", "halting probability": "q"}
+    return {title: [(i, step[key]) for i, step in enumerate(steps)] for title, key in names.items()}
 
 
 def draw(
