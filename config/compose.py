@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
+from config import ancestors
 from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 
@@ -40,20 +41,20 @@ _QUIET = [
 def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
     """Run `job` with the configuration that sys.argv asks for. Hydra's own flags work as usual: --cfg job,
     --help, -m."""
-    arguments = sys.argv[1:]
+    chosen, arguments = _config_name(sys.argv[1:])
+    config_name, arguments = ancestors.translated(chosen or config_name, arguments, compose)
     if not any(argument.startswith("-") for argument in arguments):
-        job(load(schema, config_name, arguments))
+        job(_typed(schema, config_name, arguments))
         return
 
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     flags = [argument for argument in arguments if argument not in overrides]
-    chosen = _config_name(flags) or config_name
     sweep = bool({"-m", "--multirun"} & set(flags))
     overrides = _as_typed(schema, overrides, sweep)
     if sweep:
-        _check_sweep(chosen, overrides)
+        _check_sweep(config_name, overrides)
     else:
-        overrides = compose(chosen, overrides)[1]
+        overrides = compose(config_name, overrides)[1]
 
     @reports_user_errors
     def checked_job(composed: DictConfig) -> None:
@@ -67,6 +68,10 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
 def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
     """The typed configuration of a YAML file and overrides; for scripts and tests that do not own
     sys.argv."""
+    return _typed(schema, *ancestors.translated(config_name, overrides, compose))
+
+
+def _typed(schema: type[T], config_name: str, overrides: list[str]) -> T:
     return validate(schema, compose(config_name, _as_typed(schema, overrides))[0])
 
 
@@ -196,14 +201,14 @@ def _named_by_sweep(config: T, overrides: list[str]) -> T:
     return config.model_copy(update={"run_name": safe})
 
 
-def _config_name(arguments: list[str]) -> str | None:
-    """The value of --config-name, in any of its spellings."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument in ("--config-name", "-cn"):
-            return following
-        if argument.startswith("--config-name="):
-            return argument.split("=", 1)[1]
-    return None
+def _config_name(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config-name, in any of its spellings, and the arguments without it."""
+    for number, argument in enumerate(arguments):
+        flag, equals, name = argument.partition("=")
+        if flag in ("--config-name", "-cn") and (equals or len(arguments) > number + 1):
+            end = number + (1 if equals else 2)
+            return name or arguments[end - 1], arguments[:number] + arguments[end:]
+    return None, arguments
 
 
 def _with_quoted_path(override: str) -> str:
@@ -239,7 +244,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
         if path.is_dir()
     }
     if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
-        names = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
+        names = [*(file.stem for file in CONFIG_DIR.glob("*.yaml")), *ancestors.CONFIGS]
         hint = nearest(config_name, names)
         return f"there is no configuration '{config_name}'{hint}; there are {', '.join(sorted(names))}"
     try:
@@ -265,7 +270,8 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
             if key in groups and key in known:
                 return f"{text}: {key} cannot be chosen with this configuration"
             if key not in known:
-                return f"unknown key '{key}'{nearest(key, [*known, *groups])}"
+                theirs = ancestors.keys_of(config_name)
+                return f"unknown key '{key}'{nearest(key, [*known, *groups, *theirs])}"
             return f"{text}: {str(problem).splitlines()[0]}"
     return str(error).splitlines()[0]
 
