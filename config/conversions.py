@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from config.translation import OFF, Convert, Line, NoCounterpart, Translation, nothing, truth
-from dataset.store import TEST, Store
+from dataset.store import Store
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import read_json
@@ -104,30 +104,34 @@ def evaluators(to: str) -> Convert:
 # The length of a training
 
 
-def training_size(store: Store) -> tuple[int, float]:
-    """`total_groups` and `mean_puzzle_examples`, as an ancestor's train/dataset.json has them."""
-    pairs, rows = np.diff(store.task_pairs), np.diff(store.task_rows)
-    # Where puzzles have learned rows, the evaluation tasks' demonstrations are training data.
-    of_tested = store.task_demonstrations if store.layout.learns_rows else np.zeros_like(pairs)
-    pairs = np.where(store.task_split == TEST, of_tested, pairs)
-    trained = pairs > 0
-    return int(trained.sum()), float((rows * pairs)[trained].sum() / max(1, rows[trained].sum()))
+def training_size(
+    store: Store, max_train: int | None = None, max_eval: int | None = None
+) -> tuple[int, float]:
+    """`total_groups` and `mean_puzzle_examples`, as an ancestor's train/dataset.json has them, of the first
+    tasks of each split or of all."""
+    tasks = store.tasks_of("train", max_train)
+    pairs = np.diff(store.task_pairs)[tasks]
+    if store.layout.learns_rows:  # the evaluation tasks' demonstrations are training data, too
+        tested = store.tasks_of("test", max_eval)
+        tasks, pairs = np.append(tasks, tested), np.append(pairs, store.task_demonstrations[tested])
+    rows = np.diff(store.task_rows)[tasks]
+    return int((pairs > 0).sum()), float((rows * pairs).sum() / max(1, rows[pairs > 0].sum()))
 
 
 def _epoch(line: Line) -> tuple[float, str]:
     """The samples of one epoch, and what is to be said of the number."""
     path, limit = Path(line.read("data.path")), line.read("data.max_train_groups")
     if (path / "dataset.json").is_file():
-        tasks, examples = training_size(Store.load(path))
+        tasks, examples = training_size(Store.load(path), limit, line.read("data.max_eval_groups"))
         note = ""
     elif path.name in SIZES:
         tasks, examples = SIZES[path.name][0], SIZES[path.name][1] / SIZES[path.name][0]
+        tasks = tasks if limit is None else min(tasks, limit)
         note = f"by the ancestor's {path.name}: there is no dataset at {path} yet"
     else:
         raise UserError(
             f"epochs are counted in a dataset, and there is none at {path}; build it, or give train_steps"
         )
-    tasks = tasks if limit is None else min(tasks, limit)
     # An ETRM draws one query of a task, the original takes all pairs of one of its augmentations.
     return tasks * (examples if line.read("encoder") is None else 1), note
 
