@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -20,6 +21,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ValidationError
 
 from config import ancestors
+from config.translation import configuration_name
 from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
 
@@ -41,10 +43,11 @@ _QUIET = [
 def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
     """Run `job` with the configuration that sys.argv asks for. Hydra's own flags work as usual: --cfg job,
     --help, -m."""
-    chosen, arguments = _config_name(sys.argv[1:])
-    config_name, arguments = ancestors.translated(chosen or config_name, arguments, compose)
+    chosen, arguments = configuration_name(sys.argv[1:])
+    as_typed = partial(_compose_as_typed, schema)
+    config_name, arguments = ancestors.translated(chosen or config_name, arguments, as_typed)
     if not any(argument.startswith("-") for argument in arguments):
-        job(_typed(schema, config_name, arguments))
+        job(validate(schema, as_typed(config_name, arguments)[0]))
         return
 
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
@@ -68,11 +71,14 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None]) -> None:
 def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
     """The typed configuration of a YAML file and overrides; for scripts and tests that do not own
     sys.argv."""
-    return _typed(schema, *ancestors.translated(config_name, overrides, compose))
+    as_typed = partial(_compose_as_typed, schema)
+    return validate(schema, as_typed(*ancestors.translated(config_name, overrides, as_typed))[0])
 
 
-def _typed(schema: type[T], config_name: str, overrides: list[str]) -> T:
-    return validate(schema, compose(config_name, _as_typed(schema, overrides))[0])
+def _compose_as_typed(
+    schema: type[Config], config_name: str, overrides: list[str]
+) -> tuple[DictConfig, list[str]]:
+    return compose(config_name, _as_typed(schema, overrides))
 
 
 def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
@@ -199,16 +205,6 @@ def _named_by_sweep(config: T, overrides: list[str]) -> T:
     if len(safe) > LONGEST_NAME:  # a file system's limit is 255
         safe = f"{safe[:LONGEST_NAME]}-{hashlib.sha256(safe.encode()).hexdigest()[:8]}"
     return config.model_copy(update={"run_name": safe})
-
-
-def _config_name(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --config-name, in any of its spellings, and the arguments without it."""
-    for number, argument in enumerate(arguments):
-        flag, equals, name = argument.partition("=")
-        if flag in ("--config-name", "-cn") and (equals or len(arguments) > number + 1):
-            end = number + (1 if equals else 2)
-            return name or arguments[end - 1], arguments[:number] + arguments[end:]
-    return None, arguments
 
 
 def _with_quoted_path(override: str) -> str:

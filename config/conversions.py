@@ -43,7 +43,9 @@ def listed(text: str) -> list:
 def dataset(text: str, line: Line) -> Translation:
     """`data_paths`: the folder, and the settings of its game unless the line chooses some."""
     paths = listed(text)
-    if len(paths) != 1:
+    if not paths:
+        raise ValueError("this names no dataset")
+    if len(paths) > 1:
         raise NoCounterpart("one dataset of several sources takes their place, docs/datasets.md")
     path = Path(line.typed.get("data.path", paths[0]))
     about = path / "dataset.json"

@@ -91,6 +91,16 @@ class Row:
         return self.key if self.bare else f"{self.key}{' ' if self.key.startswith('-') else '='}{text}"
 
 
+def configuration_name(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --config-name, in any of its spellings, and the arguments without it."""
+    for number, argument in enumerate(arguments):
+        flag, equals, name = argument.partition("=")
+        if flag in ("--config-name", "-cn") and (equals or len(arguments) > number + 1):
+            end = number + (1 if equals else 2)
+            return name or arguments[end - 1], arguments[:number] + arguments[end:]
+    return None, arguments
+
+
 def nothing(why: str) -> Translation:
     """Nothing is to be set."""
     return Translation({}, why)

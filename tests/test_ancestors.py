@@ -10,6 +10,7 @@ import evaluate
 import pretrain_etrm
 from config import ancestors, compose, conversions
 from config.schema import PretrainConfig
+from config.translation import configuration_name
 from dataset import npy
 from dataset.store import Store
 from evaluation.session import EvaluateConfig
@@ -28,7 +29,7 @@ DOCUMENT = (ROOT / "docs" / "ancestors.md").read_text()
 
 def loaded(*words: str) -> PretrainConfig:
     """The configuration of a command line, as `launch` reads it."""
-    name, rest = compose._config_name(list(words))
+    name, rest = configuration_name(list(words))
     return compose.load(PretrainConfig, name or "pretrain", rest)
 
 
