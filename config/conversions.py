@@ -178,7 +178,7 @@ def patience(text: str, line: Line) -> Translation | None:
     """trm001 stops by its evaluation tasks' scores; here training tasks are held out for that."""
     if "--no-validate" in line.given:
         return nothing("nothing is validated")
-    one = {} if "eval_interval" in line.given else in_epochs("eval_interval")("1", line).overrides
+    one = {} if "eval_interval" in line.given else {"eval_interval": str(max(_updates("1", line)[0], 1))}
     return Translation({"patience": text, "validation": "0.1", "keep_best_checkpoints": "1"} | one)
 
 

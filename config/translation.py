@@ -219,8 +219,9 @@ class Dialect:
             for key, row in self.rows.items():
                 if row.stage == stage and key in line.given:
                     choices = _choices(line.given[key]) if sweep else [line.given[key]]
-                    found[key], swept = _one_for_all(row, choices, line)
-                    overrides |= found[key].overrides if found[key] else {key: line.given[key]}
+                    here, swept = _one_for_all(row, choices, line)
+                    found[key] = here
+                    overrides |= here.overrides if here else {key: line.given[key]}
                     line.swept |= swept
             line.add(overrides)
         return found
