@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
@@ -21,6 +22,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from config import ancestors
+from config.translation import configuration_name
 from training.config import TrainingConfig
 from utils.config import Config
 from utils.errors import UserError, nearest, reports_user_errors
@@ -45,22 +48,23 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None], about: s
 
     Hydra's own flags work as usual: --cfg job, --help, -m. --help prints `about` first.
     """
-    arguments = sys.argv[1:]
-    if about and {"-h", "--help"} & set(arguments):
+    if about and {"-h", "--help"} & set(sys.argv):
         print(about)
+    chosen, arguments = configuration_name(sys.argv[1:])
+    as_typed = partial(_compose_as_typed, schema)
+    config_name, arguments = ancestors.translated(chosen or config_name, arguments, as_typed)
     if not any(argument.startswith("-") for argument in arguments):
-        job(load(schema, config_name, arguments))
+        job(validate(schema, as_typed(config_name, arguments)[0]))
         return
 
     overrides = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
     flags = [argument for argument in arguments if argument not in overrides]
-    chosen = _config_name(flags) or config_name
     sweep = bool({"-m", "--multirun"} & set(flags))
     overrides = _as_typed(schema, overrides, sweep)
     if sweep:
-        _check_sweep(chosen, overrides)
+        _check_sweep(config_name, overrides)
     else:
-        overrides = compose(chosen, overrides)[1]
+        overrides = compose(config_name, overrides)[1]
 
     @reports_user_errors
     def checked_job(composed: DictConfig) -> None:
@@ -74,7 +78,14 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None], about: s
 def load(schema: type[T], config_name: str, overrides: list[str]) -> T:
     """The typed configuration of a YAML file and overrides; for scripts and tests that do not own
     sys.argv."""
-    return validate(schema, compose(config_name, _as_typed(schema, overrides))[0])
+    as_typed = partial(_compose_as_typed, schema)
+    return validate(schema, as_typed(*ancestors.translated(config_name, overrides, as_typed))[0])
+
+
+def _compose_as_typed(
+    schema: type[Config], config_name: str, overrides: list[str]
+) -> tuple[DictConfig, list[str]]:
+    return compose(config_name, _as_typed(schema, overrides))
 
 
 def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
@@ -205,16 +216,6 @@ def _named_by_sweep(config: T, overrides: list[str]) -> T:
     return config.model_copy(update={"run_name": safe})
 
 
-def _config_name(arguments: list[str]) -> str | None:
-    """The value of --config-name, in any of its spellings."""
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument in ("--config-name", "-cn"):
-            return following
-        if argument.startswith("--config-name="):
-            return argument.split("=", 1)[1]
-    return None
-
-
 def _with_quoted_path(override: str) -> str:
     """The override as Hydra reads it, whose grammar knows few characters beside ASCII letters: a path may
     have any name."""
@@ -248,7 +249,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
         if path.is_dir()
     }
     if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
-        names = [file.stem for file in CONFIG_DIR.glob("*.yaml")]
+        names = [*(file.stem for file in CONFIG_DIR.glob("*.yaml")), *ancestors.CONFIGS]
         hint = nearest(config_name, names)
         return f"there is no configuration '{config_name}'{hint}; there are {', '.join(sorted(names))}"
     try:
@@ -274,7 +275,8 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
             if key in groups and key in known:
                 return f"{text}: {key} cannot be chosen with this configuration"
             if key not in known:
-                return f"unknown key '{key}'{nearest(key, [*known, *groups])}"
+                theirs = ancestors.keys_of(config_name)
+                return f"unknown key '{key}'{nearest(key, [*known, *groups, *theirs])}"
             return f"{text}: {str(problem).splitlines()[0]}"
     return str(error).splitlines()[0]
 
