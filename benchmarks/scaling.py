@@ -48,7 +48,9 @@ STEPS = 3  # the fastest counts
 
 def configuration(sizes: dict[str, int], overrides: list[str]) -> PretrainConfig:
     """The ETRM of these sizes, with the cycles of the comparison with the ancestors."""
-    width = [f"arch.hidden_size={sizes['width']}", f"arch.num_heads={max(1, sizes['width'] // HEAD)}"]
+    # Two heads at least: positions that rotate values do so in half of the heads.
+    heads = max(2, sizes["width"] // HEAD)
+    width = [f"arch.hidden_size={sizes['width']}", f"arch.num_heads={heads}"]
     batch = f"global_batch_size={sizes['batch']}"
     own = ["arch=etrm", "arch.H_cycles=3", "arch.L_cycles=4", *width, batch]
     return compose.load(PretrainConfig, "pretrain", [*own, *overrides])

@@ -246,7 +246,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     groups = {
         path.name: [file.stem for file in sorted(path.glob("*.yaml"))]
         for path in CONFIG_DIR.iterdir()
-        if path.is_dir()
+        if path.is_dir() and path.name != "parts"  # what files are made of is nobody's choice
     }
     if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
         names = [*(file.stem for file in CONFIG_DIR.glob("*.yaml")), *ancestors.CONFIGS]

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import data, loaders, processes
+from benchmarks import data, loaders, processes, scaling, votes
 from benchmarks.equality import examples
 from dataset import npy
 from dataset.store import Store
 from tests.support.grids import write_store
+from tests.support.runs import called
 from utils.errors import UserError
 
 BUILDER = """
@@ -168,6 +169,18 @@ def test_a_child_is_measured_without_its_parents_memory(tmp_path: Path) -> None:
     assert 100e6 < cost.memory < ballast.nbytes and cost.disk == 1000 and 0 < cost.seconds < 60
     with pytest.raises(UserError, match="exit status 1: ValueError: no luck"):
         processes.measured(["-c", "raise ValueError('no luck')"], tmp_path)
+
+
+def test_every_size_of_the_scaling_is_a_valid_model() -> None:
+    for name, values in scaling.AXES.items():
+        for value in values:
+            config = scaling.configuration({**scaling.BASE, name: value}, [])
+            assert config.arch.hidden_size == (value if name == "width" else scaling.BASE["width"])
+
+
+def test_made_up_predictions_are_loaded_voted_and_ranked(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    called(monkeypatch, votes.main, "--queries", 3, "--views", 4)
+    assert "3 queries x 4 views: load " in capsys.readouterr().out
 
 
 def test_loaders_take_turns() -> None:

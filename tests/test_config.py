@@ -123,6 +123,7 @@ def test_a_path_may_have_any_name(name, tmp_path, monkeypatch):
         (["run_name=../../x"], "run_name=../../x"),
         (["ema_rate=1.5"], "ema_rate=1.5: input should be less than 1"),
         (["encoder=standard", "encoder.output_tokens=0"], "output_tokens=0: input should be greater than 0"),
+        (["parts=ask"], "unknown key 'parts'"),
         (["no equals sign"], "overrides have the form key=value"),
     ],
 )
