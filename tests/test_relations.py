@@ -1,12 +1,14 @@
-"""Relations: the index of a grid, what blocks read through it, and the path for colours."""
+"""Relations: the index of a grid, and what blocks read through it."""
 
 import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pytest
 import torch
 
+import pretrain_etrm
 from dataset.augment import dihedral
 from dataset.batch import leave_one_out
 from dataset.canvas import PAD, VOCAB_SIZE, encode
@@ -16,27 +18,22 @@ from evaluation.lessons import lessons_of
 from evaluation.task_training import TaskTraining
 from models import act, core, layers, relations
 from models.act import act_step, initial_carry, solve
-from models.colours import NO_COLOUR, ColourPath, looked_at
-from models.latent_search import LeaveOneOut, search
+from models.latent_search import LeaveOneOut
 from models.layers import Relate
-from models.pretrained import load_checkpoint
+from models.pretrained import load_checkpoint, load_decoder
 from models.relations import NONE, RELATIONS, Index, places_of
 from models.trm import DataSizes, build_model
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
-from tests.support.protocols import SEARCH, outspoken, ttt_config
+from tests.support.protocols import outspoken, ttt_config
+from tests.support.relations import EVIDENCE, NAMES, ON, PREFIX
 from tests.support.runs import ROOT, Trainer, load_config
 from training.objectives import reconstruction_loss
+from utils import checkpoint
+from utils.errors import UserError
+from utils.files import read_json
 
-NAMES = ",".join(RELATIONS)
-ON = [
-    f"arch.relations=[{NAMES}]",
-    f"encoder.relations=[{NAMES}]",
-    "encoder=memory",
-    "encoder.colour_path=true",
-]
-PREFIX = [*ON, "encoder.placement=prefix"]
-EVIDENCE = [*ON, "encoder.evidence=[symmetries,shifts]"]
 MIXER = ["encoder=standard", "arch.mlp_t=true", "arch.pos_encodings=none"]
+SIZE = ["hidden_size", "num_heads", "H_cycles", "L_cycles"]
 SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
 rng = np.random.default_rng(0)
 
@@ -220,6 +217,44 @@ def test_without_relations_there_is_no_weight_and_old_checkpoints_fit(fewshot):
         assert model.config.relations == model.context.config.relations == []
 
 
+def test_a_checkpoint_from_before_is_compared_as_if_it_had_said_that_they_are_off(fewshot):
+    (folder,) = (ROOT / "pretrained/rules/checkpoints").glob("*")
+    theirs = checkpoint.load_info(folder)["config"]
+    assert "relations" not in theirs["arch"] and "evidence" not in theirs["encoder"]
+    alike = [f"arch.{key}={theirs['arch'][key]}" for key in SIZE] + [f"load_pretrained_decoder={folder}"]
+    load = [*alike, "encoder=memory", "pretrained_encoder=load"]
+
+    def loaded(*overrides):
+        config = load_config(fewshot, *load, *overrides)
+        sizes = DataSizes(VOCAB_SIZE, 1, SIDE**2)
+        return load_decoder(build_model(config.arch, sizes, config.encoder), config, [])
+
+    assert not loaded().differing
+    for overrides, words in (
+        (["arch.relations=[lines]"], r"arch.relations=\[\] there, \['lines'\] here"),
+        (["encoder.relations=[lines]"], r"encoder.relations=\[\] there, \['lines'\] here"),
+        (["encoder.colour_path=true"], "encoder.colour_path=False there, True here"),
+    ):
+        with pytest.raises(UserError, match=words):
+            loaded(*overrides)
+
+
+def test_a_run_from_before_is_resumed(fewshot, tmp_path):
+    common = ["encoder=memory", f"output_dir={tmp_path}", "run_name=old", "logging.wandb=disabled"]
+    pretrain_etrm.train(load_config(fewshot, *common, "train_steps=1"))
+    checkpoints = tmp_path / "old/checkpoints"
+    info = checkpoints / "step_1/info.json"
+    written = read_json(info)
+    del written["config"]["arch"]["relations"], written["sha256"]["info.json"]
+    for key in ("relations", "colour_path", "evidence"):
+        del written["config"]["encoder"][key]
+    info.write_text(json.dumps(written))
+    pretrain_etrm.train(load_config(fewshot, *common, "train_steps=2"))
+    assert checkpoint.load_info(checkpoints / "step_2")["config"]["arch"]["relations"] == []
+    with pytest.raises(UserError, match=r"arch.relations: \[\] then"):
+        pretrain_etrm.train(load_config(fewshot, *common, "train_steps=3", "arch.relations=[lines]"))
+
+
 @pytest.mark.parametrize("branch", ["arch.relations", "encoder.relations", "encoder.colour_path"])
 def test_a_branch_that_adds_nothing_leaves_every_bit(branch, fewshot):
     value = "true" if branch.endswith("path") else f"[{NAMES}]"
@@ -333,82 +368,6 @@ def test_tasks_trained_side_by_side_are_trained_as_one_by_one(fewshot):
             torch.testing.assert_close(both.weights(number)[name], value, rtol=1e-4, atol=1e-5)
     moved = first.weights(0)
     assert all(not torch.equal(moved[name], p) for name, p in model.named_parameters() if "relate" in name)
-
-
-def by_colour(model, context, inputs):
-    places = model.placed({"inputs": inputs}).get("places")
-    return context.by_colour(looked_at(inputs, places, model.place_names, context.colours))
-
-
-def test_latent_search_moves_what_is_read_by_colour(fewshot):
-    trainer = Trainer(fewshot, *EVIDENCE)
-    model, data = outspoken(trainer), episodes().data
-    context = model.context(data)
-    shift = torch.randn_like(context.told)
-    before, after = (by_colour(model, one, data["inputs"]) for one in (context, context.shifted(shift)))
-    alone = by_colour(model, dataclasses.replace(context, memory=shift), data["inputs"])
-    assert torch.allclose(after - before, alone, atol=1e-5)
-    assert search(model, data, trainer.config.objective, SEARCH, torch.Generator()).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [ON, PREFIX, [*ON, "encoder.pair_tokens=concatenated"], EVIDENCE],
-    ids=["memory", "prefix", "cells", "evidence"],
-)
-def test_a_cell_is_handed_the_mean_of_the_tokens_of_its_colour(overrides, fewshot, monkeypatch):
-    model = make_model(fewshot, *overrides).eval()
-    data = episodes().data
-    data["demo_mask"][0, 0] = False
-    context = model.context(data)
-    told, mask, scale = context.told, context.memory_mask, 1.0
-    if context.memory is None:
-        mask, scale = context.prefix_mask, 32**0.5
-        assert (context.colours.of_tokens[:, 0, 0] == NO_COLOUR).all()  # the register
-    found = by_colour(model, context, data["inputs"])
-    shown = looked_at(data["inputs"], model.placed(data)["places"], model.place_names, context.colours)
-    assert shown.shape[1] == context.colours.trusted.shape[1]
-    for sample, cell in itertools.product(range(4), range(SIDE**2)):
-        expected = torch.zeros(32)
-        for way, trusted in enumerate(context.colours.trusted[sample]):
-            chosen = (context.colours.of_tokens[sample, way] == shown[sample, way, cell]) & mask[sample]
-            if shown[sample, way, cell] != NO_COLOUR and chosen.any():
-                expected += scale * trusted * told[sample][chosen].mean(0)
-        assert torch.allclose(found[sample, cell], expected, atol=1e-5)
-    monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
-    monkeypatch.setattr(layers, "PACKED_SHARE", 2.0)
-    assert torch.allclose(by_colour(model, context.packed(), data["inputs"]), found, atol=1e-5)
-    rows = torch.tensor([2, 0])
-    assert torch.allclose(
-        by_colour(model, context.select(rows), data["inputs"][rows]), found[rows], atol=1e-5
-    )
-
-
-@pytest.mark.parametrize("colours", [False, True])
-@pytest.mark.parametrize("rule", [0, 1, 4, 6, "shift"])
-def test_the_way_of_looking_that_explains_the_demonstrations_is_trusted(rule, colours):
-    names = ["symmetries", "shifts"]
-    permutation = np.array([0, *rng.permutation(range(1, 10))]) if colours else np.arange(10)
-    inputs = [rng.integers(0, 10, (4, 5)) for _ in range(3)]
-    outputs = [
-        permutation[np.roll(grid, (1, -2), (0, 1)) if rule == "shift" else dihedral(grid, rule)]
-        for grid in inputs
-    ]
-    data = {
-        name: torch.from_numpy(np.stack([encode(grid, SIDE) for grid in grids]))[None]
-        for name, grids in (("demo_inputs", inputs), ("demo_labels", outputs))
-    }
-    data["demo_mask"] = torch.ones(1, 3, dtype=torch.bool)
-    path = ColourPath.read(data, names)
-    right = 1 + 7 + [*range(12), *range(13, 25)].index(5 * (2 - 1) + 2 + 2) if rule == "shift" else rule
-    assert path.kept[0, 0] == right and path.trusted[0, 0] > 0.95 and path.trusted.sum() == pytest.approx(1)
-    data["demo_labels"][:, 2] = torch.from_numpy(encode(rng.integers(0, 10, (5, 5)), SIDE))  # not shown
-    data["demo_mask"][:, 2] = False
-    path = ColourPath.read(data, names)
-    assert path.kept[0, 0] == right and path.trusted[0, 0] > 0.95
-    data["demo_labels"][:, 0] = torch.from_numpy(encode(rng.integers(0, 10, (5, 5)), SIDE))
-    path = ColourPath.read(data, names)
-    assert path.kept[0, 0] == 0 and path.trusted[0, 0] > 0.5  # nothing explains both: the cell itself
 
 
 def test_tokens_of_a_pair_and_of_a_prefix_have_the_places_of_their_input(fewshot):
