@@ -2,13 +2,11 @@
 
 import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
 import torch
 
-import pretrain_etrm
 from dataset.augment import dihedral
 from dataset.batch import leave_one_out
 from dataset.canvas import PAD, VOCAB_SIZE, encode
@@ -20,7 +18,7 @@ from models import act, core, layers, relations
 from models.act import act_step, initial_carry, solve
 from models.latent_search import LeaveOneOut
 from models.layers import Relate
-from models.pretrained import load_checkpoint, load_decoder
+from models.pretrained import load_checkpoint
 from models.relations import NONE, RELATIONS, Index, places_of
 from models.trm import DataSizes, build_model
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
@@ -28,12 +26,8 @@ from tests.support.protocols import outspoken, ttt_config
 from tests.support.relations import EVIDENCE, NAMES, ON, PREFIX
 from tests.support.runs import ROOT, Trainer, load_config
 from training.objectives import reconstruction_loss
-from utils import checkpoint
-from utils.errors import UserError
-from utils.files import read_json
 
 MIXER = ["encoder=standard", "arch.mlp_t=true", "arch.pos_encodings=none"]
-SIZE = ["hidden_size", "num_heads", "H_cycles", "L_cycles"]
 SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
 rng = np.random.default_rng(0)
 
@@ -215,44 +209,6 @@ def test_without_relations_there_is_no_weight_and_old_checkpoints_fit(fewshot):
     for folder in (ROOT / "pretrained").glob("*/checkpoints/*"):
         model, _ = load_checkpoint(folder, "ema")
         assert model.config.relations == model.context.config.relations == []
-
-
-def test_a_checkpoint_from_before_is_compared_as_if_it_had_said_that_they_are_off(fewshot):
-    (folder,) = (ROOT / "pretrained/rules/checkpoints").glob("*")
-    theirs = checkpoint.load_info(folder)["config"]
-    assert "relations" not in theirs["arch"] and "evidence" not in theirs["encoder"]
-    alike = [f"arch.{key}={theirs['arch'][key]}" for key in SIZE] + [f"load_pretrained_decoder={folder}"]
-    load = [*alike, "encoder=memory", "pretrained_encoder=load"]
-
-    def loaded(*overrides):
-        config = load_config(fewshot, *load, *overrides)
-        sizes = DataSizes(VOCAB_SIZE, 1, SIDE**2)
-        return load_decoder(build_model(config.arch, sizes, config.encoder), config, [])
-
-    assert not loaded().differing
-    for overrides, words in (
-        (["arch.relations=[lines]"], r"arch.relations=\[\] there, \['lines'\] here"),
-        (["encoder.relations=[lines]"], r"encoder.relations=\[\] there, \['lines'\] here"),
-        (["encoder.colour_path=true"], "encoder.colour_path=False there, True here"),
-    ):
-        with pytest.raises(UserError, match=words):
-            loaded(*overrides)
-
-
-def test_a_run_from_before_is_resumed(fewshot, tmp_path):
-    common = ["encoder=memory", f"output_dir={tmp_path}", "run_name=old", "logging.wandb=disabled"]
-    pretrain_etrm.train(load_config(fewshot, *common, "train_steps=1"))
-    checkpoints = tmp_path / "old/checkpoints"
-    info = checkpoints / "step_1/info.json"
-    written = read_json(info)
-    del written["config"]["arch"]["relations"], written["sha256"]["info.json"]
-    for key in ("relations", "colour_path", "evidence"):
-        del written["config"]["encoder"][key]
-    info.write_text(json.dumps(written))
-    pretrain_etrm.train(load_config(fewshot, *common, "train_steps=2"))
-    assert checkpoint.load_info(checkpoints / "step_2")["config"]["arch"]["relations"] == []
-    with pytest.raises(UserError, match=r"arch.relations: \[\] then"):
-        pretrain_etrm.train(load_config(fewshot, *common, "train_steps=3", "arch.relations=[lines]"))
 
 
 @pytest.mark.parametrize("branch", ["arch.relations", "encoder.relations", "encoder.colour_path"])
