@@ -63,6 +63,14 @@ def _on_device(device: torch.device) -> tuple[Tensor, Tensor]:
     return _SOURCE.to(device), TRANSPOSES.to(device)
 
 
+def sources(device: torch.device) -> Tensor:
+    """Where cell (r, c) of a transformed grid comes from, (8, 2, 4), by dihedral index.
+
+    Row and column are coefficients of r, c, rows - 1 and columns - 1 of the grid before the transform.
+    """
+    return _on_device(device)[0]
+
+
 @dataclass(frozen=True)
 class GridTable:
     """All grids of a store on one device.

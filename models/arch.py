@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from models.positions import POSITION_KINDS, ROTATIONS
+from models.relations import Relations
 from utils.config import Config
 
 
@@ -20,6 +21,7 @@ class ArchConfig(Config):
     no_ACT_continue: false learns to halt by Q-learning, with a value for going on, too.
     mlp_t: tokens are mixed by a SwiGLU over the sequence instead of attention.
     puzzle_emb_ndim, puzzle_emb_len: of the puzzle rows; unused beside an encoder.
+    relations: what every block reads of the query at each cell besides attention (models/relations.py).
     """
 
     name: str
@@ -37,6 +39,7 @@ class ArchConfig(Config):
     mlp_t: bool
     puzzle_emb_ndim: NonNegativeInt
     puzzle_emb_len: NonNegativeInt
+    relations: Relations
 
     @model_validator(mode="after")
     def _check(self) -> "ArchConfig":
@@ -59,6 +62,11 @@ class ArchConfig(Config):
             raise ValueError(
                 "arch.mlp_t=true has no attention to rotate; "
                 f"set arch.pos_encodings to none or learned, not {self.pos_encodings}"
+            )
+        if self.mlp_t and self.relations:
+            raise ValueError(
+                f"arch.relations={self.relations} are read beside attention, "
+                "which arch.mlp_t=true has none of"
             )
         return self
 

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from dataset.batch import DataSizes
-from dataset.canvas import PAD
+from dataset.batch import BatchData, DataSizes
+from dataset.canvas import PAD, VOCAB_SIZE
 from models.arch import ArchConfig
+from models.colours import looked_at
 from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
@@ -26,11 +28,14 @@ from models.layers import (
     KeyValue,
     Linear,
     MixerBlock,
+    relate,
     truncated_normal,
     weights_cast_once,
 )
 from models.positions import ROTATIONS, Rotary
+from models.relations import Index, after_registers, count_of, moved, places_of
 
+PLACES = "places"  # beside a sample's data: places of the cells of `inputs`, (B, L, R) int32
 SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
 
@@ -68,10 +73,11 @@ class ReasoningModule(nn.Module):
         rotary: Rotary | None,
         mask: Tensor | None,
         memory: list[KeyValue | None],
+        index: Index | None,
     ) -> Tensor:
         x = state if injection is None else state + injection
         for layer, keys_values in zip(self.layers, memory, strict=True):
-            x = layer(x, rotary, mask, keys_values)
+            x = layer(x, rotary, mask, keys_values, index)
         return x
 
 
@@ -107,8 +113,17 @@ class RecursiveModel(nn.Module):
         def block() -> nn.Module:
             if config.mlp_t:
                 return MixerBlock(hidden, length, config.expansion)
-            return AttentionBlock(hidden, config.num_heads, config.expansion)
+            branch = relate(hidden, config.relations)
+            return AttentionBlock(hidden, config.num_heads, config.expansion, branch)
 
+        if config.relations and sizes.vocab_size != VOCAB_SIZE:
+            raise ValueError(
+                f"arch.relations={config.relations} are those of ARC grids, which this dataset has none of"
+            )
+        evidence = encoder.colour_evidence if encoder else None
+        self.colour_proj = Linear(hidden, hidden) if evidence is not None else None
+        # All relations whose places are looked at, the core's own first.
+        self.place_names = list(dict.fromkeys([*config.relations, *(evidence or [])]))
         for name, depth in self.networks.items():
             self.add_module(name, ReasoningModule([block() for _ in range(getattr(config, depth))]))
         for name in self.state_names:
@@ -139,10 +154,24 @@ class RecursiveModel(nn.Module):
         """Each state's initial value (D,)."""
         return tuple(self.get_buffer(f"{name}_init") for name in self.state_names)
 
-    def forward(self, states: States, inputs: Tensor, context: Context) -> ModelOutput:
-        """One ACT step from states (B, S, D) on input tokens (B, L)."""
-        tokens = self._embed(inputs, context)
-        states, earlier = self._recur(states, tokens, self._bind(inputs.shape[1], context.packed()))
+    def placed(self, data: BatchData) -> BatchData:
+        """`data` with the places that this model looks at, unless they are there or it looks at none."""
+        if not self.place_names or PLACES in data:
+            return data
+        return {**data, PLACES: places_of(self.place_names, data["inputs"])}
+
+    def forward(
+        self, states: States, inputs: Tensor, context: Context, places: Tensor | None = None
+    ) -> ModelOutput:
+        """One ACT step from states (B, S, D) on input tokens (B, L).
+
+        places: what `placed` adds for them; computed where it is missing.
+        """
+        if self.place_names and places is None:
+            places = places_of(self.place_names, inputs)
+        tokens = self._embed(inputs, context, places)
+        apply = self._bind(inputs.shape[1], context.packed(), places)
+        states, earlier = self._recur(states, tokens, apply)
 
         def read(answer: Tensor) -> Tensor:
             return self.lm_head(answer[:, -inputs.shape[1] :])
@@ -196,16 +225,22 @@ class RecursiveModel(nn.Module):
         cells = answer[:, -inputs.shape[1] :].float()  # the mean is rounded once, at its end
         return ((cells * real).sum(1) / real.sum(1).clamp_min(1)).to(answer.dtype)
 
-    def _embed(self, inputs: Tensor, context: Context) -> Tensor:
+    def _embed(self, inputs: Tensor, context: Context, places: Tensor | None) -> Tensor:
         """Prefix and cells as one sequence (B, S, D)."""
         tokens = torch.cat((context.prefix, self.embed_tokens(inputs)), dim=1)
         if self.config.pos_encodings == "learned":
             positions = self.embed_pos(torch.arange(tokens.shape[1], device=tokens.device))
             tokens = SQRT_HALF * (tokens + positions)  # keeps the variance of the sum
-        return math.sqrt(self.config.hidden_size) * tokens
+        tokens = math.sqrt(self.config.hidden_size) * tokens
+        if self.colour_proj is None:
+            return tokens
+        assert context.colours is not None, "an encoder with evidence says what its tokens show"
+        shown = looked_at(inputs, places, self.place_names, context.colours)
+        handed = self.colour_proj(context.by_colour(shown))
+        return tokens + F.pad(handed, (0, 0, context.prefix.shape[1], 0))
 
-    def _bind(self, cells: int, context: Context) -> Apply:
-        """The networks as functions of a state alone. They know its positions and its mask.
+    def _bind(self, cells: int, context: Context, places: Tensor | None) -> Apply:
+        """The networks as functions of a state alone. They know its positions, its mask and its places.
 
         Each block reads its own projection of the memory, which is made here, once per ACT step.
         """
@@ -220,24 +255,36 @@ class RecursiveModel(nn.Module):
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, prefix_cells + registers, rest)))
-        places = None
+        of_memory = None
         if table is not None and context.memory_cells is not None:
-            places = table.rows(context.memory_cells + registers)
+            of_memory = table.rows(context.memory_cells + registers)
         mask = self._mask(prefix, cells, context)
+        index = self._index(context, places)
 
         def memory(network: nn.Module) -> list[KeyValue | None]:
             assert isinstance(network, ReasoningModule)
             if context.memory is None:
                 return [None] * len(network.layers)
             blocks = (layer for layer in network.layers if isinstance(layer, AttentionBlock))
-            return [block.self_attn.project_memory(context.memory, places) for block in blocks]
+            return [block.self_attn.project_memory(context.memory, of_memory) for block in blocks]
 
         memories = {name: memory(self.get_submodule(name)) for name in self.networks}
 
         def apply(name: str, state: Tensor, injection: Tensor | None) -> Tensor:
-            return self.get_submodule(name)(state, injection, rotary, mask, memories[name])
+            return self.get_submodule(name)(state, injection, rotary, mask, memories[name], index)
 
         return apply
+
+    def _index(self, context: Context, places: Tensor | None) -> Index | None:
+        """What all tokens of the state read under the core's relations; `places` are those of the query."""
+        relations = self.config.relations
+        if not relations or places is None:
+            return None
+        prefix = context.prefix.shape[1]
+        own = places[..., : count_of(relations)]
+        if context.prefix_places is None:
+            return Index.of(after_registers(own, prefix), relations)
+        return Index.of(torch.cat((context.prefix_places, moved(own, prefix)), dim=1), relations)
 
     def _positions(self, registers: int, cells: int, device: torch.device) -> Rotary | None:
         """Rotary positions of registers and cells; None where positions are learned, or there are none."""

@@ -42,7 +42,8 @@ class LeaveOneOut:
         state: dict[str, Tensor] | None = None,
     ):
         self.model, self.objective = model, objective
-        self.rows, self.counted = leave_one_out(data)
+        rows, self.counted = leave_one_out(data)
+        self.rows = model.placed(rows)
         row_state = state and {name: self.each(value) for name, value in state.items()}
         with torch.no_grad():
             self.full, self.others = model.context(data, state), model.context(self.rows, row_state)

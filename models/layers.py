@@ -4,7 +4,7 @@ Parameters are float32, so that small updates and the EMA never round away, and 
 Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E = D / H, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from models.fused import Fused
 from models.positions import Rotary
+from models.relations import Index, count_of
 
 NORM_EPS = 1e-5
 # With fewer keys, the backward pass of bfloat16 attention on CPUs is up to six times slower than of float32.
 SLOW_BACKWARD_KEYS = 640
 # Tokens are packed from this length on, and up to this share of valid ones.
 PACKED_LENGTH, PACKED_SHARE = 100, 0.8
+CHANNELS = 8  # that a token tells under a relation
 _TRUNCATED_STD = 0.8796256610342398  # of a standard normal cut at +-2
 
 
@@ -252,12 +254,40 @@ class SiluMLP(nn.Module):
         return self.down_proj(F.silu(self.up_proj(x)))
 
 
-class AttentionBlock(nn.Module):
-    """Post-norm transformer block."""
+class Relate(nn.Module):
+    """What each token is told of its places (models/relations.py): (N, S, D) -> (N, S, D).
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float):
+    Every relation has a projection to a few channels. They are gathered from each of its places and projected
+    back. A token without any place is told nothing: zero.
+    """
+
+    def __init__(self, hidden_size: int, names: Sequence[str]):
+        super().__init__()
+        self.relations = len(names)
+        self.down_proj = Linear(hidden_size, CHANNELS * len(names))
+        self.up_proj = Linear(CHANNELS * count_of(names), hidden_size)
+
+    def forward(self, x: Tensor, index: Index) -> Tensor:
+        told = rearrange(self.down_proj(x), "n s (relation c) -> (n s) relation c", relation=self.relations)
+        means = [group.mean(told[:, group.relation]) for group in index.groups]
+        told = rearrange(told, "tokens relation c -> (tokens relation) c")
+        told = torch.cat([F.pad(told, (0, 0, 0, 1)), *means])  # the zeros are what no place tells
+        read = told.index_select(0, index.rows)
+        return self.up_proj(rearrange(read, "(n s place) c -> n s (place c)", n=x.shape[0], s=x.shape[1]))
+
+
+def relate(hidden_size: int, names: Sequence[str]) -> Relate | None:
+    """The branch of a block for these relations. Without any there is none, nor a weight of it."""
+    return Relate(hidden_size, names) if names else None
+
+
+class AttentionBlock(nn.Module):
+    """Post-norm transformer block. relate: a branch beside attention, which reads through an `Index`."""
+
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, relate: Relate | None = None):
         super().__init__()
         self.self_attn = Attention(hidden_size, num_heads)
+        self.relate = relate
         self.mlp = SwiGLU(hidden_size, expansion)
 
     def forward(
@@ -266,8 +296,10 @@ class AttentionBlock(nn.Module):
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
         memory: KeyValue | None = None,
+        index: Index | None = None,
     ) -> Tensor:
-        x = rms_norm(x + self.self_attn(x, rotary, mask, memory))
+        y = x + self.self_attn(x, rotary, mask, memory)
+        x = rms_norm(y if self.relate is None else y + self.relate(x, index))
         return rms_norm(x + self.mlp(x))
 
 
@@ -285,6 +317,7 @@ class MixerBlock(nn.Module):
         rotary: Rotary | None = None,
         mask: Tensor | None = None,
         memory: KeyValue | None = None,
+        index: Index | None = None,
     ) -> Tensor:
         x = rearrange(x, "b s d -> b d s")
         x = rearrange(rms_norm(x + self.mlp_t(x)), "b d s -> b s d")

@@ -40,8 +40,12 @@ _RENAMED = {
     "puzzle_emb.weights": "context.weights",
 }
 _ROWS = "context.weights"
+# Settings that some checkpoints are older than, with the values under which a model is what it was then.
+_YOUNGER_ARCH: dict[str, Any] = {"relations": []}
+_YOUNGER_ENCODER: dict[str, Any] = {"relations": []}
+_YOUNGER_MEMORY: dict[str, Any] = {"colour_path": False, "evidence": []}
 # What changes the arithmetic of the recursion but the shape of no weight.
-_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings", "halt_pooling")
+_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings", "halt_pooling", "relations")
 # Architectures with the recursion of another one, and the name by which HRM's own repository calls it.
 _SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1": "hrm"}
 
@@ -132,19 +136,32 @@ def _our_name(name: str) -> str:
     return _RENAMED.get(name, name)
 
 
+def trained_config(info: dict[str, Any]) -> dict[str, Any]:
+    """The configuration behind a checkpoint's `info`, as a run of this version would state it.
+
+    Settings that are younger than the checkpoint are said to be off. Nothing else is filled in.
+    """
+    config = info["config"]
+    encoder = config["encoder"]
+    if encoder:
+        of_kind = _YOUNGER_MEMORY if encoder["name"] == "memory" else {}
+        encoder = {**_YOUNGER_ENCODER, **of_kind, **encoder}
+    return {**config, "arch": {**_YOUNGER_ARCH, **config["arch"]}, "encoder": encoder}
+
+
 def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str, Any]]:
     """A model in evaluation mode from a checkpoint of this framework, and the checkpoint's info.
 
-    The model is built from the configuration stored with it. Nothing is filled in from defaults. A
-    configuration that does not describe the weights is an error.
+    The model is built from the configuration stored with it (`trained_config`). One that does not describe
+    the weights is an error.
 
     weights: `ema` or `raw`.
     """
     info = checkpoint.load_info(path)
     try:
-        arch = arch_config(info["config"]["arch"])
-        encoder = info["config"]["encoder"]
-        model = build_model(arch, DataSizes(**info["sizes"]), encoder and encoder_config(encoder))
+        config = trained_config(info)
+        encoder = config["encoder"] and encoder_config(config["encoder"])
+        model = build_model(arch_config(config["arch"]), DataSizes(**info["sizes"]), encoder)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}/info.json does not describe a model of this version: {error}") from None
     load_strictly(model, checkpoint.load_weights(path, weights), path)
@@ -237,7 +254,7 @@ def _open(path: Path) -> Source:
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
         which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
-        weights, config = checkpoint.load_weights(folder, which), info["config"]
+        weights, config = checkpoint.load_weights(folder, which), trained_config(info)
         return Source(folder, weights, which, config["arch"], _trained_names(info), config["encoder"])
     settings_file = path.with_name("all_config.yaml")
     settings: dict[str, Any] | None = None

@@ -21,10 +21,11 @@ from models.trm import build_model
 from tests.support.architectures import CYCLES, GOLDEN, config_of
 from tests.support.grids import write_store
 from tests.support.models import SIDE
-from tests.support.runs import evaluate_here, load_config
+from tests.support.runs import ROOT, evaluate_here, load_config
 from tools import published
 from utils import checkpoint
 from utils.errors import UserError
+from utils.files import read_json
 
 DECODER = [
     "arch.hidden_size=64",
@@ -302,3 +303,45 @@ def test_a_run_goes_on_with_a_whole_model_on_other_data(fewshot, tmp_path, capfd
         train(load_config(other, *start, "arch.halt_pooling=mean", "run_name=third"))
     with pytest.raises(UserError, match="encoder.name=memory there, standard here"):
         train(load_config(other, *start, "encoder=standard", "run_name=third"))
+
+
+def test_a_checkpoint_that_is_older_than_relations_is_compared_as_one_without_them(fewshot):
+    (folder,) = (ROOT / "pretrained/rules/checkpoints").glob("*")
+    theirs = checkpoint.load_info(folder)["config"]
+    assert "relations" not in theirs["arch"] and "evidence" not in theirs["encoder"]
+    alike = [
+        f"arch.{key}={theirs['arch'][key]}" for key in ("hidden_size", "num_heads", "H_cycles", "L_cycles")
+    ] + [f"load_pretrained_decoder={folder}"]
+    load = [*alike, "encoder=memory", "pretrained_encoder=load"]
+
+    def loaded(*overrides):
+        config = load_config(fewshot, *load, *overrides)
+        sizes = DataSizes(12, 1, SIDE**2)
+        return load_decoder(build_model(config.arch, sizes, config.encoder), config, [])
+
+    assert not loaded().differing
+    for overrides, words in (
+        (["arch.relations=[lines]"], r"arch.relations=\[\] there, \['lines'\] here"),
+        (["encoder.relations=[lines]"], r"encoder.relations=\[\] there, \['lines'\] here"),
+        (["encoder.colour_path=true"], "encoder.colour_path=False there, True here"),
+    ):
+        with pytest.raises(UserError, match=words):
+            loaded(*overrides)
+
+
+def test_a_run_that_is_older_than_relations_is_resumed(fewshot, tmp_path):
+    from pretrain_etrm import train
+
+    common = ["encoder=memory", f"output_dir={tmp_path}", "run_name=old", "logging.wandb=disabled"]
+    train(load_config(fewshot, *common, "train_steps=1"))
+    checkpoints = tmp_path / "old/checkpoints"
+    info = checkpoints / "step_1/info.json"
+    written = read_json(info)
+    del written["config"]["arch"]["relations"], written["sha256"]["info.json"]
+    for key in ("relations", "colour_path", "evidence"):
+        del written["config"]["encoder"][key]
+    info.write_text(json.dumps(written))
+    train(load_config(fewshot, *common, "train_steps=2"))
+    assert checkpoint.load_info(checkpoints / "step_2")["config"]["arch"]["relations"] == []
+    with pytest.raises(UserError, match=r"arch.relations: \[\] then"):
+        train(load_config(fewshot, *common, "train_steps=3", "arch.relations=[lines]"))

@@ -9,7 +9,7 @@ from dataset import canvas
 from dataset.batch import BatchData
 from models.act import StepOutput, act_step, initial_carry
 from models.context import Noise
-from models.core import RecursiveModel
+from models.core import PLACES, RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
 from utils import distributed
 from utils.distributed import World
@@ -44,7 +44,8 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
     turn = (output.carry.steps - 1) % count.clamp_min(1)  # (B,)
     index = ((mask.cumsum(1) == turn[:, None] + 1) & mask).int().argmax(1)
     rows = torch.arange(len(mask), device=mask.device)
-    asked = data | {
+    # The places of the query's cells say nothing of another grid.
+    asked = {name: value for name, value in data.items() if name != PLACES} | {
         "inputs": data["demo_inputs"][rows, index],
         "labels": canvas.labels_of(data["demo_labels"][rows, index]),
     }

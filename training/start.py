@@ -17,7 +17,7 @@ from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from models.core import RecursiveModel
 from models.fused import compile_fused
-from models.pretrained import load_decoder, pairs_behind
+from models.pretrained import load_decoder, pairs_behind, trained_config
 from models.trm import build_model, count_parameters
 from training.config import TrainingConfig
 from training.ema import EMA
@@ -231,7 +231,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 def _check_same_run(run: Run, path: Path) -> None:
     """Raise `UserError` unless the checkpoint `path` was trained as `run` would continue it."""
     info = checkpoint.load_info(path)
-    ours, theirs = flatten(run.config.model_dump()), flatten(info["config"])
+    ours, theirs = flatten(run.config.model_dump()), flatten(trained_config(info))
     different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     different = [
         key for key in different if key.split(".")[0] not in RESUMABLE_DIFFERENCES and key != "data.path"

@@ -99,6 +99,7 @@ class StepResult:
 def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
     """Train on one sampled batch in the configured mode."""
     state.model.train()
+    batch = replace(batch, data=state.model.placed(batch.data))  # once for all its ACT steps
     return MODES[config.mode.name][1](state, batch, config, world)
 
 

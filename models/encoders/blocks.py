@@ -3,7 +3,7 @@
 Shapes: N sequences, S tokens, Q query tokens, M set members, W width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -11,8 +11,19 @@ from pydantic import PositiveFloat
 from torch import Tensor, nn
 
 from models.context import EncoderConfig
-from models.layers import Attention, CrossAttention, Packed, SiluMLP, SwiGLU, layer_norm, rms_norm
+from models.layers import (
+    Attention,
+    CrossAttention,
+    Packed,
+    Relate,
+    SiluMLP,
+    SwiGLU,
+    layer_norm,
+    relate,
+    rms_norm,
+)
 from models.positions import Rotary
+from models.relations import Index
 
 NORMS: dict[str, Callable[[Tensor], Tensor]] = {"rms": rms_norm, "layer": layer_norm}
 MLPS = {"swiglu": SwiGLU, "silu": SiluMLP}
@@ -39,32 +50,58 @@ class BlockConfig(EncoderConfig):
 
 
 class Residual(nn.Module):
-    """The sum of x and a branch of x, normalised before the branch or after the sum."""
+    """The sum of x and a branch of x, normalised before the branch or after the sum.
 
-    def __init__(self, branch: nn.Module, width: int, config: BlockConfig):
+    relate: a second branch, which reads through an `Index`.
+    """
+
+    def __init__(self, branch: nn.Module, width: int, config: BlockConfig, relate: Relate | None = None):
         super().__init__()
+        self.relate = relate
         self.branch, self.norm, self.pre = branch, NORMS[config.norm], config.norm_style == "pre"
         self.scale = (
             None if config.layer_scale is None else nn.Parameter(torch.full((width,), config.layer_scale))
         )
 
-    def forward(self, x: Tensor, *arguments: Tensor | Rotary | Packed | None) -> Tensor:
-        y = self.branch(self.norm(x) if self.pre else x, *arguments)
+    def forward(
+        self, x: Tensor, *arguments: Tensor | Rotary | Packed | None, index: Index | None = None
+    ) -> Tensor:
+        read = self.norm(x) if self.pre else x
+        y = self.branch(read, *arguments)
+        if self.relate is not None:
+            y = y + self.relate(read, index)
         if self.scale is not None:
             y = y * self.scale.to(y.dtype)
         return x + y if self.pre else self.norm(x + y)
 
 
 class SelfBlock(nn.Module):
-    """Tokens (N, S, W) attend to each other where `mask` allows, then a feed-forward."""
+    """Tokens (N, S, W) attend to each other where `mask` allows, then a feed-forward.
 
-    def __init__(self, width: int, num_heads: int, expansion: float, config: BlockConfig):
+    relations: under which the tokens read their places, too, if there are any.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        expansion: float,
+        config: BlockConfig,
+        relations: Sequence[str] = (),
+    ):
         super().__init__()
-        self.attention = Residual(Attention(width, num_heads, config.qk_norm), width, config)
+        attention = Attention(width, num_heads, config.qk_norm)
+        self.attention = Residual(attention, width, config, relate(width, relations))
         self.mlp = Residual(MLPS[config.mlp](width, expansion), width, config)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | Packed | None = None) -> Tensor:
-        return self.mlp(self.attention(x, rotary, mask))
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | Packed | None = None,
+        index: Index | None = None,
+    ) -> Tensor:
+        return self.mlp(self.attention(x, rotary, mask, index=index))
 
 
 class ReadBlock(nn.Module):

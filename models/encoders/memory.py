@@ -9,13 +9,16 @@ from typing import ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from dataset.batch import BatchData
 from models.arch import ArchConfig
+from models.colours import ColourPath
 from models.context import Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
+from models.relations import RelationName, Relations, after_registers, moved, places_of
 
 
 class MemoryEncoderConfig(PairConfig):
@@ -23,12 +26,26 @@ class MemoryEncoderConfig(PairConfig):
 
     placement: `memory` gives them as extra keys and values, computed once per ACT step. `prefix` makes them
         part of the recursive state.
+    colour_path: the recursion is handed, at each cell of the query, the mean of the tokens whose input shows
+        that cell's colour (models/colours.py).
+    evidence: relations at whose places this path looks for the colour, too. They count as far as they explain
+        the demonstrations.
     """
 
     name: Literal["memory"]
     placement: Literal["memory", "prefix"]
+    colour_path: bool
+    evidence: Relations
 
     needs_layers: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_evidence(self) -> "MemoryEncoderConfig":
+        if self.evidence and not self.colour_path:
+            raise ValueError(
+                f"encoder.evidence={self.evidence} is that of encoder.colour_path, which is false"
+            )
+        return self
 
     @property
     def gives_memory(self) -> bool:
@@ -37,6 +54,10 @@ class MemoryEncoderConfig(PairConfig):
     @property
     def prefix_grows(self) -> bool:
         return self.placement == "prefix"
+
+    @property
+    def colour_evidence(self) -> list[RelationName] | None:
+        return self.evidence if self.colour_path else None
 
 
 class MemoryEncoder(ContextModule):
@@ -47,7 +68,7 @@ class MemoryEncoder(ContextModule):
 
     def __init__(self, config: MemoryEncoderConfig, arch: ArchConfig):
         super().__init__()
-        self.config = config
+        self.config, self.relations = config, arch.relations
         self.pairs = PairEncoder(config, arch, arch.hidden_size, arch.num_heads)
         self.register = nn.Parameter(truncated_normal(1, arch.hidden_size, std=1.0))
 
@@ -61,13 +82,41 @@ class MemoryEncoder(ContextModule):
         valid = rearrange(read.valid, "b k n -> b (k n)")
         cells = repeat(read.cells, "n -> (k n)", k=read.tokens.shape[1])
         register = repeat(self.register.to(tokens.dtype), "p d -> b p d", b=len(tokens))
+        per_cell = read.tokens.shape[2] // data["demo_inputs"].shape[2]
+        colours = self._colours(data, per_cell)
         if self.config.placement == "memory":
             return Context(
-                prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells
+                prefix=self.as_prefix(register),
+                memory=tokens,
+                memory_mask=valid,
+                memory_cells=cells,
+                colours=colours,
             )
         always = torch.ones_like(valid[:, :1])
         return Context(
             prefix=self.as_prefix(torch.cat((register, tokens), 1)),
             prefix_mask=torch.cat((always, valid), 1),
             prefix_cells=cells,
+            prefix_places=self._places(data["demo_inputs"], per_cell),
+            colours=None if colours is None else colours.after_registers(1),
         )
+
+    def _colours(self, data: BatchData, per_cell: int) -> ColourPath | None:
+        """What the tokens show, `per_cell` of which stand for each cell; None: nobody asks."""
+        evidence = self.config.colour_evidence
+        if evidence is None:
+            return None
+        path = ColourPath.read(data, evidence)
+        demos = data["demo_inputs"].shape[1]
+        return path.map(repeat(path.of_tokens, "b q (k l) -> b q (k grid l)", k=demos, grid=per_cell))
+
+    def _places(self, inputs: Tensor, per_cell: int) -> Tensor | None:
+        """The core's places (B, P, R) for its prefix: tokens of a pair have those of its input (B, K, L)."""
+        if not self.relations:
+            return None
+        batch, demos, cells = inputs.shape
+        places = places_of(self.relations, rearrange(inputs, "b k l -> (b k) l"))
+        places = repeat(places, "(b k) l r -> b k (grid l) r", b=batch, grid=per_cell)
+        start = per_cell * cells * torch.arange(demos, device=inputs.device)
+        places = moved(places, rearrange(start, "k -> k 1 1"))
+        return after_registers(rearrange(places, "b k n r -> b (k n) r"), 1)

@@ -30,6 +30,7 @@ from models.layers import (
     worth_packing,
 )
 from models.positions import ROTATIONS, Rotary
+from models.relations import NONE, Index, Relations, after_registers, moved, places_of
 
 
 class PairConfig(BlockConfig):
@@ -42,6 +43,7 @@ class PairConfig(BlockConfig):
     shared_colours: one colour table for inputs and outputs. A channel embedding then tells them apart. With
         `embedded` positions it does so in any case.
     attend_padding: cells outside the grids count as tokens, too.
+    relations: what the blocks read of a pair's input at each cell besides attention (models/relations.py).
     """
 
     num_layers: NonNegativeInt
@@ -49,6 +51,7 @@ class PairConfig(BlockConfig):
     positions: Literal["rope2d", "rope2d_values", "rope", "embedded"]
     shared_colours: bool
     attend_padding: bool
+    relations: Relations
 
     # Whether places reach what is read of a pair only through its layers. The tokens of a memory keep theirs.
     needs_layers: ClassVar[bool] = True
@@ -60,6 +63,10 @@ class PairConfig(BlockConfig):
             raise ValueError(
                 "encoder.num_layers=0 would not see where cells are; use at least 1, "
                 "or encoder.positions=embedded without cls"
+            )
+        if self.relations and self.num_layers == 0:
+            raise ValueError(
+                f"encoder.relations={self.relations} are read by blocks, and encoder.num_layers=0 leaves none"
             )
         if self.shared_colours and self.pair_tokens == "summed":
             raise ValueError(
@@ -118,7 +125,8 @@ class PairEncoder(nn.Module):
         channels = config.pair_tokens == "concatenated" and (config.shared_colours or embedded)
         self.channels = Embedding(2, width, arch.dtype) if channels else None
         self.layers = nn.ModuleList(
-            SelfBlock(width, num_heads, arch.expansion, config) for _ in range(config.num_layers)
+            SelfBlock(width, num_heads, arch.expansion, config, config.relations)
+            for _ in range(config.num_layers)
         )
         self.registers = nn.Parameter(truncated_normal(registers, width, std=1.0)) if registers else None
 
@@ -148,25 +156,43 @@ class PairEncoder(nn.Module):
             valid = torch.cat((torch.ones_like(valid[..., :registers]), valid), dim=2)
         rotary, seen = self._rotary(cells, places, registers), rearrange(valid, "b k n -> (b k) n")
         blocks = self._blocks_packed if worth_packing(seen) else self._blocks
-        x = self.config.final_norm(blocks(x, rotary, seen))
+        x = self.config.final_norm(blocks(x, rotary, seen, self._related(inputs, registers)))
         return PairTokens(rearrange(x, "(b k) n w -> b k n w", b=batch, k=demos), valid, places)
 
-    def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
+    def _related(self, inputs: Tensor, registers: int) -> Tensor | None:
+        """The places (B * K, N, R) of each token among the cells of its pair's input (B, K, L).
+
+        None where no relation is read.
+        """
+        if not self.config.relations:
+            return None
+        related = places_of(self.config.relations, rearrange(inputs, "b k l -> (b k) l"))
+        # Both tokens of a cell read its input, which stands first.
+        grids = 1 if self.config.pair_tokens == "summed" else 2
+        return after_registers(repeat(related, "n l r -> n (grid l) r", grid=grids), registers)
+
+    def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor, related: Tensor | None) -> Tensor:
         keys = keys_mask(valid)
+        index = None if related is None else Index.of(related, self.config.relations)
         for layer in self.layers:
-            x = layer(x, rotary, keys)
+            x = layer(x, rotary, keys, index)
         return x
 
-    def _blocks_packed(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
+    def _blocks_packed(
+        self, x: Tensor, rotary: Rotary | None, valid: Tensor, related: Tensor | None
+    ) -> Tensor:
         """The same for valid tokens, and zero elsewhere. They lie in one row, with nothing between them."""
-        index = valid.flatten().nonzero().squeeze(1)
+        kept = valid.flatten().nonzero().squeeze(1)
         lengths = Packed([length for length in valid.sum(1).tolist() if length])
-        rotary = None if rotary is None else rotary.rows(index % x.shape[1])
+        rotary = None if rotary is None else rotary.rows(kept % x.shape[1])
         laid_out = rearrange(x, "n s w -> (n s) w")
-        packed = laid_out[index][None]
+        packed = laid_out[kept][None]
+        index = None
+        if related is not None:
+            index = Index.of(_packed_places(related, valid, kept), self.config.relations)
         for layer in self.layers:
-            packed = layer(packed, rotary, lengths)
-        return torch.zeros_like(laid_out).index_copy(0, index, packed[0]).view_as(x)
+            packed = layer(packed, rotary, lengths, index)
+        return torch.zeros_like(laid_out).index_copy(0, kept, packed[0]).view_as(x)
 
     def _rotary(self, cells: int, places: Tensor, registers: int) -> Rotary | None:
         rotation = ROTATIONS.get(self.config.positions)
@@ -177,6 +203,17 @@ class PairEncoder(nn.Module):
         else:
             table = rotation.table(len(places), self.head_dim, places.device)
         return table.after_registers(registers)
+
+
+def _packed_places(places: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
+    """Places (N, S, R) among the tokens `kept` (T,) of all sequences alone, (1, T, R).
+
+    A place is a cell of a grid, and so a valid token wherever its pair is shown.
+    """
+    start = places.shape[1] * torch.arange(len(places), device=places.device)
+    in_row = rearrange(moved(places, rearrange(start, "n -> n 1 1")), "n s r -> (n s) r")[kept]
+    rank = valid.flatten().cumsum(0) - 1
+    return torch.where(in_row >= 0, rank[in_row.clamp_min(0)], NONE)[None]
 
 
 class MeanPool(nn.Module):

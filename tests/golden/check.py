@@ -59,6 +59,7 @@ AS_THE_ORIGINAL = {
     "halt_pooling": "first",
     "act_enabled": True,
     "num_latents": 6,
+    "relations": [],
 }
 
 

@@ -1,0 +1,303 @@
+"""Relations: other cells of its own grid that a cell is told of directly, however far away they are.
+
+Attention addresses offsets. "The same place in the mirrored grid" lies at another offset for every cell, so
+that no head finds it. A relation is an index instead. It is made from the grid's tokens alone, and a block
+gathers a small projection through it (`models.layers.Relate`).
+
+All places count in the frame of the grid: its own rows, columns and offset on the canvas. An answer may be
+larger than its input. Cells outside the input's frame are then told of places inside it: a turned grid of
+2x3 has a third row. A smaller answer changes nothing. What no relation reaches is left to attention.
+Shapes: N grids, C the canvas side, L = C * C cells, R places per cell, S tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from pydantic import AfterValidator
+from torch import Tensor
+
+from dataset.canvas import ARC, sources
+
+NONE = -1  # in the place of a cell: there is none
+RelationName = Literal["symmetries", "neighbours", "around", "shifts", "rays", "lines", "objects", "colours"]
+
+
+def _each_once(names: list[RelationName]) -> list[RelationName]:
+    if len(set(names)) < len(names):
+        raise ValueError(f"a relation stands twice in {names}")
+    return names
+
+
+Relations = Annotated[list[RelationName], AfterValidator(_each_once)]
+
+
+class Grids:
+    """Where N grids stand on their canvases, read off tokens (N, L).
+
+    canvas: (N, C, C) tokens.
+    inside: (N, C, C), the cells that belong to the grid.
+    row, column: of each cell of the canvas from the grid's first, (N, C, 1, 1) and (N, 1, C, 1).
+    rows, columns: (N, 1, 1, 1), how many the grid has; zero where a canvas shows none.
+    """
+
+    def __init__(self, tokens: Tensor):
+        self.side = round(tokens.shape[-1] ** 0.5)
+        self.canvas = rearrange(tokens, "n (r c) -> n r c", c=self.side)
+        self.inside = self.canvas >= ARC.first
+        line = torch.arange(self.side, device=tokens.device)
+        row, rows = self._along(self.inside.any(2), line)
+        column, columns = self._along(self.inside.any(1), line)
+        self.row, self.column = rearrange(row, "n r -> n r 1 1"), rearrange(column, "n c -> n 1 c 1")
+        self.rows, self.columns = (rearrange(count, "n 1 -> n 1 1 1") for count in (rows, columns))
+
+    def _along(self, inside: Tensor, line: Tensor) -> tuple[Tensor, Tensor]:
+        """Each line's number (N, C) from the grid's first, and how many lines (N, 1) the grid has."""
+        first = torch.where(inside, line, self.side).amin(1, keepdim=True)
+        return line - first, inside.sum(1, keepdim=True)
+
+    def places(self, row: Tensor, column: Tensor) -> Tensor:
+        """The cells (N, L, R) of the canvas for rows and columns (N, C, C, R) of the grid.
+
+        They are `NONE` where the grid has no such row or column.
+        """
+        inside = (row >= 0) & (row < self.rows) & (column >= 0) & (column < self.columns)
+        # The number of the canvas's first line, minus the grid's offset, takes a place back to the canvas.
+        first_row, first_column = self.row[:, :1], self.column[:, :, :1]
+        places = torch.where(inside, (row - first_row) * self.side + column - first_column, NONE)
+        return rearrange(places, "n r c places -> n (r c) places")
+
+    def of_cells(self, places: Tensor) -> Tensor:
+        """Places (N, C, C, R) on the canvas as (N, L, R), `NONE` for cells outside the grid."""
+        inside = rearrange(self.inside, "n r c -> n r c 1")
+        return rearrange(torch.where(inside, places, NONE), "n r c places -> n (r c) places")
+
+
+def _symmetries(grids: Grids) -> Tensor:
+    source = sources(grids.canvas.device)[1:]  # (7, 2, 4), the identity left out
+    at = [source[:, axis, 0] * grids.row + source[:, axis, 1] * grids.column for axis in (0, 1)]
+    last = [
+        source[:, axis, 2] * (grids.rows - 1) + source[:, axis, 3] * (grids.columns - 1) for axis in (0, 1)
+    ]
+    return grids.places(at[0] + last[0], at[1] + last[1])
+
+
+def _steps(reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The rows and columns that lie between a cell and each cell around it, up to `reach` away."""
+    width = 2 * reach + 1
+    number = torch.arange(width * width, device=device)
+    number = number[number != width * width // 2]  # not the cell itself
+    return number // width - reach, number % width - reach
+
+
+def _neighbours(grids: Grids) -> Tensor:
+    rows, columns = _steps(1, grids.canvas.device)
+    return grids.places(*torch.broadcast_tensors(grids.row + rows, grids.column + columns))
+
+
+def _over_the_border(reach: int) -> Callable[[Grids], Tensor]:
+    """The places up to `reach` away in a grid that begins again behind each border."""
+
+    def places(grids: Grids) -> Tensor:
+        rows, columns = _steps(reach, grids.canvas.device)
+        # A canvas without a grid must not divide by zero.
+        row = (grids.row + rows) % grids.rows.clamp_min(1)
+        column = (grids.column + columns) % grids.columns.clamp_min(1)
+        row = torch.where(rearrange(grids.inside, "n r c -> n r c 1"), row, NONE)
+        return grids.places(row, column)
+
+    return places
+
+
+def _rays(grids: Grids) -> Tensor:
+    """The next coloured cell to the right, below, to the left and above."""
+    coloured = grids.canvas > ARC.first
+    line = torch.arange(grids.side, device=grids.canvas.device)
+
+    def following(cells: Tensor) -> Tensor:
+        """How many cells further along its line (N, C, C) the next coloured one is; 0 for none."""
+        here_or_later = torch.where(cells, line, grids.side).flip(-1).cummin(-1).values.flip(-1)
+        later = F.pad(here_or_later[..., 1:], (0, 1), value=grids.side)
+        return torch.where(later < grids.side, later - line, 0)
+
+    def turned(cells: Tensor) -> Tensor:
+        return rearrange(cells, "n r c -> n c r")
+
+    right, below = following(coloured), turned(following(turned(coloured)))
+    left = -following(coloured.flip(2)).flip(2)
+    above = -turned(following(turned(coloured.flip(1)))).flip(1)
+    steps = torch.stack((right, grids.side * below, left, grids.side * above), dim=-1)
+    numbers = rearrange(torch.arange(grids.side**2, device=line.device), "(r c) -> r c 1", c=grids.side)
+    return grids.of_cells(torch.where(steps != 0, numbers + steps, NONE))
+
+
+def _lines(grids: Grids) -> Tensor:
+    row, column = torch.broadcast_tensors(grids.row, grids.column)
+    zero = torch.zeros_like(row)
+    first = grids.places(torch.cat((row, zero, zero), -1), torch.cat((zero, column, zero), -1))
+    return torch.where(rearrange(grids.inside, "n r c -> n (r c) 1"), first, NONE)
+
+
+def _objects(grids: Grids) -> Tensor:
+    """The first cell of the cells of one colour that are joined over edges.
+
+    Source: FastSV (arXiv 1910.05971), whose labels settle in about log2(L) rounds.
+    """
+    tokens, cells = rearrange(grids.canvas, "n r c -> n (r c)"), grids.side**2
+    number = torch.arange(cells, device=tokens.device)
+    row, column = number // grids.side, number % grids.side
+    joined = []
+    for r, c in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        there = (row + r >= 0) & (row + r < grids.side) & (column + c >= 0) & (column + c < grids.side)
+        beside = torch.where(there, number + r * grids.side + c, number)
+        joined.append(torch.where(tokens[:, beside] == tokens, beside, number))
+    parent = grand = number.expand(tokens.shape)
+    # The number of rounds does not depend on the grids: nothing waits for the device, shapes stay static.
+    for _ in range(2 + (cells - 1).bit_length()):
+        least = torch.stack([grand.gather(1, beside) for beside in joined]).amin(0)
+        parent = parent.scatter_reduce(1, parent, least, "amin").minimum(least).minimum(grand)
+        grand = parent.gather(1, parent)
+    return grids.of_cells(rearrange(grand, "n (r c) -> n r c 1", c=grids.side))
+
+
+def _colours(grids: Grids) -> Tensor:
+    """The first cell of the same colour."""
+    tokens, cells = rearrange(grids.canvas, "n r c -> n (r c)"), grids.side**2
+    number = torch.arange(cells, device=tokens.device)
+    alphabet = rearrange(torch.arange(ARC.size, device=tokens.device), "v -> v 1")
+    first = torch.where(tokens[:, None] == alphabet, number, cells - 1).amin(2)  # (N, V)
+    return grids.of_cells(rearrange(first.gather(1, tokens.long()), "n (r c) -> n r c 1", c=grids.side))
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What is looked at from a cell.
+
+    count: R.
+    places: from grids to the cells of the canvas (N, L, R) that each of them names, or `NONE`.
+    shared: cells that name the same cell are a group. Each is told the group's mean and size.
+    """
+
+    count: int
+    places: Callable[[Grids], Tensor]
+    shared: bool = False
+
+
+RELATIONS: dict[str, Relation] = {
+    # Where a cell comes from under each turn and mirror image of its grid.
+    "symmetries": Relation(7, _symmetries),
+    # The cells around it.
+    "neighbours": Relation(8, _neighbours),
+    # The same over the border, where the grid begins again.
+    "around": Relation(8, _over_the_border(1)),
+    # The same up to two cells away.
+    "shifts": Relation(24, _over_the_border(2)),
+    # The next coloured cell in each direction.
+    "rays": Relation(4, _rays),
+    # The cell's row, its column, and the whole grid.
+    "lines": Relation(3, _lines, shared=True),
+    # The cells of its colour that are joined with it.
+    "objects": Relation(1, _objects, shared=True),
+    # All cells of its colour.
+    "colours": Relation(1, _colours, shared=True),
+}
+
+
+def count_of(names: Sequence[str]) -> int:
+    """R of all these relations together."""
+    return sum(RELATIONS[name].count for name in names)
+
+
+def chosen(places: Tensor, names: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """The places under the `wanted` relations, out of those (N, L, R) under `names`."""
+    parts = dict(zip(names, places.split([RELATIONS[name].count for name in names], dim=-1), strict=True))
+    return torch.cat([parts[name] for name in wanted], dim=-1)
+
+
+@torch.no_grad()
+def places_of(names: Sequence[str], tokens: Tensor) -> Tensor:
+    """The places (N, L, R) int32 that relations name for each cell of canvases (N, L), or `NONE`."""
+    grids = Grids(tokens)
+    return torch.cat([RELATIONS[name].places(grids) for name in names], dim=-1).to(torch.int32)
+
+
+def moved(places: Tensor, by: Tensor | int) -> Tensor:
+    """The same places in a sequence in which each of them stands `by` tokens later."""
+    return torch.where(places >= 0, places + by, NONE)
+
+
+def after_registers(places: Tensor, count: int) -> Tensor:
+    """Places (N, S, R) of a sequence that begins with `count` more tokens, which have no places."""
+    return F.pad(moved(places, count), (0, 0, count, 0), value=NONE)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One column of places that are shared.
+
+    relation: the number of its relation.
+    of_token: (N * S,) the group of every token, N * S for none.
+    size: (N * S + 1, 1) of the groups.
+    """
+
+    relation: int
+    of_token: Tensor
+    size: Tensor
+
+    def mean(self, told: Tensor) -> Tensor:
+        """What each group is told (N * S, channels) by its tokens (N * S, channels).
+
+        It is their mean. The logarithm of their number takes the place of the last channel.
+        """
+        total = told.new_zeros(len(self.size), told.shape[1] - 1, dtype=torch.float32)
+        total = total.index_add(0, self.of_token, told[:, :-1].float())
+        size = (1 + self.size).log2() / 4  # of the order of the other channels
+        return torch.cat((total / self.size.clamp_min(1), size), dim=1)[:-1].to(told.dtype)
+
+
+@dataclass(frozen=True)
+class Index:
+    """Places as a block reads them.
+
+    rows: (N * S * R,) into what is told: (N * S * relations, channels), then a row of zeros, then N * S rows
+        for each of the groups.
+    groups: one for each column of places that are shared.
+    """
+
+    rows: Tensor
+    groups: list[Group]
+
+    @classmethod
+    def of(cls, places: Tensor, names: Sequence[str]) -> "Index":
+        """From places (N, S, R) under these relations that are tokens of the same sequence."""
+        count, length, _ = places.shape
+        device, tokens = places.device, count * length
+        start = rearrange(length * torch.arange(count, device=device), "n -> n 1 1")
+        place = start + places
+        # The row of a place is its token times `step` plus `first`, which depend on the column alone.
+        step: list[Tensor] = []
+        first: list[Tensor] = []
+        groups: list[Group] = []
+        column = 0
+        for number, name in enumerate(names):
+            relation = RELATIONS[name]
+            step.append(_fill(relation.count, 1 if relation.shared else len(names), device))
+            if not relation.shared:
+                first.append(_fill(relation.count, number, device))
+            for shared in range(column, column + relation.count) if relation.shared else ():
+                of_token = torch.where(places[..., shared] >= 0, place[..., shared], tokens).flatten()
+                ones = torch.ones(tokens, 1, device=device)
+                size = torch.zeros(tokens + 1, 1, device=device).index_add(0, of_token, ones)
+                first.append(_fill(1, tokens * (len(names) + len(groups)) + 1, device))
+                groups.append(Group(number, of_token, size))
+            column += relation.count
+        rows = place * torch.cat(step) + torch.cat(first)
+        return cls(torch.where(places >= 0, rows, tokens * len(names)).flatten(), groups)
+
+
+def _fill(count: int, value: int, device: torch.device) -> Tensor:
+    """One number `count` times, made on the device: it would have to wait for a copy from the host."""
+    return torch.full((count,), value, device=device)

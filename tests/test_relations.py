@@ -1,0 +1,363 @@
+"""Relations: the index of a grid, and what blocks read through it."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.augment import dihedral
+from dataset.batch import leave_one_out
+from dataset.canvas import PAD, VOCAB_SIZE, encode
+from dataset.views import EvaluationSet
+from evaluation.in_training import respondent_of
+from evaluation.lessons import lessons_of
+from evaluation.task_training import TaskTraining
+from models import act, core, layers, relations
+from models.act import act_step, initial_carry, solve
+from models.latent_search import LeaveOneOut
+from models.layers import Relate
+from models.pretrained import load_checkpoint
+from models.relations import NONE, RELATIONS, Index, places_of
+from models.trm import DataSizes, build_model
+from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
+from tests.support.protocols import outspoken, ttt_config
+from tests.support.relations import EVIDENCE, NAMES, ON, PREFIX
+from tests.support.runs import ROOT, Trainer, load_config
+from training.objectives import reconstruction_loss
+
+MIXER = ["encoder=standard", "arch.mlp_t=true", "arch.pos_encodings=none"]
+SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
+rng = np.random.default_rng(0)
+
+
+def slow_symmetries(grid, numbers, canvas):
+    """By moving the numbers of the grid's cells themselves."""
+    found = []
+    for transform in range(1, 8):
+        told = dihedral(numbers, transform)
+        found.append(np.full(canvas.shape, NONE))
+        found[-1][: told.shape[0], : told.shape[1]] = told[: canvas.shape[0], : canvas.shape[1]]
+    return found
+
+
+def slow_neighbours(grid, numbers, canvas):
+    """By moving the numbers on a large empty floor."""
+    floor = np.full((3 * canvas.shape[0], 3 * canvas.shape[1]), NONE)
+    top, left = canvas.shape
+    floor[top : top + grid.shape[0], left : left + grid.shape[1]] = numbers
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=2) if step != (0, 0)]
+    return [floor[top + r : 2 * top + r, left + c : 2 * left + c] for r, c in steps]
+
+
+def of_each_cell(look):
+    """Places from a function of a grid and a cell of it: the cells that it names, or None."""
+
+    def slow(grid, numbers, canvas):
+        cells = {cell: look(grid, *cell) for cell in np.ndindex(grid.shape)}
+        found = np.full((len(cells[0, 0]), *canvas.shape), NONE)
+        for cell, named in cells.items():
+            found[(slice(None), *cell)] = [NONE if at is None else numbers[at] for at in named]
+        return list(found)
+
+    return slow
+
+
+def over_the_border(reach):
+    steps = [step for step in itertools.product(range(-reach, reach + 1), repeat=2) if step != (0, 0)]
+    return lambda grid, row, column: [
+        ((row + r) % grid.shape[0], (column + c) % grid.shape[1]) for r, c in steps
+    ]
+
+
+def rays(grid, row, column):
+    found = []
+    for r, c in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        at = row + r, column + c
+        while at in np.ndindex(grid.shape) and not grid[at]:
+            at = at[0] + r, at[1] + c
+        found.append(at if at in np.ndindex(grid.shape) else None)
+    return found
+
+
+def objects(grid, row, column):
+    member, todo = {(row, column)}, [(row, column)]
+    while todo:
+        r, c = todo.pop()
+        near = {(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)} - member & set(np.ndindex(grid.shape))
+        near = {at for at in near if grid[at] == grid[row, column]}
+        member |= near
+        todo += near
+    return [min(member)]
+
+
+SLOW = {
+    "symmetries": slow_symmetries,
+    "neighbours": slow_neighbours,
+    "around": of_each_cell(over_the_border(1)),
+    "shifts": of_each_cell(over_the_border(2)),
+    "rays": of_each_cell(rays),
+    "lines": of_each_cell(lambda grid, row, column: [(row, 0), (0, column), (0, 0)]),
+    "objects": of_each_cell(objects),
+    "colours": of_each_cell(
+        lambda grid, *cell: [next(at for at in np.ndindex(grid.shape) if grid[at] == grid[cell])]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("colours", [2, 10])
+def test_places_are_those_of_a_slow_look_at_the_grid(name, shape, colours):
+    side, offset = 8, (2, 1)
+    grid = rng.integers(0, colours, shape)
+    found = places_of([name], torch.from_numpy(encode(grid, side, offset))[None])[0].numpy()
+    assert found.shape == (side * side, RELATIONS[name].count)
+    numbers = np.arange(side * side).reshape(side, side)
+    rows, columns = (slice(first, first + length) for first, length in zip(offset, shape, strict=True))
+    below = numbers[offset[0] :, offset[1] :]  # what is above or left of a grid is looked at elsewhere
+    slow = np.stack(SLOW[name](grid, numbers[rows, columns], below), axis=-1)
+    assert np.array_equal(found.reshape(side, side, -1)[offset[0] :, offset[1] :], slow)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_one_long_object_is_one_object(turns):
+    """The way through a spiral is as long as half of its canvas."""
+    spiral = np.zeros((30, 30), np.int64)
+    row = column = 0
+    spiral[0, 0], step = 1, (0, 1)
+    for length in [29, *itertools.chain.from_iterable((side, side) for side in range(29, 0, -2))]:
+        for _ in range(length):
+            row, column = row + step[0], column + step[1]
+            spiral[row, column] = 1
+        step = step[1], -step[0]
+    grid = np.rot90(spiral, turns)
+    found = places_of(["objects"], torch.from_numpy(encode(grid, 30))[None])[0, :, 0].numpy()
+    way = np.flatnonzero(grid)
+    assert len(way) > 400 and (found[way] == way[0]).all() and (found[grid.ravel() == 0] != way[0]).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_places_move_with_the_grid_and_know_nothing_of_the_canvas(shape):
+    grid, names = rng.integers(0, 10, shape), list(RELATIONS)
+    one, other = (
+        places_of(names, torch.from_numpy(encode(grid, side, offset))[None])[0].unflatten(0, (side, side))
+        for side, offset in ((6, (0, 0)), (9, (3, 2)))
+    )
+    row, column = (torch.where(one >= 0, at, 0) for at in (one // 6, one % 6))
+    moved = torch.where(one >= 0, (row + 3) * 9 + column + 2, NONE)
+    assert torch.equal(other[3:9, 2:8], moved)
+
+
+def test_a_canvas_without_a_grid_has_no_places():
+    tokens = torch.full((2, 36), PAD, dtype=torch.uint8)
+    tokens[1] = 1  # EOS everywhere
+    assert (places_of(list(RELATIONS), tokens) == NONE).all()
+
+
+def test_the_frame_of_an_answer_that_a_turn_makes_taller_is_told_of_the_grid():
+    grid = rng.integers(0, 10, (2, 3))
+    canvas = torch.from_numpy(encode(grid, 4)).long()
+    turned = places_of(["symmetries"], canvas[None])[0][:, 0].view(4, 4)  # dihedral index 1
+    assert np.array_equal(canvas[turned[:3, :2]].numpy() - 2, dihedral(grid, 1))
+    assert (turned[3] == NONE).all() and (turned[:, 2:] == NONE).all()
+
+
+def test_a_branch_reads_exactly_what_stands_at_its_places():
+    names = list(RELATIONS)
+    places = places_of(names, episodes().data["inputs"])
+    x = torch.randn(4, SIDE**2, 8)
+    columns = [(relation, name) for relation, name in enumerate(names) for _ in range(RELATIONS[name].count)]
+    for column, (relation, name) in enumerate(columns):  # one place alone, its channels copied there and back
+        branch = Relate(8, names)
+        with torch.no_grad():
+            branch.down_proj.weight.zero_()[8 * relation : 8 * relation + 8] = torch.eye(8)
+            branch.up_proj.weight.zero_()[:, 8 * column : 8 * column + 8] = torch.eye(8)
+        read = branch(x, Index.of(places, names))
+        for sample, cell in itertools.product(range(4), range(SIDE**2)):
+            place, expected = places[sample, cell, column], torch.zeros(8)
+            if place != NONE and RELATIONS[name].shared:
+                group = x[sample, places[sample, :, column] == place]
+                expected = torch.cat((group.mean(0)[:-1], torch.tensor([(1 + len(group))]).log2() / 4))
+            elif place != NONE:
+                expected = x[sample, place]
+            assert torch.allclose(read[sample, cell], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides", [ON, PREFIX, [*ON, "encoder.pair_tokens=concatenated"]], ids=["memory", "prefix", "cells"]
+)
+def test_every_weight_of_a_branch_and_of_the_path_gets_a_gradient(overrides, fewshot):
+    model = make_model(fewshot, *overrides).train()
+    one_loss(model, episodes().data).backward()
+    parts = {
+        name: p.grad for name, p in model.named_parameters() if "relate" in name or "colour_proj" in name
+    }
+    assert len(parts) == 2 * len(model.L_level.layers) + 2 * len(model.context.pairs.layers) + 1
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in parts.values())
+
+
+def test_without_relations_there_is_no_weight_and_old_checkpoints_fit(fewshot):
+    plain = make_model(fewshot, "encoder=memory")
+    assert not [name for name in plain.state_dict() if "relate" in name or "colour" in name.split(".")[0]]
+    data = episodes().data
+    assert (
+        plain.placed(data) is data
+        and plain.context(data).colours is plain.context(data).prefix_places is None
+    )
+    for folder in (ROOT / "pretrained").glob("*/checkpoints/*"):
+        model, _ = load_checkpoint(folder, "ema")
+        assert model.config.relations == model.context.config.relations == []
+
+
+@pytest.mark.parametrize("branch", ["arch.relations", "encoder.relations", "encoder.colour_path"])
+def test_a_branch_that_adds_nothing_leaves_every_bit(branch, fewshot):
+    value = "true" if branch.endswith("path") else f"[{NAMES}]"
+    plain, model = (make_model(fewshot, "encoder=memory", *own).eval() for own in ([], [f"{branch}={value}"]))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("relate.up_proj.weight") or "colour_proj" in name:
+            parameter.data.zero_()
+    data = episodes().data
+    answers = [act_step(each, initial_carry(each, data), data).logits for each in (plain, model)]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("positions", ["rope2d", "rope2d_values"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
+def test_packing_changes_no_gradient(overrides, positions, fewshot, monkeypatch):
+    model = make_model(
+        fewshot, *overrides, f"encoder.positions={positions}", f"arch.pos_encodings={positions}"
+    ).train()
+    data = episodes().data
+    data["demo_mask"][0, 0] = False
+    data["demo_inputs"][:, -1] = torch.from_numpy(encode(rng.integers(0, 10, (3, 2)), SIDE))
+    results = []
+    for length in (10**6, 1):
+        monkeypatch.setattr(layers, "PACKED_LENGTH", length)
+        monkeypatch.setattr(layers, "PACKED_SHARE", 2.0)
+        model.zero_grad()
+        loss = one_loss(model, data)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
+def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(overrides, fewshot):
+    model = make_model(fewshot, *overrides).eval()
+    data = episodes().data
+    data["demo_mask"][:, -1] = False
+    answers = []
+    for filled in (PAD, 7):
+        data["demo_inputs"][:, -1], data["demo_labels"][:, -1] = filled, filled
+        answers.append(act_step(model, initial_carry(model, data), data).logits)
+    assert torch.allclose(*answers, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
+def test_a_compiled_step_is_one_graph_with_the_same_gradients(overrides, fewshot):
+    model = make_model(fewshot, *overrides).train()
+    data = episodes().data
+    states = act_step(model, initial_carry(model, data), data).carry.states
+
+    def run(step) -> list[torch.Tensor]:
+        model.zero_grad()
+        logits = step(states, data)
+        logits.square().mean().backward()
+        return [logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    def step(states, data):
+        return model(states, data["inputs"], model.context(data)).logits
+
+    plain, compiled = run(step), run(torch.compile(step, fullgraph=True, backend="eager", dynamic=False))
+    assert len(plain) == len(compiled)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain, compiled, strict=True))
+    torch.compiler.reset()
+
+
+def test_places_are_computed_once_per_batch_in_evaluation_and_stay_with_a_row(fewshot, monkeypatch):
+    model = make_model(fewshot, *ON).train()
+    data, other = episodes().data, episodes(seed=1).data
+    other["inputs"][:] = torch.from_numpy(encode(rng.integers(0, 10, (5, 2)), SIDE))
+    carry = act_step(model, initial_carry(model, data), data).carry
+    carry = dataclasses.replace(carry, halted=torch.tensor([True, False, True, False]))
+    kept = act_step(model, carry, other).carry.data
+    expected = places_of(list(RELATIONS), kept["inputs"])
+    assert torch.equal(kept["places"], expected) and not torch.equal(expected[0], expected[1])
+
+    seen = []
+    monkeypatch.setattr(
+        core, "places_of", lambda names, tokens: seen.append(len(tokens)) or places_of(names, tokens)
+    )
+    solve(model.eval(), data)
+    assert seen == [4] and model.config.halt_max_steps > 1
+
+
+def test_the_places_of_a_query_are_not_those_of_another_one(fewshot, monkeypatch):
+    """Where demonstrations become queries, in a search and in the reconstruction."""
+    model = make_model(fewshot, *ON).train()
+    data = model.placed(episodes().data)
+    data["demo_inputs"][:, 0] = torch.from_numpy(encode(rng.integers(0, 10, (2, 3)), SIDE))
+    rows, _ = leave_one_out(data)
+    assert "places" not in rows
+    left_out = LeaveOneOut(model, data, OBJECTIVE)
+    assert torch.equal(left_out.rows["places"], places_of(list(RELATIONS), left_out.rows["inputs"]))
+    output, asked = act_step(model, initial_carry(model, data), data), []
+    monkeypatch.setattr(act, "refresh", lambda carry, data, *_: asked.append(data) or carry)
+    reconstruction_loss(model, output, OBJECTIVE)
+    assert torch.equal(asked[0]["inputs"], data["demo_inputs"][:, 0]) and "places" not in asked[0]
+
+
+def test_tasks_trained_side_by_side_are_trained_as_one_by_one(fewshot):
+    trainer = Trainer(fewshot, *EVIDENCE)
+    model, questions = outspoken(trainer), EvaluationSet(fewshot, trainer.config.data, "test", 2, 0)
+    lessons, _ = lessons_of(questions, questions.asked)
+    alike = [
+        one for one in lessons if (one.side, len(one.pairs)) == (lessons[0].side, len(lessons[0].pairs))
+    ][:2]
+    training = TaskTraining(ttt_config(), respondent_of(trainer), seed=0, batch_size=8)
+    both, first, second = (training.train(questions, stack) for stack in (alike, alike[:1], alike[1:]))
+    for number, alone in enumerate((first, second)):
+        for name, value in alone.weights(0).items():
+            torch.testing.assert_close(both.weights(number)[name], value, rtol=1e-4, atol=1e-5)
+    moved = first.weights(0)
+    assert all(not torch.equal(moved[name], p) for name, p in model.named_parameters() if "relate" in name)
+
+
+def test_tokens_of_a_pair_and_of_a_prefix_have_the_places_of_their_input(fewshot):
+    data = episodes().data
+    of_demos = places_of(list(RELATIONS), data["demo_inputs"].flatten(0, 1)).unflatten(0, (4, 3))
+    for tokens in ("summed", "concatenated"):
+        context = make_model(fewshot, *PREFIX, f"encoder.pair_tokens={tokens}").context(data)
+        length = (context.prefix.shape[1] - 1) // 3
+        assert (context.prefix_places[:, 0] == NONE).all()
+        for demo, cell in itertools.product(range(3), range(length)):
+            expected = of_demos[:, demo, cell % SIDE**2]
+            start = 1 + demo * length
+            assert torch.equal(
+                context.prefix_places[:, start + cell], torch.where(expected >= 0, expected + start, NONE)
+            )
+
+
+@pytest.mark.parametrize("overrides, words", [
+    (["arch.relations=[symmetry]"], "symmetries"),
+    (["arch.relations=[neighbours,neighbours]"], "twice"),
+    ([*MIXER, "arch.relations=[symmetries]"], "beside attention"),
+    (["encoder.relations=[symmetries]", "encoder.num_layers=0"], "num_layers"),
+    (["encoder=standard", "encoder.colour_path=true"], "colour_path"),
+])  # fmt: skip
+def test_what_relations_cannot_be_is_said(overrides, words, fewshot):
+    with pytest.raises(Exception, match=words):
+        load_config(fewshot, *overrides)
+
+
+def test_relations_of_other_grids_than_arcs_are_refused(fewshot):
+    config = load_config(fewshot, "arch.relations=[symmetries]")
+    with pytest.raises(ValueError, match="ARC grids"):
+        build_model(config.arch, DataSizes(VOCAB_SIZE - 1, 1, SIDE**2), config.encoder)
+
+
+def test_the_names_that_a_configuration_takes_are_the_table():
+    assert relations.RelationName.__args__ == tuple(RELATIONS)
