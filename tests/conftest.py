@@ -8,10 +8,12 @@ import torch
 from dataset import sources
 from dataset.store import Store
 from dataset.views import EvaluationSet
+from tests.support import jacobian
 from tests.support.grids import write_store
 from tests.support.predictions import synthetic, write
 from tests.support.protocols import outspoken
-from tests.support.runs import Trainer
+from tests.support.runs import ALONE, Trainer, load_config
+from utils.distributed import World
 
 torch.set_num_threads(1)  # the tests run side by side
 
@@ -45,3 +47,17 @@ def stored_folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("stored")
     write(path, *synthetic(30, 16))
     return path
+
+
+@pytest.fixture(scope="module")
+def cases(fewshot, puzzle):
+    """A trainer of a case of `tests.support.jacobian`, about to compute its first batch."""
+    stores = {"fewshot": fewshot, "puzzle": puzzle}
+
+    def build(case: str, *options: str, world: World = ALONE) -> Trainer:
+        layout, *rest = jacobian.CASES[case]
+        store = stores[layout]
+        config = load_config(store, *jacobian.BASE, *rest, *options)
+        return jacobian.start(store, config, world)
+
+    return build
