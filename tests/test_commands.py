@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -58,6 +59,11 @@ def test_a_command_looks_for_imports_above_its_folder_and_shows_an_example(name)
     assert guard, "called by its path, this command would not find the project's modules"
     assert before.count("\n") < first, "the guard comes too late"
     assert f"python -m {name} " in ast.get_docstring(module.tree), "its --help would show no example"
+
+
+@pytest.mark.parametrize("name", commands())
+def test_everything_that_a_command_imports_exists(name):
+    assert import_module(name).main
 
 
 @pytest.mark.parametrize("name", ["experiments.check", "tools.publish", "dataset.build_maze_dataset"])
