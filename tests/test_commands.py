@@ -12,6 +12,7 @@ import pytest
 from tests.support.runs import ROOT, run
 from tests.support.tree import Module, product
 
+ROOMS = ("tools", "experiments", "benchmarks", "dataset")
 GUARD = """
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -31,12 +32,12 @@ MOVED = {
 
 
 def commands() -> dict[str, Module]:
-    """The modules below a folder that run as a program and import something of the project."""
+    """The modules of the commands' folders that run as a program and import something of the project."""
     files = product()
     return {
         name: module
         for name, module in files.items()
-        if "." in name and is_program(module) and module.imports(set(files))
+        if module.room in ROOMS and is_program(module) and module.imports(set(files))
     }
 
 
