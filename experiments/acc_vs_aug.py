@@ -97,8 +97,8 @@ def rows_of(
 
 
 def _cost(stored: StoredPredictions, queries: int, views: int) -> dict:
-    """The ancestor's columns of time and memory. They were measured for all views together, and for no other
-    number."""
+    """The ancestor's columns of time and memory, None where they were not measured."""
+    # One evaluation asked all views; what fewer of them would have taken is not known.
     measured = views == stored.num_views
     seconds = stored.about.get("prediction_seconds") if measured else None
     return {

@@ -3,6 +3,7 @@
 import ast
 import re
 import runpy
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from tests.support.runs import ROOT, run
 from tests.support.tree import Module, product
 
+ROOMS = ("tools", "experiments", "benchmarks", "dataset")
 GUARD = """
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,12 +32,12 @@ MOVED = {
 
 
 def commands() -> dict[str, Module]:
-    """The modules below a folder that run as a program and import something of the project."""
+    """The modules of the commands' folders that run as a program and import something of the project."""
     files = product()
     return {
         name: module
         for name, module in files.items()
-        if "." in name and is_program(module) and module.imports(set(files))
+        if module.room in ROOMS and is_program(module) and module.imports(set(files))
     }
 
 
@@ -58,6 +60,11 @@ def test_a_command_looks_for_imports_above_its_folder_and_shows_an_example(name)
     assert guard, "called by its path, this command would not find the project's modules"
     assert before.count("\n") < first, "the guard comes too late"
     assert f"python -m {name} " in ast.get_docstring(module.tree), "its --help would show no example"
+
+
+@pytest.mark.parametrize("name", commands())
+def test_everything_that_a_command_imports_exists(name):
+    assert import_module(name).main
 
 
 @pytest.mark.parametrize("name", ["experiments.check", "tools.publish", "dataset.build_maze_dataset"])
