@@ -117,6 +117,7 @@ def refresh(carry: Carry, data: BatchData, model: RecursiveModel, noise: Noise |
             for new, old in zip(model.initial_states(), carry.states, strict=True)
         ),
         steps=fresh(torch.zeros_like(carry.steps), carry.steps),
+        # A row that goes on is held to the labels of its own sample, not to those of the new batch.
         data={name: fresh(data[name], old) for name, old in carry.data.items()},
         context_state={name: fresh(new, carry.context_state.get(name, new)) for name, new in initial.items()},
     )
@@ -175,6 +176,7 @@ def act_step(
     carry = refresh(carry, data, model, noise)
     if context is None:
         context = model.context(carry.data, carry.context_state)
+    # What the context does not name stays as it was, such as the noise that was drawn for a sample.
     context_state = {name: value.detach() for name, value in {**carry.context_state, **context.state}.items()}
     if adjust is not None:
         context = adjust(context, carry)
@@ -183,6 +185,7 @@ def act_step(
     with torch.no_grad():
         steps = carry.steps + 1
         halted = who_halts(config, output, steps, model.training, min_halt_steps, num_act_steps)
+        # No gradient crosses from one ACT step to the next.
         states = tuple(state.detach() for state in output.states)
         carry = Carry(states, steps, halted, carry.data, context_state)
         if model.training and config.learns_to_continue and config.halt_max_steps > 1:

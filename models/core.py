@@ -95,6 +95,7 @@ class RecursiveModel(nn.Module):
         super().__init__()
         self.config = config
         hidden = config.hidden_size
+        # The order in which modules are made is that of their random draws: it belongs to what a seed means.
         self.context = build_encoder(encoder, config) if encoder else _puzzle_rows(config, sizes)
         self.embed_tokens = Embedding(sizes.vocab_size, hidden, config.dtype)
         self.lm_head = Linear(hidden, sizes.vocab_size)
@@ -181,12 +182,11 @@ class RecursiveModel(nn.Module):
         return ModelOutput(states, read(answer), q_logits[:, 0], q_logits[:, 1], tuple(map(read, earlier)))
 
     def _recur(self, states: States, tokens: Tensor, apply: Apply) -> tuple[States, list[Tensor]]:
-        """All updates of one ACT step: the states after them, and the answer state after each earlier cycle,
-        if asked for.
+        """All updates of one ACT step: the states after them, and the answer states after earlier cycles.
 
-        The last updates, `updates[2]` of them, carry a gradient. So do the last ones of an earlier cycle that
-        answers, from detached states: the gradient of the step's own answer is the same without earlier
-        answers.
+        The last updates, `updates[2]` of them, carry a gradient.
+        With `every_cycle_answers` the last updates of an earlier cycle do, too, and the states are detached
+        after it. Earlier answers then leave the gradient of the step's own answer as it is.
         """
         latent, cycles, with_gradient = self.updates
         length = latent + 1
@@ -208,6 +208,7 @@ class RecursiveModel(nn.Module):
         position = 0
         for end in range(length if self.every_cycle_answers else len(schedule), len(schedule) + 1, length):
             start = max(position, tail if end > tail else end - with_gradient)
+            # The paper's approximation: what is remembered for the gradient does not grow with the cycles.
             with torch.no_grad(), weights_cast_once(networks, tokens.dtype):
                 states = run(states, schedule[position:start])
             states = run(states, schedule[start:end])
@@ -303,6 +304,7 @@ class RecursiveModel(nn.Module):
         if context.prefix_mask is None and context.memory_mask is None:
             return None
         batch = context.prefix.shape[0]
+        # Cells of the canvas are seen in any case, padding included, as in the original.
         keys = torch.ones(batch, prefix + cells, dtype=torch.bool, device=context.prefix.device)
         if context.prefix_mask is not None:
             keys = torch.cat((context.prefix_mask, keys[:, prefix:]), dim=1)

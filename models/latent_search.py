@@ -45,6 +45,7 @@ class LeaveOneOut:
         rows, self.counted = leave_one_out(data)
         self.rows = model.placed(rows)
         row_state = state and {name: self.each(value) for name, value in state.items()}
+        # Shifts are added to finished tokens, so that no gradient has to go through the encoder.
         with torch.no_grad():
             self.full, self.others = model.context(data, state), model.context(self.rows, row_state)
 
@@ -153,6 +154,7 @@ def search(
     def to_rows(delta: Tensor) -> Tensor:
         return start_rows + left_out.each(delta)
 
+    # To be beaten: the encoder's own contexts, whatever the start.
     best, loss = delta, left_out.solved(left_out.each(delta))
     for candidate in _candidates(left_out, to_rows, config, generator):
         found = left_out.solved(to_rows(candidate))

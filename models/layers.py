@@ -79,6 +79,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(truncated_normal(count, hidden_size, std=hidden_size**-0.5))
 
     def forward(self, index: Tensor) -> Tensor:
+        # Tokens come as bytes, which no look-up takes.
         return F.embedding(index.int(), self.weight.to(self.dtype))
 
 
@@ -130,6 +131,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Packed | No
 
     mask: broadcasts to (B, H, S, keys), True where a key may be seen; None shows all.
     """
+    # One call for each sequence: a mask over all of them would cost the square of their whole length.
     if isinstance(mask, Packed):
         sequences = zip(*(x.split(mask.lengths, dim=2) for x in (query, key, value)), strict=True)
         return torch.cat([attend(q, k, v, None) for q, k, v in sequences], dim=2)

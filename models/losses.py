@@ -77,6 +77,7 @@ TOKEN_LOSSES = {
 def sample_loss(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> Tensor:
     """The token loss of each sample, (B,): the mean over its supervised cells, zero without any."""
     cells = (labels != IGNORE_LABEL_ID).sum(-1)
+    # Without supervised cells the sum is zero, whatever it is divided by.
     return TOKEN_LOSSES[objective.loss_type](logits, labels).sum(-1) / cells.clamp_min(1)
 
 
@@ -86,28 +87,42 @@ def token_shares(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> 
     return TOKEN_LOSSES[objective.loss_type](logits, labels) / cells.clamp_min(1)
 
 
-def halting_losses(output: StepOutput) -> dict[str, Tensor]:
-    """The halting losses (B,) by name, zero without labels: the target of `q_halt` is "every supervised cell
-    is right"."""
-    labels = output.carry.data["labels"]
+def grade(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The share of each sample's supervised cells that are right, and whether all of them are, (B,) each.
+
+    Without supervised cells the share is zero, and none is wrong.
+    """
     supervised = labels != IGNORE_LABEL_ID
-    exact = ((output.logits.argmax(-1) == labels) | ~supervised).all(-1)
-    targets = {"q_halt": (output.q_halt_logits, exact.float())}
+    cells = supervised.sum(-1)
+    correct = (supervised & (logits.argmax(-1) == labels)).sum(-1)
+    return correct / cells.clamp_min(1), correct == cells
+
+
+def halting_loss(logits: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """The loss (B,) of halting logits (B,) against the probabilities `target` (B,), zero without labels."""
+    loss = F.binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+    return torch.where((labels != IGNORE_LABEL_ID).any(-1), loss, 0.0)
+
+
+def halting_losses(output: StepOutput) -> dict[str, Tensor]:
+    """The halting losses (B,) by name. q_halt learns whether every supervised cell is right."""
+    labels = output.carry.data["labels"]
+    _, exact = grade(output.logits, labels)
+    losses = {"q_halt": halting_loss(output.q_halt_logits, exact, labels)}
     if output.target_q_continue is not None:
-        targets["q_continue"] = (output.q_continue_logits, output.target_q_continue)
-    labelled = supervised.any(-1)
-    losses = {
-        name: F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-        for name, (logits, target) in targets.items()
-    }
-    return {name: torch.where(labelled, loss, 0.0) for name, loss in losses.items()}
+        losses["q_continue"] = halting_loss(output.q_continue_logits, output.target_q_continue, labels)
+    return losses
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """What the loss of a batch is the sum of, every term with its weight and zero where it has no labels:
-    `tokens` (B, L) by cell, `halting` (B,) and `auxiliary` (B,) by name; and `earlier` (B, L), like `tokens`,
-    after each H cycle but the last."""
+    """What the loss of a batch is the sum of. Every term has its weight, and is zero where it has no labels.
+
+    tokens: (B, L), by cell.
+    halting: (B,).
+    auxiliary: (B,) each, by name.
+    earlier: (B, L) each, like `tokens`, after each H cycle but the last.
+    """
 
     tokens: Tensor
     halting: Tensor
@@ -140,23 +155,18 @@ def answer_metrics(
     The losses sum over all rows that have labels, whose number is `rows`. The others sum over those of them
     that have halted (B,), whose number is `count`, as in the original.
     """
-    supervised = labels != IGNORE_LABEL_ID
-    cells = supervised.sum(-1)  # (B,)
-    labelled = cells > 0
-    with torch.no_grad():
-        correct = (supervised & (answer.logits.argmax(-1) == labels)).sum(-1)
-        exact = correct == cells
-        counted = halted & labelled
-    q_halt = F.binary_cross_entropy_with_logits(answer.q_halt_logits, exact.float(), reduction="none")
+    share, exact = grade(answer.logits, labels)
+    labelled = (labels != IGNORE_LABEL_ID).any(-1)
+    counted = halted & labelled
     return {
         "rows": labelled.sum(),
         "count": counted.sum(),
-        "accuracy": torch.where(counted, correct / cells.clamp_min(1), 0.0).sum(),
+        "accuracy": torch.where(counted, share, 0.0).sum(),
         "exact_accuracy": (counted & exact).sum(),
         "q_halt_accuracy": (counted & ((answer.q_halt_logits >= 0) == exact)).sum(),
         "steps": torch.where(counted, answer.steps, 0).sum(),
         "lm_loss": sample_loss(answer.logits, labels, objective).sum(),
-        "q_halt_loss": torch.where(labelled, q_halt, 0.0).sum(),
+        "q_halt_loss": halting_loss(answer.q_halt_logits, exact, labels).sum(),
     }
 
 
@@ -176,7 +186,7 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
     metrics = {name: value.detach() for name, value in sums.items()}
     q_loss = sums["q_halt_loss"]
     if output.target_q_continue is not None:
-        q_continue_loss = halting_losses(output)["q_continue"].sum()
+        q_continue_loss = halting_loss(output.q_continue_logits, output.target_q_continue, labels).sum()
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_loss + q_continue_loss
     loss = sums["lm_loss"] + objective.halt_loss_weight * q_loss

@@ -33,6 +33,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json
 
+# What compiling, wrapping and the original's loss head put before a name.
 _PREFIXES = ("_orig_mod.", "module.", "model.", "inner.")
 _RENAMED = {
     "embed_tokens.embedding_weight": "embed_tokens.weight",
@@ -224,6 +225,7 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
         raise UserError(
             f"{source.path} does not fit this model: {shown}. pretrained_mismatch=allow loads what fits"
         )
+    # Until here nothing has been changed.
     model.load_state_dict(own | {name: value.to(own[name].dtype) for name, value in new.items()})
     return report
 
@@ -253,6 +255,7 @@ def _open(path: Path) -> Source:
     if _is_checkpoint(path):
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
+        # The averaged weights are those that evaluations report.
         which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
         weights, config = checkpoint.load_weights(folder, which), trained_config(info)
         return Source(folder, weights, which, config["arch"], _trained_names(info), config["encoder"])

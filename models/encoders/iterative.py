@@ -132,6 +132,7 @@ class IterativeEncoder(ContextModule):
     def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         before = state or self.initial_state(data)
         after = self.update(before, self.vectors(data), data["demo_mask"])
+        # What is kept of earlier steps has no gradient; the update of this one has.
         keep = self.config.smoothing
         after = {level: keep * before[level] + (1 - keep) * value for level, value in after.items()}
         return Context(

@@ -92,6 +92,7 @@ class MemoryEncoder(ContextModule):
                 memory_cells=cells,
                 colours=colours,
             )
+        # The register is a token even where there is no demonstration.
         always = torch.ones_like(valid[:, :1])
         return Context(
             prefix=self.as_prefix(torch.cat((register, tokens), 1)),

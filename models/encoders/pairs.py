@@ -232,6 +232,7 @@ class WeightedPool(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         score = self.score(x).squeeze(-1).float()
+        # Without any valid member the softmax is uniform; the mask then leaves zero.
         weight = score.masked_fill(~mask, torch.finfo(score.dtype).min).softmax(-1) * mask
         return (x * weight.to(x.dtype)[:, :, None]).sum(1)
 

@@ -23,7 +23,7 @@ from models.encoders.blocks import ReadBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import Linear, rms_norm, truncated_normal
 
-MAX_LOG_VARIANCE = 10.0
+MAX_LOG_VARIANCE = 10.0  # a variance and its inverse stay far from overflow
 
 
 class PooledEncoderConfig(PairConfig):
@@ -141,6 +141,7 @@ class Bottleneck(nn.Module):
         self.log_variance = Linear(width, latent, bias=True) if config.variational else None
         if self.log_variance is not None:
             assert config.initial_sigma is not None, "the configuration asks for it with encoder.variational"
+            # At first every latent has the same deviation, whatever it is of.
             self.log_variance.start_at(2 * math.log(config.initial_sigma))
         self.decode = Linear(latent, width) if decoded else nn.Identity()
 
