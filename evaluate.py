@@ -93,7 +93,7 @@ def _rows(columns: dict[str, list[Score]]) -> list[str]:
 
 @reports_user_errors
 def main() -> None:
-    launch("evaluate", EvaluateConfig, run)
+    launch("evaluate", EvaluateConfig, run, __doc__)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ def _visible(line: str) -> int:
 
 @reports_user_errors
 def main() -> None:
-    launch("predict", PredictConfig, run)
+    launch("predict", PredictConfig, run, __doc__)
 
 
 if __name__ == "__main__":

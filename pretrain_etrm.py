@@ -261,7 +261,7 @@ def best_line(run: Run[PretrainConfig]) -> list[str]:
 
 @reports_user_errors
 def main() -> None:
-    launch("pretrain", PretrainConfig, train)
+    launch("pretrain", PretrainConfig, train, __doc__)
 
 
 if __name__ == "__main__":

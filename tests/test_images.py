@@ -64,7 +64,15 @@ def test_frames_tell_right_wrong_and_changed():
         "output": "t.png",
     }
     config = timeline.TimelineConfig(
-        **values, pair_index=0, view=0, target=True, diff=True, dpi=100, columns=1
+        **values,
+        pair_index=0,
+        view=0,
+        demonstrations=False,
+        target=True,
+        curves=False,
+        diff=True,
+        dpi=100,
+        columns=1,
     )
     panels = timeline.draw(truth, steps, truth, 4, config)
     assert len(panels) == 6

@@ -16,7 +16,8 @@ from evaluation.inference import Inference
 from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
 from evaluation.voting import Candidate
-from models.act import solve
+from models.act import act_steps, solve
+from models.losses import sample_loss
 from models.trm import ETRM
 from tests.support.grids import random_task
 from tests.support.images import read_gif
@@ -112,7 +113,36 @@ def test_the_recorded_steps_end_in_the_answer(solver, monkeypatch):
     shorter = solver.model.config.model_copy(update={"halt_threshold": 1e-6})
     monkeypatch.setattr(solver.model, "config", shorter)
     steps = solver.refine(a_task(queries=2), 1)
-    assert len(steps) == 1 and steps[0] == {**records[1]["steps"][0], "halted": True}
+    assert len(steps) == 1
+    assert {name: steps[0][name] for name in ("grid", "q", "halted")} == {
+        **records[1]["steps"][0],
+        "halted": True,
+    }
+
+
+def test_steps_have_an_accuracy_and_a_loss_where_the_answer_is_known(solver):
+    task = a_task()
+    steps, truth = solver.refine(task, 0), task.queries[0].output
+    respondent = solver.respondent(task)
+    questions = solver.questions(respondent, 1, 0)
+    (batch,) = questions.batches(1)
+    data = materialise(batch.samples, respondent.store, respondent.table).data
+    losses = [
+        sample_loss(output.logits, data["labels"], respondent.objective).item()
+        for _, output in act_steps(solver.model, data)
+    ]
+    assert [step["loss"] for step in steps] == losses
+    for step in steps:
+        grid = np.array(step["grid"] or [[]])
+        right = sum(
+            grid[row, column] == truth[row, column]
+            for row, column in np.ndindex(truth.shape)
+            if row < grid.shape[0] and column < grid.shape[1]
+        )
+        assert step["accuracy"] == right / max(grid.size, truth.size)
+    (query,) = task.queries
+    unknown = Task(task.id, task.demonstrations, (Pair(query.input, None),))
+    assert "loss" not in solver.refine(unknown, 0)[0]
 
 
 def test_a_view_is_refined_in_its_own_frame_and_mapped_back(solver):
@@ -263,7 +293,9 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
     values |= {
         "pair_index": 0,
         "view": 0,
+        "demonstrations": False,
         "target": True,
+        "curves": True,
         "diff": True,
         "dpi": 60,
         "columns": 2,
@@ -274,6 +306,10 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
     frames, times = read_gif(tmp_path / "t.gif")
     assert len(frames) == 3 and times == [600, 600, 2500] and "3 ACT steps" in capsys.readouterr().out
     assert (picture == timeline.WRONG).all(axis=-1).any()
+    assert Image.open(tmp_path / "t_curves.png").size[0] > 1000, "a panel each for accuracy, loss and halting"
+    timeline.run(timeline.TimelineConfig(**values | {"demonstrations": True, "curves": False}))
+    with_pairs = np.array(Image.open(tmp_path / "t.png"))
+    assert len(with_pairs) > len(picture) and "t_curves" not in capsys.readouterr().out
     timeline.run(timeline.TimelineConfig(**values | {"diff": False, "target": False}))
     plain = np.array(Image.open(tmp_path / "t.png"))
     assert not any(
