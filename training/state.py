@@ -50,7 +50,7 @@ class TrainState:
         from those before it.
         """
         steps = sorted(self.scores)
-        best, waited = -math.inf, 0
+        best, waited = self.scores[steps[0]] if steps else -math.inf, 0
         for step in dropwhile(lambda step: self.scores[step] == self.scores[steps[0]], steps):
             better = self.scores[step] > best + min_delta
             best, waited = (self.scores[step], 0) if better else (best, waited + 1)
