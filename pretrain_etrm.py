@@ -6,8 +6,6 @@ Configuration -> run (device, data, model, optimisers) -> resume -> loop (step, 
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,27 +13,26 @@ from omegaconf import OmegaConf
 from config.compose import launch
 from config.schema import PretrainConfig
 from dataset.batch import Samples
-from evaluation.in_training import check_best_metric, log_evaluation, log_pictures
+from evaluation.in_training import best_line, check_best_metric, log_evaluation, log_pictures
 from evaluation.report import training_curves
 from training.diagnostics import context_diagnostics
 from training.meter import Meter, log_step
 from training.nonfinite import dump_batch
-from training.start import Run, prepare, resume, start_from_pretrained
+from training.start import Run, alone_in, prepare, resume, start_from_pretrained
 from training.step import StepResult
 from utils import checkpoint, distributed
 from utils.device import describe, explains_out_of_memory
 from utils.distributed import World
 from utils.environment import append_start, environment, peak_memory_gb
 from utils.errors import Stopped, UserError, reports_user_errors
-from utils.files import exclusive, write_atomically
+from utils.files import write_atomically
 from utils.images import write_curves
 from utils.logging import RunLogger, read_metrics
 from utils.signals import StopRequest
 
 LESS_MEMORY = (
-    "lower global_batch_size (python -m tools.find_batch_size with the same options finds the largest that "
-    "fits), or "
-    "data.buckets, data.max_demos or arch.hidden_size, or spread the batch over more processes"
+    "lower global_batch_size (python -m tools.find_batch_size with the same options finds the largest that fits), "
+    "or data.buckets, data.max_demos or arch.hidden_size, or spread the batch over more processes"
 )
 
 
@@ -70,22 +67,6 @@ def train(config: PretrainConfig) -> None:
         raise Stopped(f"stopped by {stopped_by} at {where}; the same command continues it")
     if run.world.is_main:
         print("\n".join([where, *best_line(run)]))
-
-
-@contextmanager
-def alone_in(run: Run) -> Iterator[None]:
-    """Inside the context no other training writes into the run's folder. The first process holds the lock for
-    all."""
-    with ExitStack() as stack:
-        problem = ""
-        if run.world.is_main:
-            try:
-                stack.enter_context(exclusive(run.folder, "trains in this folder"))
-            except UserError as error:
-                problem = str(error)
-        if problem := distributed.gather_objects(problem)[0]:
-            raise UserError(problem)
-        yield
 
 
 def open_logger(run: Run[PretrainConfig]) -> RunLogger:
@@ -182,7 +163,7 @@ class Loop:
     def step(self, samples: Samples) -> None:
         """One sampled batch. Raises `UserError` when gradients were not finite for too many steps in a
         row."""
-        what = f"training step {self.state.step + 1}, {self.batch_line(samples)}"
+        what = f"training step {self.state.step + 1}, {self.run.batch_line(samples)}"
         with explains_out_of_memory(what, LESS_MEMORY):
             result = self.run.step(samples)
         self.meter.add(result, self.config.global_batch_size)
@@ -238,25 +219,6 @@ class Loop:
         if unfinished and self.evaluation_due():
             with self.meter.paused():
                 self.evaluate()
-
-    def batch_line(self, samples: Samples) -> str:
-        """What a step had to hold in memory."""
-        side, demos = samples.bucket
-        demonstrations = f", {demos} demonstrations" if demos else ""
-        batch, processes = self.config.global_batch_size, self.run.world.size
-        return f"global_batch_size={batch} over {processes} process(es), canvas side {side}{demonstrations}"
-
-
-def best_line(run: Run[PretrainConfig]) -> list[str]:
-    """The best validation score of the run and its step, in words, where there is one."""
-    config, state = run.config, run.state
-    if not state.scores:
-        return []
-    best = state.best_step
-    why = " (no better one for longer than patience)" if state.step < config.train_steps else ""
-    return [
-        f"best {config.best_metric} on the validation tasks: {state.scores[best]:.3f} at step {best}{why}"
-    ]
 
 
 @reports_user_errors

@@ -140,6 +140,18 @@ def less_memory_to_answer(what: str, run: Run[MonitoredConfig]) -> AbstractConte
     return explains_out_of_memory(f"{what} at step {run.state.step}", remedy)
 
 
+def best_line(run: Run[MonitoredConfig]) -> list[str]:
+    """The best validation score of the run and its step, in words, where there is one."""
+    config, state = run.config, run.state
+    best = state.best_step
+    if best is None:
+        return []
+    why = " (no better one for longer than patience)" if state.step < config.train_steps else ""
+    return [
+        f"best {config.best_metric} on the validation tasks: {state.scores[best]:.3f} at step {best}{why}"
+    ]
+
+
 def averaged_weights(state: TrainState) -> AbstractContextManager:
     """Inside the context the model has the averaged weights, if the run keeps any."""
     return state.ema.swapped_in() if state.ema else nullcontext()

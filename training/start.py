@@ -4,6 +4,8 @@
 device, data, sampler, state. What looks at a run (the doctor) asks for one part after the other.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -29,7 +31,7 @@ from utils.device import choose_device, describe, only_deterministic, should_com
 from utils.distributed import World
 from utils.environment import git_commit
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import exclusive, write_json
 
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
 RESUMABLE_DIFFERENCES = {
@@ -156,6 +158,13 @@ class Run(Generic[C]):
         """One call of `train_step` on a sampler's draw."""
         return train_step(self.state, self.batch(samples), self.config, self.world)
 
+    def batch_line(self, samples: Samples) -> str:
+        """What a step had to hold in memory."""
+        side, demos = samples.bucket
+        demonstrations = f", {demos} demonstrations" if demos else ""
+        batch, processes = self.config.global_batch_size, self.world.size
+        return f"global_batch_size={batch} over {processes} process(es), canvas side {side}{demonstrations}"
+
     def model_line(self) -> str:
         """What is trained, and how large it is."""
         config, parameters = self.config, count_parameters(self.model)
@@ -181,6 +190,22 @@ def prepare(config: C, world: World) -> Run[C]:
     run = Run(config, world)
     _ = run.device, run.store, run.sampler, run.state
     return run
+
+
+@contextmanager
+def alone_in(run: Run) -> Iterator[None]:
+    """Inside the context no other training writes into the run's folder. The first process holds the lock for
+    all."""
+    with ExitStack() as stack:
+        problem = ""
+        if run.world.is_main:
+            try:
+                stack.enter_context(exclusive(run.folder, "trains in this folder"))
+            except UserError as error:
+                problem = str(error)
+        if problem := distributed.gather_objects(problem)[0]:
+            raise UserError(problem)
+        yield
 
 
 def resume(run: Run) -> dict[Path, str]:
