@@ -31,8 +31,8 @@ from utils.logging import RunLogger, read_metrics
 from utils.signals import StopRequest
 
 LESS_MEMORY = (
-    "lower global_batch_size (python -m tools.find_batch_size with the same options finds the largest that fits), "
-    "or data.buckets, data.max_demos or arch.hidden_size, or spread the batch over more processes"
+    "lower global_batch_size (python -m tools.find_batch_size with the same options finds what fits), or "
+    "data.buckets, data.max_demos or arch.hidden_size, or spread the batch over more processes"
 )
 
 
@@ -151,8 +151,7 @@ class Loop:
         return None
 
     def due(self, every: int | None) -> bool:
-        """Whether an interval of so many steps has just ended: modes make several updates in one step of this
-        loop."""
+        """Whether an interval of so many steps has just ended. Some modes make several updates per round."""
         return every is not None and self.state.step % every < self.config.mode.updates
 
     def evaluation_due(self) -> bool:
@@ -161,8 +160,7 @@ class Loop:
         return every is not None and (self.due(every) or self.state.step == self.config.train_steps)
 
     def step(self, samples: Samples) -> None:
-        """One sampled batch. Raises `UserError` when gradients were not finite for too many steps in a
-        row."""
+        """One sampled batch. Raises `UserError` when the gradient is not finite for too many in a row."""
         what = f"training step {self.state.step + 1}, {self.run.batch_line(samples)}"
         with explains_out_of_memory(what, LESS_MEMORY):
             result = self.run.step(samples)
