@@ -77,7 +77,7 @@ def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
     respondent = Respondent(
         model, run.store, run.table, config.data, config.objective, nothing_trained, run.world
     )
-    ask = Ask(config.seed, max_tasks=tasks)
+    ask = Ask(config.seed, max_tasks=tasks, keep_predictions=False)
     # `model.config` is what the evaluation reads the number of ACT steps from.
     trained = model.config
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up

@@ -73,6 +73,7 @@ def results_of(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
 def save_predictions(path: Path, evaluation: Evaluation) -> None:
     """The model's predictions with the queries and their known answers (evaluation/predictions.py)."""
     questions = evaluation.questions
+    assert evaluation.predictions is not None, "only kept predictions can be stored"
     outputs = [known_output(questions, query) for query in questions.queries]
     stored.save(
         path,

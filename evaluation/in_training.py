@@ -92,9 +92,8 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     config, state = run.config, run.state
     split = config.evaluated_split
     limits = [] if config.validation else [config.eval_tasks, config.data.max_eval_groups]
-    ask = Ask(
-        config.seed, split, max_tasks=min((limit for limit in limits if limit is not None), default=None)
-    )
+    max_tasks = min((limit for limit in limits if limit is not None), default=None)
+    ask = Ask(config.seed, split, max_tasks=max_tasks, keep_predictions=False)
     views: list[int] = []
     started = time.perf_counter()
     with averaged_weights(state), less_memory_to_answer("the evaluation", run):

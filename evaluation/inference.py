@@ -83,6 +83,7 @@ class Inference:
         ranking: Ranking = "votes",
         stop: VoteStop | None = None,
         progress: Progress = lambda views: None,
+        observe: Observe = lambda batch, answer: None,
     ) -> VoteTable:
         """The votes of all processes, the same as of the predictions that `collect` finds.
 
@@ -91,7 +92,8 @@ class Inference:
         votes = VoteTable(ranking)
         for views, unsettled in self._rounds(stop, votes):
             mine = Predictions()
-            self._ask(views, unsettled, mine, with_agreement=ranking == "agreement", progress=progress)
+            agreement = ranking == "agreement"
+            self._ask(views, unsettled, mine, False, agreement, progress, observe)
             votes.merge(distributed.gather_objects(mine.vote(ranking)))
         return votes
 

@@ -10,7 +10,7 @@ from dataset.leaks import tasks_seen
 from dataset.views import Control, EvaluationSet
 from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.canvas_scores import CanvasScores
-from evaluation.inference import Inference, Progress, VoteStop, copy_input
+from evaluation.inference import Inference, Observe, Progress, VoteStop, copy_input
 from evaluation.metrics import AnsweredQuery, Score
 from evaluation.notes import notes_of
 from evaluation.predictions import Predictions
@@ -19,7 +19,8 @@ from evaluation.records import answers_of, counts_of, known_output, puzzles_of, 
 from evaluation.refinement import refinements
 from evaluation.respondent import Respondent
 from evaluation.scoreboard import Scoreboard, controls_of
-from evaluation.voting import VotingConfig
+from evaluation.voting import VoteTable, VotingConfig
+from utils import distributed
 
 Split = Literal["test", "train", "validation"]
 
@@ -31,6 +32,7 @@ class Ask:
     seed: of the views and of whatever an adaptation draws.
     subsets, max_tasks: some subsets of the split only, and their first tasks only; None: all.
     protocol: what may be done with a task's demonstrations before it is asked, in the controls, too.
+    keep_predictions: whether every view's answer is kept, on every process, or only counts of votes.
     record_steps: whether the predictions keep the answers after every ACT step; votes count the last ones.
     """
 
@@ -39,6 +41,7 @@ class Ask:
     subsets: list[str] | None = None
     max_tasks: int | None = None
     protocol: ProtocolConfig = AS_IT_IS
+    keep_predictions: bool = True
     record_steps: bool = False
 
     def questions(self, respondent: Respondent, num_views: int, control: Control = "none") -> EvaluationSet:
@@ -55,7 +58,7 @@ class Evaluation:
 
     protocol: the label.
     adaptation: the protocol's name if it adapts, which the label hides where training has seen tasks.
-    predictions: the model's own, and the seconds that they took.
+    predictions: the model's own, None where they were not kept; and the seconds that they took.
     scores, by_subset: of all tasks, and of each subset where there are several.
     means: of single views (`CanvasScores`).
     counts: tasks, queries by status, and views asked.
@@ -66,7 +69,7 @@ class Evaluation:
     protocol: str
     adaptation: str | None
     questions: EvaluationSet
-    predictions: Predictions
+    predictions: Predictions | None
     prediction_seconds: float
     scores: list[Score]
     by_subset: dict[str, list[Score]]
@@ -79,7 +82,7 @@ class Evaluation:
     @cached_property
     def records(self) -> list[dict[str, Any]]:
         """One per query, as per_example.jsonl has them."""
-        steps = refinements(self.predictions) if self.record_steps else {}
+        steps = refinements(self.predictions) if self.predictions and self.record_steps else {}
         return records_of(self.questions, self.answers, self.protocol, steps)
 
     @property
@@ -126,23 +129,17 @@ def evaluate(
 
     canvas_scores = CanvasScores(respondent.store, respondent.table, respondent.objective)
     started = time.monotonic()
-    predictions = Inference(respondent, questions, adaptation).collect(
-        stop=_stop(config),
-        record_steps=ask.record_steps,
-        with_agreement=config.ranking == "agreement",
-        progress=progress,
-        observe=canvas_scores.add,
-    )
+    inference = Inference(respondent, questions, adaptation)
+    predictions, votes, views = _answers(inference, config, ask, progress, canvas_scores.add)
     prediction_seconds = time.monotonic() - started
 
-    answers = answers_of(questions, predictions.vote(config.ranking))
+    answers = answers_of(questions, votes)
     board = Scoreboard(respondent.store, questions.tasks, config)
     left_out: Mapping[str, int] = {}
     labelled = any(known_output(questions, query) is not None for query in questions.queries)
     if labelled:
         board.add(questions, answers)
         left_out = _score_controls(board, respondent, ask, adaptation, questions, progress)
-    views = len(predictions.rows()["query"])
     return Evaluation(
         protocol=protocol,
         adaptation=ask.protocol.name if adaptation.adapts else None,
@@ -157,6 +154,24 @@ def evaluate(
         record_steps=ask.record_steps,
         notes=notes_of(questions, config, adaptation, seen, left_out, labelled, views),
     )
+
+
+def _answers(
+    inference: Inference, config: VotingConfig, ask: Ask, progress: Progress, observe: Observe
+) -> tuple[Predictions | None, VoteTable, int]:
+    """The model's predictions, if they are kept, the votes, and how many views were asked."""
+    if ask.keep_predictions:
+        agreement = config.ranking == "agreement"
+        predictions = inference.collect(_stop(config), ask.record_steps, agreement, progress, observe)
+        return predictions, predictions.vote(config.ranking), len(predictions.rows()["query"])
+    mine: list[int] = []
+
+    def count(views: int) -> None:
+        mine.append(views)
+        progress(views)
+
+    votes = inference.predict(config.ranking, _stop(config), count, observe)
+    return None, votes, sum(distributed.gather_objects(sum(mine)))
 
 
 def _stop(config: VotingConfig) -> VoteStop | None:

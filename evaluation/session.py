@@ -79,7 +79,13 @@ class EvaluateConfig(VotingConfig):
     def ask(self) -> Ask:
         """What is asked of the model."""
         return Ask(
-            self.seed, self.split, self.subsets, self.max_eval_groups, self.protocol, self.record_steps
+            self.seed,
+            self.split,
+            self.subsets,
+            self.max_eval_groups,
+            self.protocol,
+            keep_predictions=self.save_predictions,
+            record_steps=self.record_steps,
         )
 
 

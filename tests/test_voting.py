@@ -284,3 +284,14 @@ def test_counts_that_are_gathered_are_the_votes_of_the_predictions(untrained):
             for table in (counted, kept)
         )
         assert ours == theirs and ours
+
+
+def test_an_evaluation_that_keeps_no_predictions_finds_the_same(untrained):
+    trainer, _ = untrained
+    config = trainer.config.evaluation.model_copy(update={"num_views": 12, "controls": ["query_only"]})
+    kept, counted = (
+        evaluate(respondent_of(trainer), config, Ask(seed=0, keep_predictions=keep)) for keep in (True, False)
+    )
+    assert kept.predictions is not None and counted.predictions is None
+    assert kept.records == counted.records and kept.metrics() == counted.metrics()
+    assert kept.counts == counted.counts and kept.submission == counted.submission

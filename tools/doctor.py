@@ -170,7 +170,7 @@ class Rehearsal:
         settings = config.evaluation.model_copy(update={"controls": []})
         tasks = max(1, settings.batch_size // settings.num_views)
         with averaged_weights(run.state):
-            ask = Ask(config.seed, config.evaluated_split, max_tasks=tasks)
+            ask = Ask(config.seed, config.evaluated_split, max_tasks=tasks, keep_predictions=False)
             result = evaluate(respondent_of(run), settings, ask)
         self.scores = result.metrics()
         counts = result.counts
