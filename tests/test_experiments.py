@@ -118,6 +118,7 @@ def opened(puzzle):
         "batch_size=16",
         "device=cpu",
         "max_eval_groups=3",
+        "save_predictions=true",
     ]
     config = compose.load(EvaluateConfig, "evaluate", settings)
     info = {"config": trainer.config.model_dump()}

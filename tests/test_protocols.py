@@ -116,7 +116,9 @@ def test_a_new_protocol_is_a_row(fewshot, tmp_path, monkeypatch):
     found = {}
     for size in (0.0, 1.0):
         keys = ["protocol.name=toy", f"+protocol.size={size}", "num_views=1", "controls=[]", "report=false"]
-        config = compose.load(EvaluateConfig, "evaluate", [f"checkpoint={path}", "device=cpu", *keys])
+        config = compose.load(
+            EvaluateConfig, "evaluate", [f"checkpoint={path}", "device=cpu", "save_predictions=true", *keys]
+        )
         session = Session.open(config)
         found[size] = session.evaluate()
         session.write(session.folder(), found[size], 1.0)

@@ -193,7 +193,7 @@ def test_a_model_with_puzzle_rows_learns_the_rows_of_tasks_it_was_not_trained_on
         "protocol.batch_size=4",
         "protocol.row_steps=1",
     ]
-    session = Session.open(compose.load(EvaluateConfig, "evaluate", [*keys, *steps]))
+    session = Session.open(compose.load(EvaluateConfig, "evaluate", [*keys, *steps, "save_predictions=true"]))
     model = session.trained.model
     table = model.context.weights
     assert len(table) == other.metadata.num_puzzle_identifiers and (table == table[0]).all()

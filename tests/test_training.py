@@ -113,6 +113,19 @@ def test_shuffled_demonstrations_raise_the_loss_of_a_trained_model(tmp_path):
     assert loss(shuffled) > 2 * loss(batch.data) + 0.5
 
 
+def test_wandb_online_without_a_key_is_one_line(fewshot, tmp_path):
+    nowhere = {
+        "HOME": str(tmp_path),
+        "WANDB_API_KEY": "",
+        "WANDB_SILENT": "true",
+        "NETRC": str(tmp_path / "none"),
+    }
+    done = run(*arguments_for(fewshot, tmp_path, "train_steps=1", "logging.wandb=online"), env=nowhere)
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("wandb"))
+    assert done.returncode == 2 and line.startswith("error: logging.wandb=online: ")
+    assert "logging.wandb=offline" in line
+
+
 def test_wandb_works_without_an_account(fewshot, tmp_path):
     done = run(
         *arguments_for(fewshot, tmp_path, "train_steps=2", "logging.wandb=offline"),
