@@ -18,6 +18,7 @@ from dataset.store import TRAIN, Store
 from dataset.task import MAX_SIDE
 
 MAX_CANVAS = 255  # shapes are stored as bytes
+OF_THE_QUERY = ("places",)  # what a model adds to a sample's data that holds for its `inputs` alone
 
 
 QuerySampling = Literal["any", "test", "all"]
@@ -164,7 +165,7 @@ def leave_one_out(data: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
     batch, count = mask.shape
     apart = ~torch.eye(count, dtype=torch.bool, device=mask.device)
     others = (mask[:, None] & apart).flatten(0, 1)  # (B * K, K)
-    rows = {name: value.repeat_interleave(count, dim=0) for name, value in data.items()}
+    rows = {name: value.repeat_interleave(count, dim=0) for name, value in data.items() if name not in OF_THE_QUERY}
     rows |= {
         "inputs": data["demo_inputs"].flatten(0, 1),
         "labels": canvas.labels_of(data["demo_labels"].flatten(0, 1)),

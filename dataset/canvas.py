@@ -61,6 +61,12 @@ def _on_device(device: torch.device) -> tuple[Tensor, Tensor]:
     return _SOURCE.to(device), TRANSPOSES.to(device)
 
 
+def sources(device: torch.device) -> Tensor:
+    """(8, 2, 4): by dihedral index the row and the column that cell (r, c) of a transformed grid comes from, as coefficients of
+    r, c, rows - 1, columns - 1 of the grid before the transform."""
+    return _on_device(device)[0]
+
+
 @dataclass(frozen=True)
 class GridTable:
     """All grids of a store on one device: pixels (N, G, G) uint8, zero outside the grid, and shapes (N, 2) int64."""

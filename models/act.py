@@ -76,7 +76,7 @@ def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
     batch, cells = data["inputs"].shape
     demos = data["demo_inputs"].shape[1] if "demo_inputs" in data else 0
     shape = (batch, model.context.prefix_length(demos, cells) + cells, model.config.hidden_size)
-    device = data["inputs"].device
+    device, data = data["inputs"].device, model.placed(data)
     return Carry(
         states=tuple(torch.zeros(shape, dtype=model.config.dtype, device=device) for _ in model.state_names),
         steps=torch.zeros(batch, dtype=torch.int32, device=device),
@@ -87,7 +87,7 @@ def initial_carry(model: RecursiveModel, data: dict[str, Tensor]) -> Carry:
 
 def refresh(carry: Carry, data: dict[str, Tensor], model: RecursiveModel, noise: Noise | None = None) -> Carry:
     """Replace halted rows by the new samples in `data`, with initial states and no steps taken."""
-    initial = model.context.initial_state(data, noise)
+    initial, data = model.context.initial_state(data, noise), model.placed(data)
 
     def fresh(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(carry.halted.view(-1, *[1] * (old.ndim - 1)), new, old)
@@ -127,7 +127,7 @@ def act_step(
     context_state = {name: value.detach() for name, value in {**carry.context_state, **context.state}.items()}
     if adjust is not None:
         context = adjust(context, carry)
-    output = model(carry.states, carry.data["inputs"], context)
+    output = model(carry.states, carry.data["inputs"], context, carry.data.get("places"))
     states = tuple(state.detach() for state in output.states)
     with torch.no_grad():
         steps = carry.steps + 1
@@ -142,7 +142,7 @@ def act_step(
                     halted = halted & (steps >= min_halt_steps)
             if not config.no_ACT_continue:
                 next_context = model.context(carry.data, context_state) if model.context.refines else context
-                after = model(states, carry.data["inputs"], next_context)
+                after = model(states, carry.data["inputs"], next_context, carry.data.get("places"))
                 best = torch.maximum(after.q_halt_logits, after.q_continue_logits)
                 target = torch.where(last, after.q_halt_logits, best).sigmoid()
         elif not model.training and config.halt_threshold is not None:
@@ -172,6 +172,7 @@ def act_steps(model: RecursiveModel, data: dict[str, Tensor], shift: Tensor | No
     def adjust(context: Context, carry: Carry) -> Context:
         return context if shift is None else context.shifted(shift[rows])
 
+    data = model.placed(data)
     context = None if model.context.refines else model.context(data)
     carry = initial_carry(model, data)
     rows = torch.arange(len(carry.halted), device=carry.halted.device)

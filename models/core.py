@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 
 from config.base import Config
 from dataset.batch import DataConfig
-from dataset.canvas import PAD
+from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.store import Store
 from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
@@ -33,6 +34,7 @@ from models.layers import (
     truncated_normal,
     weights_cast_once,
 )
+from models.relations import NONE, Index, Relations, moved, places_of, relate
 
 SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
@@ -47,6 +49,7 @@ class ArchConfig(Config):
     act_enabled: false trains every sample for all halt_max_steps. halt_threshold: null evaluates every sample for all
     halt_max_steps, a probability lets it stop once its halting confidence reaches it. halt_pooling: the q_head reads
     the first state token, or the mean over the input's cells. puzzle_emb_*: of the puzzle rows, unused beside an encoder.
+    relations: cells of the query that every block reads at each cell besides attention (models/relations.py).
     """
 
     name: str
@@ -64,6 +67,7 @@ class ArchConfig(Config):
     mlp_t: bool
     puzzle_emb_ndim: NonNegativeInt
     puzzle_emb_len: NonNegativeInt
+    relations: Relations = []  # what checkpoints from before there were any have
 
     @model_validator(mode="after")
     def _check(self) -> "ArchConfig":
@@ -78,6 +82,8 @@ class ArchConfig(Config):
             raise ValueError(
                 f"arch.mlp_t=true has no attention to rotate; set arch.pos_encodings to none or learned, not {self.pos_encodings}"
             )
+        if self.mlp_t and self.relations:
+            raise ValueError(f"arch.relations={self.relations} are read beside attention, which arch.mlp_t=true has none of")
         return self
 
     @property
@@ -119,11 +125,17 @@ class ReasoningModule(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(
-        self, state: Tensor, injection: Tensor | None, rotary: Rotary | None, mask: Tensor | None, memory: list[KeyValue | None]
+        self,
+        state: Tensor,
+        injection: Tensor | None,
+        rotary: Rotary | None,
+        mask: Tensor | None,
+        memory: list[KeyValue | None],
+        index: Index | None,
     ) -> Tensor:
         x = state if injection is None else state + injection
         for layer, keys_values in zip(self.layers, memory, strict=True):
-            x = layer(x, rotary, mask, keys_values)
+            x = layer(x, rotary, mask, keys_values, index)
         return x
 
 
@@ -154,8 +166,11 @@ class RecursiveModel(nn.Module):
         def block() -> nn.Module:
             if config.mlp_t:
                 return MixerBlock(hidden, length, config.expansion)
-            return AttentionBlock(hidden, config.num_heads, config.expansion)
+            return AttentionBlock(hidden, config.num_heads, config.expansion, relate(hidden, config.relations))
 
+        if config.relations and sizes.vocab_size != VOCAB_SIZE:
+            raise ValueError(f"arch.relations={config.relations} are those of ARC grids, which this dataset has none of")
+        self.colour_proj = Linear(hidden, hidden) if encoder and encoder.gives_colours else None
         for name, depth in self.networks.items():
             self.add_module(name, ReasoningModule([block() for _ in range(getattr(config, depth))]))
         for name in self.state_names:
@@ -184,10 +199,18 @@ class RecursiveModel(nn.Module):
         """Each state's initial value (D,)."""
         return tuple(self.get_buffer(f"{name}_init") for name in self.state_names)
 
-    def forward(self, states: States, inputs: Tensor, context: Context) -> ModelOutput:
-        """One ACT step from states (B, S, D) on input tokens (B, L)."""
+    def placed(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`data` with the `places` (B, L, R) that this model's relations name for its `inputs`, unless they are there."""
+        if not self.config.relations or "places" in data:
+            return data
+        return data | {"places": places_of(self.config.relations, data["inputs"])}
+
+    def forward(self, states: States, inputs: Tensor, context: Context, places: Tensor | None = None) -> ModelOutput:
+        """One ACT step from states (B, S, D) on input tokens (B, L). places: what `placed` adds for them, computed if missing."""
         tokens = self._embed(inputs, context)
-        apply = self._bind(inputs.shape[1], context.packed())
+        if self.config.relations and places is None:
+            places = places_of(self.config.relations, inputs)
+        apply = self._bind(inputs.shape[1], context.packed(), places)
         latent, cycles, with_gradient = self.updates
         schedule = (*range(latent), None) * cycles
         first_with_gradient = len(schedule) - with_gradient
@@ -219,10 +242,14 @@ class RecursiveModel(nn.Module):
         if self.config.pos_encodings == "learned":
             positions = self.embed_pos(torch.arange(tokens.shape[1], device=tokens.device))
             tokens = SQRT_HALF * (tokens + positions)  # keeps the variance of the sum
-        return math.sqrt(self.config.hidden_size) * tokens
+        tokens = math.sqrt(self.config.hidden_size) * tokens
+        if self.colour_proj is None:
+            return tokens
+        return tokens + F.pad(self.colour_proj(context.by_colour(inputs)), (0, 0, context.prefix.shape[1], 0))
 
-    def _bind(self, cells: int, context: Context) -> Apply:
-        """The networks, applied at the state's positions, under its mask, and reading their own projections of the memory."""
+    def _bind(self, cells: int, context: Context, places: Tensor | None) -> Apply:
+        """The networks, applied at the state's positions, under its mask, reading their own projections of the memory and the
+        query's `places` (B, L, R)."""
         prefix = context.prefix.shape[1]
         on_canvas = 0 if context.prefix_cells is None else len(context.prefix_cells)
         registers = prefix - on_canvas
@@ -232,20 +259,30 @@ class RecursiveModel(nn.Module):
             first = torch.arange(registers, device=context.prefix.device)
             rest = torch.arange(registers, registers + cells, device=context.prefix.device)
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
-        places = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
+        of_memory = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
         mask = self._mask(prefix, cells, context)
+        index = None if places is None else Index.of(self._state_places(places, context), self.config.dtype)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
             if context.memory is None:
                 return [None] * len(network.layers)
-            return [layer.self_attn.project_memory(context.memory, places) for layer in network.layers]
+            return [layer.self_attn.project_memory(context.memory, of_memory) for layer in network.layers]
 
         memories = {name: memory(self.get_submodule(name)) for name in self.networks}
 
         def apply(name: str, state: Tensor, injection: Tensor | None) -> Tensor:
-            return self.get_submodule(name)(state, injection, rotary, mask, memories[name])
+            return self.get_submodule(name)(state, injection, rotary, mask, memories[name], index)
 
         return apply
+
+    @staticmethod
+    def _state_places(places: Tensor, context: Context) -> Tensor:
+        """The places (B, S, R) of all tokens of the state, from those of the query's cells."""
+        prefix = context.prefix.shape[1]
+        of_cells = moved(places, prefix)
+        if context.prefix_places is None:
+            return F.pad(of_cells, (0, 0, prefix, 0), value=NONE)
+        return torch.cat((context.prefix_places, of_cells), dim=1)
 
     def _positions(self, registers: int, cells: int, device: torch.device) -> Rotary | None:
         head_dim = self.config.hidden_size // self.config.num_heads

@@ -30,7 +30,8 @@ class LeaveOneOut:
 
     def __init__(self, model: RecursiveModel, data: dict[str, Tensor], objective: ObjectiveConfig, state: dict[str, Tensor] | None = None):
         self.model, self.objective = model, objective
-        self.rows, self.counted = leave_one_out(data)
+        rows, self.counted = leave_one_out(data)
+        self.rows = model.placed(rows)
         of_rows = state and {name: self.each(value) for name, value in state.items()}
         with torch.no_grad():
             self.full, self.others = model.context(data, state), model.context(self.rows, of_rows)

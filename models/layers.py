@@ -8,11 +8,14 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from models.relations import Index
 
 NORM_EPS = 1e-5
 ROPE_THETA = 10000.0
@@ -309,15 +312,24 @@ class SiluMLP(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Post-norm transformer block."""
+    """Post-norm transformer block. relate: a branch beside attention that reads a sequence through an `Index` (models/relations.py)."""
 
-    def __init__(self, hidden_size: int, num_heads: int, expansion: float):
+    def __init__(self, hidden_size: int, num_heads: int, expansion: float, relate: nn.Module | None = None):
         super().__init__()
         self.self_attn = Attention(hidden_size, num_heads)
+        self.relate = relate
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
-        x = rms_norm(x + self.self_attn(x, rotary, mask, memory))
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        memory: KeyValue | None = None,
+        index: "Index | None" = None,
+    ) -> Tensor:
+        y = x + self.self_attn(x, rotary, mask, memory)
+        x = rms_norm(y if self.relate is None else y + self.relate(x, index))
         return rms_norm(x + self.mlp(x))
 
 
@@ -329,7 +341,14 @@ class MixerBlock(nn.Module):
         self.mlp_t = SwiGLU(length, expansion)
         self.mlp = SwiGLU(hidden_size, expansion)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | None = None, memory: KeyValue | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | None = None,
+        memory: KeyValue | None = None,
+        index: "Index | None" = None,
+    ) -> Tensor:
         x = x.transpose(1, 2)
         x = rms_norm(x + self.mlp_t(x)).transpose(1, 2)
         return rms_norm(x + self.mlp(x))

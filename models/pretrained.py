@@ -34,7 +34,7 @@ _RENAMED = {
 }
 _ROWS = "context.weights"
 # What changes the arithmetic of the recursion but the shape of no weight.
-_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings", "halt_pooling")
+_ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings", "halt_pooling", "relations")
 # Architectures with the recursion of another one, and the name by which HRM's own repository calls it.
 _SAME_RECURSION = {"etrm": "trm", "etrmtrm": "trm", "trm001": "trm", "hrm_act_v1": "hrm"}
 
@@ -247,10 +247,10 @@ def _encoder_differences(model: RecursiveModel, source: Source) -> list[str]:
     ours = None if isinstance(model.context, PuzzleEmbedding) else model.context.config.model_dump()
     if ours is None or source.encoder is None:
         return ["pretrained_encoder=load: " + ("this model has no encoder" if ours is None else "there is none")]
-    keys = ["name"] if ours["name"] != source.encoder["name"] else sorted(ours.keys() | source.encoder.keys())
-    return [
-        f"encoder.{key}={source.encoder.get(key)} there, {ours.get(key)} here" for key in keys if source.encoder.get(key) != ours.get(key)
-    ]
+    theirs = {key: field.default for key, field in type(model.context.config).model_fields.items() if not field.is_required()}
+    theirs |= source.encoder
+    keys = ["name"] if ours["name"] != theirs["name"] else sorted(ours.keys() | theirs.keys())
+    return [f"encoder.{key}={theirs.get(key)} there, {ours.get(key)} here" for key in keys if theirs.get(key) != ours.get(key)]
 
 
 def _matched_rows(theirs: Tensor, ours: Tensor, source: Source, identifiers: list[str], report: DecoderReport) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dataset import canvas
+from dataset.batch import OF_THE_QUERY
 from models.act import StepOutput, act_step, initial_carry
 from models.context import Noise
 from models.core import RecursiveModel
@@ -39,7 +40,8 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
     turn = (output.carry.steps - 1) % count.clamp_min(1)  # (B,)
     index = ((mask.cumsum(1) == turn[:, None] + 1) & mask).int().argmax(1)
     rows = torch.arange(len(mask), device=mask.device)
-    asked = data | {"inputs": data["demo_inputs"][rows, index], "labels": canvas.labels_of(data["demo_labels"][rows, index])}
+    kept = {name: value for name, value in data.items() if name not in OF_THE_QUERY}
+    asked = kept | {"inputs": data["demo_inputs"][rows, index], "labels": canvas.labels_of(data["demo_labels"][rows, index])}
     answer = act_step(model, initial_carry(model, asked), asked, context=output.context)
     return torch.where(count > 0, sample_loss(answer.logits, asked["labels"], objective), 0.0)
 

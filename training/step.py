@@ -115,6 +115,7 @@ class StepResult:
 def train_step(state: TrainState, batch: Batch, settings: StepSettings) -> StepResult:
     """Train on one sampled batch in the configured mode."""
     state.model.train()
+    batch = replace(batch, data=state.model.placed(batch.data))
     return MODES[settings.mode.name][1](state, batch, settings)
 
 

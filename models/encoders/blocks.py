@@ -3,6 +3,7 @@
 Shapes: N sequences, S tokens, Q query tokens, M set members, W width.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from models.context import EncoderConfig
 from models.layers import Attention, CrossAttention, Packed, Rotary, SiluMLP, SwiGLU, layer_norm, rms_norm
+from models.relations import Index, relate
 
 NORMS = {"rms": rms_norm, "layer": layer_norm}
 MLPS = {"swiglu": SwiGLU, "silu": SiluMLP}
@@ -34,30 +36,36 @@ class BlockConfig(EncoderConfig):
 
 
 class Residual(nn.Module):
-    """x plus a branch of x, normalised before the branch or after the sum."""
+    """x plus a branch of x, normalised before the branch or after the sum. relate: what is read through an `Index` joins it."""
 
-    def __init__(self, branch: nn.Module, width: int, config: BlockConfig):
+    def __init__(self, branch: nn.Module, width: int, config: BlockConfig, relate: nn.Module | None = None):
         super().__init__()
+        self.relate = relate
         self.branch, self.norm, self.pre = branch, NORMS[config.norm], config.norm_style == "pre"
         self.scale = None if config.layer_scale is None else nn.Parameter(torch.full((width,), config.layer_scale))
 
-    def forward(self, x: Tensor, *arguments: Tensor | Rotary | Packed | None) -> Tensor:
-        y = self.branch(self.norm(x) if self.pre else x, *arguments)
+    def forward(self, x: Tensor, *arguments: Tensor | Rotary | Packed | None, index: Index | None = None) -> Tensor:
+        z = self.norm(x) if self.pre else x
+        y = self.branch(z, *arguments)
+        if self.relate is not None:
+            y = y + self.relate(z, index)
         if self.scale is not None:
             y = y * self.scale.to(y.dtype)
         return x + y if self.pre else self.norm(x + y)
 
 
 class SelfBlock(nn.Module):
-    """Tokens (N, S, W) attend to each other where `mask` allows, then a feed-forward."""
+    """Tokens (N, S, W) attend to each other where `mask` allows, and read their places if they have any; then a feed-forward."""
 
-    def __init__(self, width: int, num_heads: int, expansion: float, config: BlockConfig):
+    def __init__(self, width: int, num_heads: int, expansion: float, config: BlockConfig, relations: Sequence[str] = ()):
         super().__init__()
-        self.attention = Residual(Attention(width, num_heads, config.qk_norm), width, config)
+        self.attention = Residual(Attention(width, num_heads, config.qk_norm), width, config, relate(width, relations))
         self.mlp = Residual(MLPS[config.mlp](width, expansion), width, config)
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | Packed | None = None) -> Tensor:
-        return self.mlp(self.attention(x, rotary, mask))
+    def forward(
+        self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | Packed | None = None, index: Index | None = None
+    ) -> Tensor:
+        return self.mlp(self.attention(x, rotary, mask, index=index))
 
 
 class ReadBlock(nn.Module):

@@ -6,11 +6,13 @@ Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.context import Context, ContextModule
+from models.context import NO_COLOUR, Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
+from models.relations import NONE, moved, places_of
 
 if TYPE_CHECKING:
     from models.core import ArchConfig
@@ -18,17 +20,23 @@ if TYPE_CHECKING:
 
 class MemoryEncoderConfig(PairConfig):
     """placement: `memory` gives the tokens as extra keys and values, computed once per ACT step; `prefix` makes them part
-    of the recursive state.
+    of the recursive state. colour_path: the recursion is handed, at each cell of the query, the mean of the tokens whose input
+    shows that cell's colour (`Context.colours`).
     """
 
     name: Literal["memory"]
     placement: Literal["memory", "prefix"]
+    colour_path: bool = False  # what checkpoints from before there was one have
 
     needs_layers: ClassVar[bool] = False
 
     @property
     def gives_memory(self) -> bool:
         return self.placement == "memory"
+
+    @property
+    def gives_colours(self) -> bool:
+        return self.colour_path
 
     @property
     def prefix_grows(self) -> bool:
@@ -40,7 +48,7 @@ class MemoryEncoder(ContextModule):
 
     def __init__(self, config: MemoryEncoderConfig, arch: "ArchConfig"):
         super().__init__()
-        self.config = config
+        self.config, self.relations = config, arch.relations
         self.pairs = PairEncoder(config, arch, arch.hidden_size, arch.num_heads)
         self.register = nn.Parameter(truncated_normal(1, arch.hidden_size, std=1.0))
 
@@ -52,9 +60,22 @@ class MemoryEncoder(ContextModule):
         read = self.pairs(data)
         tokens, valid, cells = read.tokens.flatten(1, 2), read.valid.flatten(1), read.cells.repeat(read.tokens.shape[1])
         register = self.register.to(tokens.dtype).expand(len(tokens), 1, -1)
+        inputs = data["demo_inputs"]
+        colours = inputs.repeat(1, 1, len(read.cells) // inputs.shape[2]).flatten(1) if self.config.colour_path else None
         if self.config.placement == "memory":
-            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells)
+            return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells, colours=colours)
         always = torch.ones_like(valid[:, :1])
         return Context(
-            prefix=self.as_prefix(torch.cat((register, tokens), 1)), prefix_mask=torch.cat((always, valid), 1), prefix_cells=cells
+            prefix=self.as_prefix(torch.cat((register, tokens), 1)),
+            prefix_mask=torch.cat((always, valid), 1),
+            prefix_cells=cells,
+            prefix_places=self._places(inputs, len(read.cells)) if self.relations else None,
+            colours=None if colours is None else F.pad(colours, (1, 0), value=NO_COLOUR),
         )
+
+    def _places(self, inputs: Tensor, tokens: int) -> Tensor:
+        """The core's places (B, P, R) for its prefix: each pair's tokens have those of their own input (B, K, L)."""
+        batch, demos, cells = inputs.shape
+        places = places_of(self.relations, inputs.flatten(0, 1)).repeat(1, tokens // cells, 1).unflatten(0, (batch, demos))
+        start = 1 + tokens * torch.arange(demos, device=inputs.device)
+        return F.pad(moved(places, start[:, None, None]).flatten(1, 2), (0, 0, 1, 0), value=NONE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import NonNegativeInt, model_validator
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from models.layers import (
     truncated_normal,
     worth_packing,
 )
+from models.relations import NONE, Index, Relations, moved, places_of
 
 if TYPE_CHECKING:
     from models.core import ArchConfig
@@ -41,7 +43,8 @@ class PairConfig(BlockConfig):
     positions: `rope2d` and `rope` turn queries and keys, by row and column or along the sequence of tokens; `rope2d_values` turns
     the values, too (`models.layers.Rotary`); `embedded` adds learned embeddings of row and column. shared_colours: one colour
     table for inputs and outputs, which then differ by a channel embedding; so they do with `embedded` positions. attend_padding:
-    cells outside the grids count as tokens, too.
+    cells outside the grids count as tokens, too. relations: cells of the pair's input that the blocks read at each cell besides
+    (models/relations.py).
     """
 
     num_layers: NonNegativeInt
@@ -49,6 +52,7 @@ class PairConfig(BlockConfig):
     positions: Literal["rope2d", "rope2d_values", "rope", "embedded"]
     shared_colours: bool
     attend_padding: bool
+    relations: Relations = []  # what checkpoints from before there were any have
 
     # Whether what is read of a pair depends on places only through its layers; a memory's tokens keep their own.
     needs_layers: ClassVar[bool] = True
@@ -59,6 +63,8 @@ class PairConfig(BlockConfig):
             raise ValueError(
                 "encoder.num_layers=0 would not see where cells are; use at least 1, or encoder.positions=embedded without cls"
             )
+        if self.relations and self.num_layers == 0:
+            raise ValueError(f"encoder.relations={self.relations} are read by blocks, and encoder.num_layers=0 leaves none")
         if self.shared_colours and self.pair_tokens == "summed":
             raise ValueError("encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; use concatenated")
         return self
@@ -85,7 +91,9 @@ class PairEncoder(nn.Module):
         self.places = nn.ModuleList(Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded))  # row, column
         channels = config.pair_tokens == "concatenated" and (config.shared_colours or embedded)
         self.channels = Embedding(2, width, arch.dtype) if channels else None
-        self.layers = nn.ModuleList(SelfBlock(width, num_heads, arch.expansion, config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(
+            SelfBlock(width, num_heads, arch.expansion, config, config.relations) for _ in range(config.num_layers)
+        )
         self.registers = nn.Parameter(truncated_normal(registers, width, std=1.0)) if registers else None
 
     def forward(self, data: dict[str, Tensor]) -> PairTokens:
@@ -111,23 +119,32 @@ class PairEncoder(nn.Module):
             x = torch.cat((self.registers.to(x.dtype).expand(len(x), -1, -1), x), dim=1)
             valid = torch.cat((torch.ones_like(valid[..., :registers]), valid), dim=2)
         rotary, rows = self._rotary(side, places, registers), valid.flatten(0, 1)
+        related = self._related(inputs.flatten(0, 1), registers) if self.config.relations else None
         blocks = self._blocks_packed if worth_packing(rows) else self._blocks
-        return PairTokens(self.config.final_norm(blocks(x, rotary, rows)).unflatten(0, (batch, demos)), valid, places)
+        return PairTokens(self.config.final_norm(blocks(x, rotary, rows, related)).unflatten(0, (batch, demos)), valid, places)
 
-    def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
-        keys = keys_mask(valid)
+    def _related(self, inputs: Tensor, registers: int) -> Tensor:
+        """The places (N, S, R) of each token of a pair: cells of its input (N, L), for both tokens of a cell alike."""
+        related = moved(places_of(self.config.relations, inputs), registers)
+        related = related.repeat(1, 1 if self.config.pair_tokens == "summed" else 2, 1)
+        return F.pad(related, (0, 0, registers, 0), value=NONE)
+
+    def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor, related: Tensor | None) -> Tensor:
+        keys, index = keys_mask(valid), None if related is None else Index.of(related, x.dtype)
         for layer in self.layers:
-            x = layer(x, rotary, keys)
+            x = layer(x, rotary, keys, index)
         return x
 
-    def _blocks_packed(self, x: Tensor, rotary: Rotary | None, valid: Tensor) -> Tensor:
+    def _blocks_packed(self, x: Tensor, rotary: Rotary | None, valid: Tensor, related: Tensor | None) -> Tensor:
         """The same for valid tokens (zero elsewhere), which lie in one row without what is between them."""
         index = valid.flatten().nonzero().squeeze(1)
         lengths = Packed([length for length in valid.sum(1).tolist() if length])
         rotary = None if rotary is None else rotary.rows(index % x.shape[1])
         packed = x.flatten(0, 1)[index][None]
+        if related is not None:
+            related = Index.of(_packed_places(related, valid, index), x.dtype)
         for layer in self.layers:
-            packed = layer(packed, rotary, lengths)
+            packed = layer(packed, rotary, lengths, related)
         return torch.zeros_like(x).flatten(0, 1).index_copy(0, index, packed[0]).view_as(x)
 
     def _rotary(self, side: int, places: Tensor, registers: int) -> Rotary | None:
@@ -137,6 +154,15 @@ class PairEncoder(nn.Module):
             return rotary_line(len(places), self.head_dim, places.device).after_registers(registers)
         values = self.config.positions == "rope2d_values"
         return rotary_square(side, self.head_dim, places.device, values).rows(places).after_registers(registers)
+
+
+def _packed_places(places: Tensor, valid: Tensor, kept: Tensor) -> Tensor:
+    """Places (N, S, R) among the tokens `kept` (T,) of all sequences alone, (1, T, R). Where one is, its grid is, and a token."""
+    count, length, _ = places.shape
+    start = length * torch.arange(count, device=places.device)[:, None, None]
+    later = moved(places, start).flatten(0, 1)[kept]
+    rank = valid.flatten().cumsum(0) - 1
+    return torch.where(later >= 0, rank[later.clamp_min(0)], NONE)[None]
 
 
 class MeanPool(nn.Module):
