@@ -45,7 +45,9 @@ class Grids:
         self.canvas = tokens.unflatten(-1, (self.side, self.side))
         line = torch.arange(self.side, device=tokens.device)
         inside = self.canvas >= ARC.first
-        (self.row, self.rows), (self.column, self.columns) = (self._along(inside.any(axis), line) for axis in (2, 1))
+        (self.row, self.rows), (self.column, self.columns) = (
+            self._along(inside.any(axis), line) for axis in (2, 1)
+        )
         self.first = self.row[:, :1], self.column[:, :1]  # minus the offset
         self.row, self.column = self.row[..., None, None], self.column[:, None, :, None]
         self.rows, self.columns = self.rows[..., None, None], self.columns[..., None, None]
@@ -83,8 +85,10 @@ class Relation:
 
 
 RELATIONS: dict[str, Relation] = {
-    "symmetries": Relation(7, _symmetries),  # where a cell comes from under each turn and mirror image of its grid
-    "neighbours": Relation(8, _neighbours),  # the cells around it
+    # Where a cell comes from under each turn and mirror image of its grid.
+    "symmetries": Relation(7, _symmetries),
+    # The cells around it.
+    "neighbours": Relation(8, _neighbours),
 }
 
 

@@ -32,8 +32,12 @@ from utils import checkpoint
 from utils.distributed import World
 
 SMALL = ["encoder.num_layers=1", "data.min_demos=2", "arch.halt_exploration_prob=1", "global_batch_size=4"]
+RELATED = ["arch.relations=[symmetries,neighbours]", "encoder.relations=[symmetries,neighbours]"]
 CASES = {name: [f"encoder={name}", *SMALL] for name in ENCODERS} | {
     "memory as prefix": ["encoder=memory", "encoder.placement=prefix", *SMALL],
+    "memory with relations": ["encoder=memory", "encoder.colour_path=true", *RELATED, *SMALL],
+    "prefix with relations": ["encoder=memory", "encoder.placement=prefix", "encoder.colour_path=true", *RELATED, *SMALL],
+    "standard with relations": ["encoder=standard", *RELATED, *SMALL],
     "memory of single cells": ["encoder=memory", "encoder.pair_tokens=concatenated", "encoder.positions=rope", *SMALL],
     "standard attention": ["encoder=standard", "encoder.pooling_method=attention", *SMALL],
     "standard weighted": ["encoder=standard", "encoder.pooling_method=weighted", *SMALL],

@@ -1,0 +1,334 @@
+"""Relations: the index of a grid, what blocks read through it, and the path for colours."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.augment import dihedral
+from dataset.batch import leave_one_out
+from dataset.canvas import PAD, VOCAB_SIZE, encode
+from dataset.views import EvaluationSet
+from evaluation.test_time_training import TestTimeTraining, lessons_of
+from models import act, core, layers, relations
+from models.act import act_step, initial_carry, solve
+from models.context import NO_COLOUR
+from models.latent_search import LeaveOneOut, search
+from models.pretrained import load_checkpoint
+from models.relations import NONE, RELATIONS, Index, Relate, count_of, places_of
+from models.trm import DataSizes, build_model
+from tests.conftest import ROOT, load_config
+from tests.test_models import OBJECTIVE, SIDE, episodes, make_model, one_loss
+from tests.test_protocols import SEARCH, outspoken, ttt_config
+from tests.test_training import Trainer
+from training.objectives import reconstruction_loss
+
+NAMES = ",".join(RELATIONS)
+ON = [
+    f"arch.relations=[{NAMES}]",
+    f"encoder.relations=[{NAMES}]",
+    "encoder=memory",
+    "encoder.colour_path=true",
+]
+PREFIX = [*ON, "encoder.placement=prefix"]
+SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
+rng = np.random.default_rng(0)
+
+
+def slow_symmetries(grid: np.ndarray, canvas: np.ndarray) -> list[np.ndarray]:
+    """By moving the numbers of the grid's cells themselves."""
+    found = []
+    for transform in range(1, 8):
+        told = dihedral(grid, transform)
+        found.append(np.full(canvas.shape, NONE))
+        found[-1][: told.shape[0], : told.shape[1]] = told[: canvas.shape[0], : canvas.shape[1]]
+    return found
+
+
+def slow_neighbours(grid: np.ndarray, canvas: np.ndarray) -> list[np.ndarray]:
+    """By moving the numbers on a large empty floor."""
+    floor = np.full((3 * canvas.shape[0], 3 * canvas.shape[1]), NONE)
+    top, left = canvas.shape
+    floor[top : top + grid.shape[0], left : left + grid.shape[1]] = grid
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=2) if step != (0, 0)]
+    return [floor[top + r : 2 * top + r, left + c : 2 * left + c] for r, c in steps]
+
+
+SLOW = {"symmetries": slow_symmetries, "neighbours": slow_neighbours}
+
+
+def slow_places(name: str, shape: tuple[int, int], side: int, offset: tuple[int, int]) -> np.ndarray:
+    """(L, R) of a grid on a canvas, from its numbered cells; cells above and left of the grid are left out."""
+    numbers = np.arange(side * side).reshape(side, side)
+    rows, columns = (slice(first, first + length) for first, length in zip(offset, shape, strict=True))
+    seen = SLOW[name](numbers[rows, columns], numbers[offset[0] :, offset[1] :])
+    places = np.full((side, side, len(seen)), NONE)
+    places[offset[0] :, offset[1] :] = np.stack(seen, axis=-1)
+    return places.reshape(side * side, -1)
+
+
+@pytest.mark.parametrize("name", RELATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_places_are_those_of_a_slow_look_at_the_grid(name, shape):
+    side, offset = 8, (2, 1)
+    grid = rng.integers(0, 10, shape)
+    found = places_of([name], torch.from_numpy(encode(grid, side, offset))[None])[0]
+    assert found.shape == (side * side, RELATIONS[name].count)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    below = (rows >= offset[0]) & (columns >= offset[1])
+    assert np.array_equal(found.numpy()[below], slow_places(name, shape, side, offset)[below])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_places_move_with_the_grid_and_know_nothing_of_the_canvas(shape):
+    grid, names = rng.integers(0, 10, shape), list(RELATIONS)
+    one, other = (
+        places_of(names, torch.from_numpy(encode(grid, side, offset))[None])[0].unflatten(0, (side, side))
+        for side, offset in ((6, (0, 0)), (9, (3, 2)))
+    )
+    row, column = (torch.where(one >= 0, at, 0) for at in (one // 6, one % 6))
+    moved = torch.where(one >= 0, (row + 3) * 9 + column + 2, NONE)
+    assert torch.equal(other[3:9, 2:8], moved)
+
+
+def test_a_canvas_without_a_grid_has_no_places():
+    tokens = torch.full((2, 36), PAD, dtype=torch.uint8)
+    tokens[1] = 1  # EOS everywhere
+    assert (places_of(list(RELATIONS), tokens) == NONE).all()
+
+
+def test_the_frame_of_an_answer_that_a_turn_makes_taller_is_told_of_the_grid():
+    grid = rng.integers(0, 10, (2, 3))
+    canvas = torch.from_numpy(encode(grid, 4)).long()
+    turned = places_of(["symmetries"], canvas[None])[0][:, 0].view(4, 4)  # dihedral index 1
+    assert np.array_equal(canvas[turned[:3, :2]].numpy() - 2, dihedral(grid, 1))
+    assert (turned[3] == NONE).all() and (turned[:, 2:] == NONE).all()
+
+
+def test_a_branch_reads_exactly_what_stands_at_its_places():
+    places = places_of(["symmetries"], episodes().data["inputs"])
+    x = torch.randn(4, SIDE**2, 8)
+    branch = Relate(8, count_of(["symmetries"]))
+    with torch.no_grad():  # the channels of one place alone, copied there and back
+        branch.down_proj.weight.zero_()[8 * 3 : 8 * 4] = torch.eye(8)
+        branch.up_proj.weight.zero_()[:, 8 * 3 : 8 * 4] = torch.eye(8)
+    read = branch(x, Index.of(places, x.dtype))
+    for sample, cell in itertools.product(range(4), range(SIDE**2)):
+        place = int(places[sample, cell, 3])
+        expected = torch.zeros(8) if place == NONE else x[sample, place]
+        assert torch.allclose(read[sample, cell], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "overrides", [ON, PREFIX, [*ON, "encoder.pair_tokens=concatenated"]], ids=["memory", "prefix", "cells"]
+)
+def test_every_weight_of_a_branch_and_of_the_path_gets_a_gradient(overrides, fewshot):
+    model = make_model(fewshot, *overrides).train()
+    one_loss(model, episodes().data).backward()
+    parts = {
+        name: p.grad for name, p in model.named_parameters() if "relate" in name or "colour_proj" in name
+    }
+    assert len(parts) == 2 * len(model.L_level.layers) + 2 * len(model.context.pairs.layers) + 1
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in parts.values())
+
+
+def test_without_relations_there_is_no_weight_and_old_checkpoints_fit(fewshot):
+    plain = make_model(fewshot, "encoder=memory")
+    assert not [name for name in plain.state_dict() if "relate" in name or "colour" in name.split(".")[0]]
+    data = episodes().data
+    assert (
+        plain.placed(data) is data
+        and plain.context(data).colours is plain.context(data).prefix_places is None
+    )
+    for folder in (ROOT / "pretrained").glob("*/checkpoints/*"):
+        model, _ = load_checkpoint(folder, "ema")
+        assert model.config.relations == model.context.config.relations == []
+
+
+@pytest.mark.parametrize("branch", ["arch.relations", "encoder.relations", "encoder.colour_path"])
+def test_a_branch_that_adds_nothing_leaves_every_bit(branch, fewshot):
+    value = "true" if branch.endswith("path") else f"[{NAMES}]"
+    plain, model = (make_model(fewshot, "encoder=memory", *own).eval() for own in ([], [f"{branch}={value}"]))
+    model.load_state_dict(plain.state_dict(), strict=False)
+    for name, parameter in model.named_parameters():
+        if name.endswith("relate.up_proj.weight") or "colour_proj" in name:
+            parameter.data.zero_()
+    data = episodes().data
+    answers = [act_step(each, initial_carry(each, data), data).logits for each in (plain, model)]
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("positions", ["rope2d", "rope2d_values"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX], ids=["memory", "prefix"])
+def test_packing_changes_no_gradient(overrides, positions, fewshot, monkeypatch):
+    model = make_model(
+        fewshot, *overrides, f"encoder.positions={positions}", f"arch.pos_encodings={positions}"
+    ).train()
+    data = episodes().data
+    data["demo_mask"][0, 0] = False
+    data["demo_inputs"][:, -1] = torch.from_numpy(encode(rng.integers(0, 10, (3, 2)), SIDE))
+    results = []
+    for length in (10**6, 1):
+        monkeypatch.setattr(layers, "PACKED_LENGTH", length)
+        monkeypatch.setattr(layers, "PACKED_SHARE", 2.0)
+        model.zero_grad()
+        loss = one_loss(model, data)
+        loss.backward()
+        results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("overrides", [ON, PREFIX], ids=["memory", "prefix"])
+def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(overrides, fewshot):
+    model = make_model(fewshot, *overrides).eval()
+    data = episodes().data
+    data["demo_mask"][:, -1] = False
+    answers = []
+    for filled in (PAD, 7):
+        data["demo_inputs"][:, -1], data["demo_labels"][:, -1] = filled, filled
+        answers.append(act_step(model, initial_carry(model, data), data).logits)
+    assert torch.allclose(*answers, atol=1e-5)
+
+
+@pytest.mark.parametrize("overrides", [ON, PREFIX], ids=["memory", "prefix"])
+def test_a_compiled_step_is_one_graph_with_the_same_gradients(overrides, fewshot):
+    model = make_model(fewshot, *overrides).train()
+    data = episodes().data
+    states = act_step(model, initial_carry(model, data), data).carry.states
+
+    def run(step) -> list[torch.Tensor]:
+        model.zero_grad()
+        logits = step(states, data)
+        logits.square().mean().backward()
+        return [logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+    def step(states, data):
+        return model(states, data["inputs"], model.context(data)).logits
+
+    plain, compiled = run(step), run(torch.compile(step, fullgraph=True, backend="eager", dynamic=False))
+    assert len(plain) == len(compiled)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain, compiled, strict=True))
+    torch.compiler.reset()
+
+
+def test_places_are_computed_once_per_batch_in_evaluation_and_stay_with_a_row(fewshot, monkeypatch):
+    model = make_model(fewshot, *ON).train()
+    data, other = episodes().data, episodes(seed=1).data
+    other["inputs"][:] = torch.from_numpy(encode(rng.integers(0, 10, (5, 2)), SIDE))
+    carry = act_step(model, initial_carry(model, data), data).carry
+    carry = dataclasses.replace(carry, halted=torch.tensor([True, False, True, False]))
+    kept = act_step(model, carry, other).carry.data
+    expected = places_of(list(RELATIONS), kept["inputs"])
+    assert torch.equal(kept["places"], expected) and not torch.equal(expected[0], expected[1])
+
+    seen = []
+    monkeypatch.setattr(
+        core, "places_of", lambda names, tokens: seen.append(len(tokens)) or places_of(names, tokens)
+    )
+    solve(model.eval(), data)
+    assert seen == [4] and model.config.halt_max_steps > 1
+
+
+def test_the_places_of_a_query_are_not_those_of_another_one(fewshot, monkeypatch):
+    """Where demonstrations become queries, in a search and in the reconstruction."""
+    model = make_model(fewshot, *ON).train()
+    data = model.placed(episodes().data)
+    data["demo_inputs"][:, 0] = torch.from_numpy(encode(rng.integers(0, 10, (2, 3)), SIDE))
+    rows, _ = leave_one_out(data)
+    assert "places" not in rows
+    left_out = LeaveOneOut(model, data, OBJECTIVE)
+    assert torch.equal(left_out.rows["places"], places_of(list(RELATIONS), left_out.rows["inputs"]))
+    output, asked = act_step(model, initial_carry(model, data), data), []
+    monkeypatch.setattr(act, "refresh", lambda carry, data, *_: asked.append(data) or carry)
+    reconstruction_loss(model, output, OBJECTIVE)
+    assert torch.equal(asked[0]["inputs"], data["demo_inputs"][:, 0]) and "places" not in asked[0]
+
+
+def test_tasks_trained_side_by_side_are_trained_as_one_by_one(fewshot):
+    trainer = Trainer(fewshot, *ON)
+    model, questions = outspoken(trainer), EvaluationSet(fewshot, trainer.config.data, "test", 2, 0)
+    lessons, _ = lessons_of(questions, questions.asked)
+    alike = [
+        one for one in lessons if (one.side, len(one.pairs)) == (lessons[0].side, len(lessons[0].pairs))
+    ][:2]
+    training = TestTimeTraining(ttt_config(), trainer.config.objective, 0)
+    both, first, second = (
+        training.train(model, questions, fewshot.grid_table, stack) for stack in (alike, alike[:1], alike[1:])
+    )
+    for number, alone in enumerate((first, second)):
+        for name, value in alone.weights(0).items():
+            torch.testing.assert_close(both.weights(number)[name], value, rtol=1e-4, atol=1e-5)
+    moved = first.weights(0)
+    assert all(not torch.equal(moved[name], p) for name, p in model.named_parameters() if "relate" in name)
+
+
+def test_latent_search_moves_what_is_read_by_colour(fewshot):
+    trainer = Trainer(fewshot, *ON)
+    model, data = outspoken(trainer), episodes().data
+    context = model.context(data)
+    shift = torch.randn_like(context.told)
+    moved = context.shifted(shift).by_colour(data["inputs"]) - context.by_colour(data["inputs"])
+    alone = dataclasses.replace(context, memory=shift).by_colour(data["inputs"])
+    assert torch.allclose(moved, alone, atol=1e-5)
+    assert search(model, data, trainer.config.objective, SEARCH, torch.Generator()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "overrides", [ON, PREFIX, [*ON, "encoder.pair_tokens=concatenated"]], ids=["memory", "prefix", "cells"]
+)
+def test_a_cell_is_handed_the_mean_of_the_tokens_of_its_colour(overrides, fewshot, monkeypatch):
+    model = make_model(fewshot, *overrides).eval()
+    data = episodes().data
+    data["demo_mask"][0, 0] = False
+    context = model.context(data)
+    mask = context.prefix_mask if context.memory is None else context.memory_mask
+    assert (context.colours == NO_COLOUR).sum() == (4 if context.memory is None else 0)  # the register
+    found = context.by_colour(data["inputs"])
+    for sample, cell in itertools.product(range(4), range(SIDE**2)):
+        chosen = (context.colours[sample] == data["inputs"][sample, cell]) & mask[sample]
+        expected = context.told[sample][chosen].mean(0) if chosen.any() else torch.zeros(32)
+        assert torch.allclose(found[sample, cell], expected, atol=1e-5)
+    monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
+    monkeypatch.setattr(layers, "PACKED_SHARE", 2.0)
+    assert torch.allclose(context.packed().by_colour(data["inputs"]), found, atol=1e-5)
+    rows = torch.tensor([2, 0])
+    assert torch.allclose(context.select(rows).by_colour(data["inputs"][rows]), found[rows], atol=1e-5)
+
+
+def test_tokens_of_a_pair_and_of_a_prefix_have_the_places_of_their_input(fewshot):
+    data = episodes().data
+    of_demos = places_of(list(RELATIONS), data["demo_inputs"].flatten(0, 1)).unflatten(0, (4, 3))
+    for tokens in ("summed", "concatenated"):
+        context = make_model(fewshot, *PREFIX, f"encoder.pair_tokens={tokens}").context(data)
+        length = (context.prefix.shape[1] - 1) // 3
+        assert (context.prefix_places[:, 0] == NONE).all()
+        for demo, cell in itertools.product(range(3), range(length)):
+            expected = of_demos[:, demo, cell % SIDE**2]
+            start = 1 + demo * length
+            assert torch.equal(
+                context.prefix_places[:, start + cell], torch.where(expected >= 0, expected + start, NONE)
+            )
+
+
+@pytest.mark.parametrize("overrides, words", [
+    (["arch.relations=[symmetry]"], "symmetries"),
+    (["arch.relations=[neighbours,neighbours]"], "twice"),
+    (["arch.relations=[symmetries]", "arch.mlp_t=true", "arch.pos_encodings=none", "encoder=standard"], "beside attention"),
+    (["encoder.relations=[symmetries]", "encoder.num_layers=0"], "num_layers"),
+    (["encoder=standard", "encoder.colour_path=true"], "colour_path"),
+])  # fmt: skip
+def test_what_relations_cannot_be_is_said(overrides, words, fewshot):
+    with pytest.raises(Exception, match=words):
+        load_config(fewshot, *overrides)
+
+
+def test_relations_of_other_grids_than_arcs_are_refused(fewshot):
+    config = load_config(fewshot, "arch.relations=[symmetries]")
+    with pytest.raises(ValueError, match="ARC grids"):
+        build_model(config.arch, DataSizes(VOCAB_SIZE - 1, 1, SIDE**2), config.encoder)
+
+
+def test_the_names_that_a_configuration_takes_are_the_table():
+    assert relations.RelationName.__args__ == tuple(RELATIONS)
