@@ -261,7 +261,7 @@ class RecursiveModel(nn.Module):
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
         of_memory = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
         mask = self._mask(prefix, cells, context)
-        index = None if places is None else Index.of(self._state_places(places, context), self.config.dtype)
+        index = None if places is None else Index.of(self._state_places(places, context), self.config.relations)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
             if context.memory is None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from dataset.canvas import ARC, sources
 from models.layers import Linear
 
 NONE = -1
-CHANNELS = 8  # per place of a relation
+CHANNELS = 8  # that a token tells under a relation
 RelationName = Literal["symmetries", "neighbours"]
 
 
@@ -111,37 +112,39 @@ def moved(places: Tensor, by: Tensor | int) -> Tensor:
 
 @dataclass(frozen=True)
 class Index:
-    """Places as a block reads them. rows (N * S * R,): of the projections, laid out flat; there (N, S, R, 1): 1 or 0."""
+    """Places as a block reads them: rows (N * S * R,) of the told (N * S * relations + 1, channels), the last of which is zero."""
 
     rows: Tensor
-    there: Tensor
 
     @classmethod
-    def of(cls, places: Tensor, dtype: torch.dtype) -> "Index":
-        """From places (N, S, R) that are tokens of the same sequence."""
-        count, length, relations = places.shape
-        start = length * torch.arange(count, device=places.device)[:, None, None]
-        rows = (start + places.clamp_min(0)) * relations + torch.arange(relations, device=places.device)
-        return cls(rows.flatten(), (places >= 0).to(dtype)[..., None])
+    def of(cls, places: Tensor, names: Sequence[str]) -> "Index":
+        """From places (N, S, R) under these relations that are tokens of the same sequence."""
+        count, length, _ = places.shape
+        device = places.device
+        relation = torch.cat(
+            [torch.full((RELATIONS[name].count,), k, device=device) for k, name in enumerate(names)]
+        )
+        start = length * torch.arange(count, device=device)[:, None, None]
+        rows = (start + places) * len(names) + relation
+        return cls(torch.where(places >= 0, rows, count * length * len(names)).flatten())
 
 
 class Relate(nn.Module):
-    """What each token is told of its places: for every place a projection of its own, gathered from there and projected back.
+    """What each token is told of its places: for every relation a projection, gathered from each place of it and projected back.
 
     (N, S, D) -> (N, S, D). A token without any place is told nothing: zero.
     """
 
-    def __init__(self, hidden_size: int, count: int):
+    def __init__(self, hidden_size: int, names: Sequence[str]):
         super().__init__()
-        self.down_proj = Linear(hidden_size, CHANNELS * count)
-        self.up_proj = Linear(CHANNELS * count, hidden_size)
+        self.down_proj = Linear(hidden_size, CHANNELS * len(names))
+        self.up_proj = Linear(CHANNELS * count_of(names), hidden_size)
 
     def forward(self, x: Tensor, index: Index) -> Tensor:
-        told = self.down_proj(x).reshape(-1, CHANNELS)  # (N * S * R, C)
-        read = told.index_select(0, index.rows).view(*index.there.shape[:-1], CHANNELS) * index.there
-        return self.up_proj(read.flatten(2))
+        told = F.pad(self.down_proj(x).reshape(-1, CHANNELS), (0, 0, 0, 1))
+        return self.up_proj(told.index_select(0, index.rows).view(*x.shape[:2], -1))
 
 
 def relate(hidden_size: int, names: Sequence[str]) -> Relate | None:
     """The branch of a block for these relations; without any there is none, nor a weight of it."""
-    return Relate(hidden_size, count_of(names)) if names else None
+    return Relate(hidden_size, names) if names else None

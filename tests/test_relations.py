@@ -17,7 +17,7 @@ from models.act import act_step, initial_carry, solve
 from models.context import NO_COLOUR
 from models.latent_search import LeaveOneOut, search
 from models.pretrained import load_checkpoint
-from models.relations import NONE, RELATIONS, Index, Relate, count_of, places_of
+from models.relations import NONE, RELATIONS, Index, Relate, places_of
 from models.trm import DataSizes, build_model
 from tests.conftest import ROOT, load_config
 from tests.test_models import OBJECTIVE, SIDE, episodes, make_model, one_loss
@@ -108,17 +108,20 @@ def test_the_frame_of_an_answer_that_a_turn_makes_taller_is_told_of_the_grid():
 
 
 def test_a_branch_reads_exactly_what_stands_at_its_places():
-    places = places_of(["symmetries"], episodes().data["inputs"])
+    names = list(RELATIONS)
+    places = places_of(names, episodes().data["inputs"])
     x = torch.randn(4, SIDE**2, 8)
-    branch = Relate(8, count_of(["symmetries"]))
-    with torch.no_grad():  # the channels of one place alone, copied there and back
-        branch.down_proj.weight.zero_()[8 * 3 : 8 * 4] = torch.eye(8)
-        branch.up_proj.weight.zero_()[:, 8 * 3 : 8 * 4] = torch.eye(8)
-    read = branch(x, Index.of(places, x.dtype))
-    for sample, cell in itertools.product(range(4), range(SIDE**2)):
-        place = int(places[sample, cell, 3])
-        expected = torch.zeros(8) if place == NONE else x[sample, place]
-        assert torch.allclose(read[sample, cell], expected, atol=1e-6)
+    for column in (3, 9):  # one place alone, its channels copied there and back
+        relation = 0 if column < RELATIONS[names[0]].count else 1
+        branch = Relate(8, names)
+        with torch.no_grad():
+            branch.down_proj.weight.zero_()[8 * relation : 8 * relation + 8] = torch.eye(8)
+            branch.up_proj.weight.zero_()[:, 8 * column : 8 * column + 8] = torch.eye(8)
+        read = branch(x, Index.of(places, names))
+        for sample, cell in itertools.product(range(4), range(SIDE**2)):
+            place = int(places[sample, cell, column])
+            expected = torch.zeros(8) if place == NONE else x[sample, place]
+            assert torch.allclose(read[sample, cell], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ class PairEncoder(nn.Module):
         return F.pad(related, (0, 0, registers, 0), value=NONE)
 
     def _blocks(self, x: Tensor, rotary: Rotary | None, valid: Tensor, related: Tensor | None) -> Tensor:
-        keys, index = keys_mask(valid), None if related is None else Index.of(related, x.dtype)
+        keys, index = keys_mask(valid), None if related is None else Index.of(related, self.config.relations)
         for layer in self.layers:
             x = layer(x, rotary, keys, index)
         return x
@@ -142,7 +142,7 @@ class PairEncoder(nn.Module):
         rotary = None if rotary is None else rotary.rows(index % x.shape[1])
         packed = x.flatten(0, 1)[index][None]
         if related is not None:
-            related = Index.of(_packed_places(related, valid, index), x.dtype)
+            related = Index.of(_packed_places(related, valid, index), self.config.relations)
         for layer in self.layers:
             packed = layer(packed, rotary, lengths, related)
         return torch.zeros_like(x).flatten(0, 1).index_copy(0, index, packed[0]).view_as(x)
