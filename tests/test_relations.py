@@ -37,48 +37,107 @@ SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
 rng = np.random.default_rng(0)
 
 
-def slow_symmetries(grid: np.ndarray, canvas: np.ndarray) -> list[np.ndarray]:
+def slow_symmetries(grid, numbers, canvas):
     """By moving the numbers of the grid's cells themselves."""
     found = []
     for transform in range(1, 8):
-        told = dihedral(grid, transform)
+        told = dihedral(numbers, transform)
         found.append(np.full(canvas.shape, NONE))
         found[-1][: told.shape[0], : told.shape[1]] = told[: canvas.shape[0], : canvas.shape[1]]
     return found
 
 
-def slow_neighbours(grid: np.ndarray, canvas: np.ndarray) -> list[np.ndarray]:
+def slow_neighbours(grid, numbers, canvas):
     """By moving the numbers on a large empty floor."""
     floor = np.full((3 * canvas.shape[0], 3 * canvas.shape[1]), NONE)
     top, left = canvas.shape
-    floor[top : top + grid.shape[0], left : left + grid.shape[1]] = grid
+    floor[top : top + grid.shape[0], left : left + grid.shape[1]] = numbers
     steps = [step for step in itertools.product((-1, 0, 1), repeat=2) if step != (0, 0)]
     return [floor[top + r : 2 * top + r, left + c : 2 * left + c] for r, c in steps]
 
 
-SLOW = {"symmetries": slow_symmetries, "neighbours": slow_neighbours}
+def of_each_cell(look):
+    """Places from a function of a grid and a cell of it: the cells that it names, or None."""
+
+    def slow(grid, numbers, canvas):
+        cells = {cell: look(grid, *cell) for cell in np.ndindex(grid.shape)}
+        found = np.full((len(cells[0, 0]), *canvas.shape), NONE)
+        for cell, named in cells.items():
+            found[(slice(None), *cell)] = [NONE if at is None else numbers[at] for at in named]
+        return list(found)
+
+    return slow
 
 
-def slow_places(name: str, shape: tuple[int, int], side: int, offset: tuple[int, int]) -> np.ndarray:
-    """(L, R) of a grid on a canvas, from its numbered cells; cells above and left of the grid are left out."""
-    numbers = np.arange(side * side).reshape(side, side)
-    rows, columns = (slice(first, first + length) for first, length in zip(offset, shape, strict=True))
-    seen = SLOW[name](numbers[rows, columns], numbers[offset[0] :, offset[1] :])
-    places = np.full((side, side, len(seen)), NONE)
-    places[offset[0] :, offset[1] :] = np.stack(seen, axis=-1)
-    return places.reshape(side * side, -1)
+def around(grid, row, column):
+    steps = [step for step in itertools.product((-1, 0, 1), repeat=2) if step != (0, 0)]
+    return [((row + r) % grid.shape[0], (column + c) % grid.shape[1]) for r, c in steps]
+
+
+def rays(grid, row, column):
+    found = []
+    for r, c in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        at = row + r, column + c
+        while at in np.ndindex(grid.shape) and not grid[at]:
+            at = at[0] + r, at[1] + c
+        found.append(at if at in np.ndindex(grid.shape) else None)
+    return found
+
+
+def objects(grid, row, column):
+    member, todo = {(row, column)}, [(row, column)]
+    while todo:
+        r, c = todo.pop()
+        near = {(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)} - member & set(np.ndindex(grid.shape))
+        near = {at for at in near if grid[at] == grid[row, column]}
+        member |= near
+        todo += near
+    return [min(member)]
+
+
+SLOW = {
+    "symmetries": slow_symmetries,
+    "neighbours": slow_neighbours,
+    "around": of_each_cell(around),
+    "rays": of_each_cell(rays),
+    "lines": of_each_cell(lambda grid, row, column: [(row, 0), (0, column), (0, 0)]),
+    "objects": of_each_cell(objects),
+    "colours": of_each_cell(
+        lambda grid, *cell: [next(at for at in np.ndindex(grid.shape) if grid[at] == grid[cell])]
+    ),
+}
 
 
 @pytest.mark.parametrize("name", RELATIONS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_places_are_those_of_a_slow_look_at_the_grid(name, shape):
+@pytest.mark.parametrize("colours", [2, 10])
+def test_places_are_those_of_a_slow_look_at_the_grid(name, shape, colours):
     side, offset = 8, (2, 1)
-    grid = rng.integers(0, 10, shape)
-    found = places_of([name], torch.from_numpy(encode(grid, side, offset))[None])[0]
+    grid = rng.integers(0, colours, shape)
+    found = places_of([name], torch.from_numpy(encode(grid, side, offset))[None])[0].numpy()
     assert found.shape == (side * side, RELATIONS[name].count)
-    rows, columns = np.divmod(np.arange(side * side), side)
-    below = (rows >= offset[0]) & (columns >= offset[1])
-    assert np.array_equal(found.numpy()[below], slow_places(name, shape, side, offset)[below])
+    numbers = np.arange(side * side).reshape(side, side)
+    rows, columns = (slice(first, first + length) for first, length in zip(offset, shape, strict=True))
+    below = numbers[offset[0] :, offset[1] :]  # what is above or left of a grid is looked at elsewhere
+    slow = np.stack(SLOW[name](grid, numbers[rows, columns], below), axis=-1)
+    assert np.array_equal(found.reshape(side, side, -1)[offset[0] :, offset[1] :], slow)
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_one_long_object_is_one_object(turns):
+    """The way through a spiral is as long as half of its canvas."""
+    spiral = np.zeros((30, 30), np.int64)
+    row = column = 0
+    spiral[0, 0], step = 1, (0, 1)
+    for length in [29, *itertools.chain.from_iterable((side, side) for side in range(29, 0, -2))]:
+        for _ in range(length):
+            row, column = row + step[0], column + step[1]
+            spiral[row, column] = 1
+        step = step[1], -step[0]
+    grid = np.rot90(spiral, turns)
+    found = places_of(["objects"], torch.from_numpy(encode(grid, 30))[None])[0, :, 0].numpy()
+    way = np.flatnonzero(grid)
+    assert len(way) > 400 and (found[way] == way[0]).all() and (found[grid.ravel() == 0] != way[0]).all()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -111,17 +170,21 @@ def test_a_branch_reads_exactly_what_stands_at_its_places():
     names = list(RELATIONS)
     places = places_of(names, episodes().data["inputs"])
     x = torch.randn(4, SIDE**2, 8)
-    for column in (3, 9):  # one place alone, its channels copied there and back
-        relation = 0 if column < RELATIONS[names[0]].count else 1
+    columns = [(relation, name) for relation, name in enumerate(names) for _ in range(RELATIONS[name].count)]
+    for column, (relation, name) in enumerate(columns):  # one place alone, its channels copied there and back
         branch = Relate(8, names)
         with torch.no_grad():
             branch.down_proj.weight.zero_()[8 * relation : 8 * relation + 8] = torch.eye(8)
             branch.up_proj.weight.zero_()[:, 8 * column : 8 * column + 8] = torch.eye(8)
         read = branch(x, Index.of(places, names))
         for sample, cell in itertools.product(range(4), range(SIDE**2)):
-            place = int(places[sample, cell, column])
-            expected = torch.zeros(8) if place == NONE else x[sample, place]
-            assert torch.allclose(read[sample, cell], expected, atol=1e-6)
+            place, expected = places[sample, cell, column], torch.zeros(8)
+            if place != NONE and RELATIONS[name].shared:
+                group = x[sample, places[sample, :, column] == place]
+                expected = torch.cat((group.mean(0)[:-1], torch.tensor([(1 + len(group))]).log2() / 4))
+            elif place != NONE:
+                expected = x[sample, place]
+            assert torch.allclose(read[sample, cell], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(
