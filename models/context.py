@@ -15,12 +15,11 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from config.base import Config
-from dataset.canvas import VOCAB_SIZE
+from models.colours import ColourPath
 from models.layers import worth_packing
 
 # noise(*shape) draws a standard normal (B, *shape) for the batch's rows, the same whatever the number of processes.
 Noise = Callable[..., Tensor]
-NO_COLOUR = VOCAB_SIZE  # of tokens that stand for no cell
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Context:
     memory (B, M, D) at RMS 1, the scale of the state, with memory_mask (B, M) and memory_cells (M,), the canvas cell
     (0..L-1) of each token, (B, 1, M) once `packed`; or None.
     prefix_places (B, P, R): the places of the prefix tokens under the core's relations (models/relations.py); None: without any.
-    colours (B, T): the token that the demonstration's input shows at the cell of each of the T tokens `told`; None: not said.
+    colours: what the demonstrations' inputs show at the cells of the tokens `told` (models/colours.py); None: not said.
     state: what the next ACT step's `ContextModule.forward` gets, by name, (B, ...); what is not named stays as it was.
     losses: auxiliary terms by name, (B,) each, which `ObjectiveConfig.<name>_weight` weighs.
     """
@@ -45,7 +44,7 @@ class Context:
     memory_mask: Tensor | None = None
     memory_cells: Tensor | None = None
     prefix_places: Tensor | None = None
-    colours: Tensor | None = None
+    colours: ColourPath | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
 
@@ -72,7 +71,7 @@ class Context:
             memory=chosen(self.memory),
             memory_mask=chosen(self.memory_mask),
             prefix_places=chosen(self.prefix_places),
-            colours=chosen(self.colours),
+            colours=self.colours and self.colours[rows],
             state={name: value[rows] for name, value in self.state.items()},
             losses={name: value[rows] for name, value in self.losses.items()},
         )
@@ -88,18 +87,14 @@ class Context:
             memory=self.memory.take_along_dim(first[:, :, None], 1),
             memory_mask=self.memory_mask.gather(1, first),
             memory_cells=self.memory_cells[first][:, None],
-            colours=None if self.colours is None else self.colours.gather(1, first),
+            colours=self.colours and self.colours.map(self.colours.of_tokens.take_along_dim(first[:, None], 2)),
         )
 
-    def by_colour(self, inputs: Tensor) -> Tensor:
-        """At each cell of `inputs` (B, L) the mean (B, L, D) of the tokens `told` whose demonstration's input shows the same
-        there; zero where none does."""
-        alphabet = torch.arange(VOCAB_SIZE, device=inputs.device)
-        mask = self.prefix_mask if self.memory is None else self.memory_mask
-        same = (self.colours[:, None] == alphabet[:, None]) & mask[:, None]  # (B, V, T)
-        weight = same / same.sum(2, keepdim=True).clamp_min(1)
-        means = weight.to(self.told.dtype) @ self.told
-        return (inputs[:, :, None] == alphabet).to(means.dtype) @ means
+    def by_colour(self, shown: Tensor) -> Tensor:
+        """What `ColourPath.means` hands, at RMS 1 of a token, to the cells of a query that shows (B, Q, L)."""
+        if self.memory is not None:
+            return self.colours.means(self.memory, self.memory_mask, shown)
+        return math.sqrt(self.prefix.shape[-1]) * self.colours.means(self.prefix, self.prefix_mask, shown)
 
     def summary(self) -> Tensor:
         """One float32 vector per sample: the prefix laid out flat (B, P * D), or the mean (B, D) over the valid tokens where

@@ -19,6 +19,7 @@ from config.base import Config
 from dataset.batch import DataConfig
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.store import Store
+from models.colours import looked_at
 from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
@@ -34,7 +35,7 @@ from models.layers import (
     truncated_normal,
     weights_cast_once,
 )
-from models.relations import NONE, Index, Relations, moved, places_of, relate
+from models.relations import NONE, Index, Relations, count_of, moved, places_of, relate
 
 SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
 Q_HEAD_BIAS = -5.0  # halting starts close to "never", which lets the answer be learned first
@@ -171,6 +172,8 @@ class RecursiveModel(nn.Module):
         if config.relations and sizes.vocab_size != VOCAB_SIZE:
             raise ValueError(f"arch.relations={config.relations} are those of ARC grids, which this dataset has none of")
         self.colour_proj = Linear(hidden, hidden) if encoder and encoder.gives_colours else None
+        evidence = encoder.evidence if encoder and encoder.gives_colours else []
+        self.place_names = list(dict.fromkeys([*config.relations, *evidence]))  # the core's own come first
         for name, depth in self.networks.items():
             self.add_module(name, ReasoningModule([block() for _ in range(getattr(config, depth))]))
         for name in self.state_names:
@@ -201,15 +204,15 @@ class RecursiveModel(nn.Module):
 
     def placed(self, data: dict[str, Tensor]) -> dict[str, Tensor]:
         """`data` with the `places` (B, L, R) that this model's relations name for its `inputs`, unless they are there."""
-        if not self.config.relations or "places" in data:
+        if not self.place_names or "places" in data:
             return data
-        return data | {"places": places_of(self.config.relations, data["inputs"])}
+        return data | {"places": places_of(self.place_names, data["inputs"])}
 
     def forward(self, states: States, inputs: Tensor, context: Context, places: Tensor | None = None) -> ModelOutput:
         """One ACT step from states (B, S, D) on input tokens (B, L). places: what `placed` adds for them, computed if missing."""
-        tokens = self._embed(inputs, context)
-        if self.config.relations and places is None:
-            places = places_of(self.config.relations, inputs)
+        if self.place_names and places is None:
+            places = places_of(self.place_names, inputs)
+        tokens = self._embed(inputs, context, places)
         apply = self._bind(inputs.shape[1], context.packed(), places)
         latent, cycles, with_gradient = self.updates
         schedule = (*range(latent), None) * cycles
@@ -236,7 +239,7 @@ class RecursiveModel(nn.Module):
         cells = answer[:, -inputs.shape[1] :].float()
         return ((cells * real).sum(1) / real.sum(1).clamp_min(1)).to(answer.dtype)
 
-    def _embed(self, inputs: Tensor, context: Context) -> Tensor:
+    def _embed(self, inputs: Tensor, context: Context, places: Tensor | None) -> Tensor:
         """Prefix and cells as one sequence (B, S, D)."""
         tokens = torch.cat((context.prefix, self.embed_tokens(inputs)), dim=1)
         if self.config.pos_encodings == "learned":
@@ -245,7 +248,8 @@ class RecursiveModel(nn.Module):
         tokens = math.sqrt(self.config.hidden_size) * tokens
         if self.colour_proj is None:
             return tokens
-        return tokens + F.pad(self.colour_proj(context.by_colour(inputs)), (0, 0, context.prefix.shape[1], 0))
+        shown = looked_at(inputs, places, self.place_names, context.colours)
+        return tokens + F.pad(self.colour_proj(context.by_colour(shown)), (0, 0, context.prefix.shape[1], 0))
 
     def _bind(self, cells: int, context: Context, places: Tensor | None) -> Apply:
         """The networks, applied at the state's positions, under its mask, reading their own projections of the memory and the
@@ -261,7 +265,10 @@ class RecursiveModel(nn.Module):
             rotary = table.rows(torch.cat((first, context.prefix_cells + registers, rest)))
         of_memory = table.rows(context.memory_cells + registers) if table is not None and context.memory is not None else None
         mask = self._mask(prefix, cells, context)
-        index = None if places is None else Index.of(self._state_places(places, context), self.config.relations)
+        index = None
+        if self.config.relations:
+            own = places[..., : count_of(self.config.relations)]
+            index = Index.of(self._state_places(own, context), self.config.relations)
 
         def memory(network: ReasoningModule) -> list[KeyValue | None]:
             if context.memory is None:

@@ -8,6 +8,7 @@ row. A smaller answer changes nothing. What lies beyond the reach of every relat
 Shapes: N grids, C the canvas side, L = C * C cells, R places per cell, S tokens, D hidden.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -22,7 +23,7 @@ from models.layers import Linear
 
 NONE = -1
 CHANNELS = 8  # that a token tells under a relation
-RelationName = Literal["symmetries", "neighbours", "around", "rays", "lines", "objects", "colours"]
+RelationName = Literal["symmetries", "neighbours", "around", "shifts", "rays", "lines", "objects", "colours"]
 
 
 def _each_once(names: list[str]) -> list[str]:
@@ -85,6 +86,14 @@ def _around(grids: Grids) -> Tensor:
     inside = grids.inside[..., None]
     row = torch.where(inside, (grids.row + steps // 3 - 1) % rows, NONE)
     return grids.places(row, (grids.column + steps % 3 - 1) % columns)
+
+
+def _shifts(grids: Grids) -> Tensor:
+    steps = torch.arange(25, device=grids.canvas.device)
+    steps = steps[steps != 12]
+    rows, columns = grids.rows.clamp_min(1), grids.columns.clamp_min(1)
+    row = torch.where(grids.inside[..., None], (grids.row + steps // 5 - 2) % rows, NONE)
+    return grids.places(row, (grids.column + steps % 5 - 2) % columns)
 
 
 def _rays(grids: Grids) -> Tensor:
@@ -159,6 +168,8 @@ RELATIONS: dict[str, Relation] = {
     "neighbours": Relation(8, _neighbours),
     # The same over the border, where the grid begins again.
     "around": Relation(8, _around),
+    # The same up to two cells away.
+    "shifts": Relation(24, _shifts),
     # The next coloured cell in each direction.
     "rays": Relation(4, _rays),
     # The cell's row, its column, and the whole grid.
@@ -173,6 +184,13 @@ RELATIONS: dict[str, Relation] = {
 def count_of(names: Sequence[str]) -> int:
     """R of all these relations together."""
     return sum(RELATIONS[name].count for name in names)
+
+
+def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
+    """Where the places of the `wanted` relations stand among those of `names`."""
+    last = list(itertools.accumulate(RELATIONS[name].count for name in names))
+    ends = dict(zip(names, last, strict=True))
+    return [column for name in wanted for column in range(ends[name] - RELATIONS[name].count, ends[name])]
 
 
 @torch.no_grad()

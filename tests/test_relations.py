@@ -14,7 +14,7 @@ from dataset.views import EvaluationSet
 from evaluation.test_time_training import TestTimeTraining, lessons_of
 from models import act, core, layers, relations
 from models.act import act_step, initial_carry, solve
-from models.context import NO_COLOUR
+from models.colours import NO_COLOUR, ColourPath, looked_at
 from models.latent_search import LeaveOneOut, search
 from models.pretrained import load_checkpoint
 from models.relations import NONE, RELATIONS, Index, Relate, places_of
@@ -33,6 +33,7 @@ ON = [
     "encoder.colour_path=true",
 ]
 PREFIX = [*ON, "encoder.placement=prefix"]
+EVIDENCE = [*ON, "encoder.evidence=[symmetries,shifts]"]
 SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
 rng = np.random.default_rng(0)
 
@@ -227,7 +228,7 @@ def test_a_branch_that_adds_nothing_leaves_every_bit(branch, fewshot):
 
 
 @pytest.mark.parametrize("positions", ["rope2d", "rope2d_values"])
-@pytest.mark.parametrize("overrides", [ON, PREFIX], ids=["memory", "prefix"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
 def test_packing_changes_no_gradient(overrides, positions, fewshot, monkeypatch):
     model = make_model(
         fewshot, *overrides, f"encoder.positions={positions}", f"arch.pos_encodings={positions}"
@@ -246,7 +247,7 @@ def test_packing_changes_no_gradient(overrides, positions, fewshot, monkeypatch)
     assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("overrides", [ON, PREFIX], ids=["memory", "prefix"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
 def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(overrides, fewshot):
     model = make_model(fewshot, *overrides).eval()
     data = episodes().data
@@ -258,7 +259,7 @@ def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(override
     assert torch.allclose(*answers, atol=1e-5)
 
 
-@pytest.mark.parametrize("overrides", [ON, PREFIX], ids=["memory", "prefix"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
 def test_a_compiled_step_is_one_graph_with_the_same_gradients(overrides, fewshot):
     model = make_model(fewshot, *overrides).train()
     data = episodes().data
@@ -313,7 +314,7 @@ def test_the_places_of_a_query_are_not_those_of_another_one(fewshot, monkeypatch
 
 
 def test_tasks_trained_side_by_side_are_trained_as_one_by_one(fewshot):
-    trainer = Trainer(fewshot, *ON)
+    trainer = Trainer(fewshot, *EVIDENCE)
     model, questions = outspoken(trainer), EvaluationSet(fewshot, trainer.config.data, "test", 2, 0)
     lessons, _ = lessons_of(questions, questions.asked)
     alike = [
@@ -330,37 +331,76 @@ def test_tasks_trained_side_by_side_are_trained_as_one_by_one(fewshot):
     assert all(not torch.equal(moved[name], p) for name, p in model.named_parameters() if "relate" in name)
 
 
+def by_colour(model, context, inputs):
+    places = model.placed({"inputs": inputs}).get("places")
+    return context.by_colour(looked_at(inputs, places, model.place_names, context.colours))
+
+
 def test_latent_search_moves_what_is_read_by_colour(fewshot):
-    trainer = Trainer(fewshot, *ON)
+    trainer = Trainer(fewshot, *EVIDENCE)
     model, data = outspoken(trainer), episodes().data
     context = model.context(data)
     shift = torch.randn_like(context.told)
-    moved = context.shifted(shift).by_colour(data["inputs"]) - context.by_colour(data["inputs"])
-    alone = dataclasses.replace(context, memory=shift).by_colour(data["inputs"])
-    assert torch.allclose(moved, alone, atol=1e-5)
+    before, after = (by_colour(model, one, data["inputs"]) for one in (context, context.shifted(shift)))
+    alone = by_colour(model, dataclasses.replace(context, memory=shift), data["inputs"])
+    assert torch.allclose(after - before, alone, atol=1e-5)
     assert search(model, data, trainer.config.objective, SEARCH, torch.Generator()).isfinite().all()
 
 
 @pytest.mark.parametrize(
-    "overrides", [ON, PREFIX, [*ON, "encoder.pair_tokens=concatenated"]], ids=["memory", "prefix", "cells"]
+    "overrides",
+    [ON, PREFIX, [*ON, "encoder.pair_tokens=concatenated"], EVIDENCE],
+    ids=["memory", "prefix", "cells", "evidence"],
 )
 def test_a_cell_is_handed_the_mean_of_the_tokens_of_its_colour(overrides, fewshot, monkeypatch):
     model = make_model(fewshot, *overrides).eval()
     data = episodes().data
     data["demo_mask"][0, 0] = False
     context = model.context(data)
-    mask = context.prefix_mask if context.memory is None else context.memory_mask
-    assert (context.colours == NO_COLOUR).sum() == (4 if context.memory is None else 0)  # the register
-    found = context.by_colour(data["inputs"])
+    told, mask, scale = context.told, context.memory_mask, 1.0
+    if context.memory is None:
+        mask, scale = context.prefix_mask, 32**0.5
+        assert (context.colours.of_tokens[:, 0, 0] == NO_COLOUR).all()  # the register
+    found = by_colour(model, context, data["inputs"])
+    shown = looked_at(data["inputs"], model.placed(data)["places"], model.place_names, context.colours)
+    assert torch.equal(shown[:, 0], data["inputs"]) and shown.shape[1] == context.colours.trusted.shape[1]
     for sample, cell in itertools.product(range(4), range(SIDE**2)):
-        chosen = (context.colours[sample] == data["inputs"][sample, cell]) & mask[sample]
-        expected = context.told[sample][chosen].mean(0) if chosen.any() else torch.zeros(32)
+        expected = torch.zeros(32)
+        for way, trusted in enumerate(context.colours.trusted[sample]):
+            chosen = (context.colours.of_tokens[sample, way] == shown[sample, way, cell]) & mask[sample]
+            if shown[sample, way, cell] != NO_COLOUR and chosen.any():
+                expected += scale * trusted * told[sample][chosen].mean(0)
         assert torch.allclose(found[sample, cell], expected, atol=1e-5)
     monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
     monkeypatch.setattr(layers, "PACKED_SHARE", 2.0)
-    assert torch.allclose(context.packed().by_colour(data["inputs"]), found, atol=1e-5)
+    assert torch.allclose(by_colour(model, context.packed(), data["inputs"]), found, atol=1e-5)
     rows = torch.tensor([2, 0])
-    assert torch.allclose(context.select(rows).by_colour(data["inputs"][rows]), found[rows], atol=1e-5)
+    assert torch.allclose(
+        by_colour(model, context.select(rows), data["inputs"][rows]), found[rows], atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@pytest.mark.parametrize("rule", [0, 1, 4, 6, "shift"])
+def test_the_way_of_looking_that_explains_the_demonstrations_is_trusted(rule, colours):
+    names = ["symmetries", "shifts"]
+    permutation = np.array([0, *rng.permutation(range(1, 10))]) if colours else np.arange(10)
+    inputs = [rng.integers(0, 10, (4, 5)) for _ in range(3)]
+    outputs = [
+        permutation[np.roll(grid, (1, -2), (0, 1)) if rule == "shift" else dihedral(grid, rule)]
+        for grid in inputs
+    ]
+    data = {
+        name: torch.from_numpy(np.stack([encode(grid, SIDE) for grid in grids]))[None]
+        for name, grids in (("demo_inputs", inputs), ("demo_labels", outputs))
+    }
+    data["demo_mask"] = torch.ones(1, 3, dtype=torch.bool)
+    trusted = ColourPath.read(data, names).trusted[0]
+    right = 1 + 7 + [*range(12), *range(13, 25)].index(5 * (2 - 1) + 2 + 2) if rule == "shift" else rule
+    assert trusted.argmax() == right and trusted[right] > 0.99 and trusted.sum() == pytest.approx(1)
+    data["demo_labels"][:, 2] = torch.from_numpy(encode(rng.integers(0, 10, (5, 5)), SIDE))  # not shown
+    data["demo_mask"][:, 2] = False
+    assert ColourPath.read(data, names).trusted[0, right] > 0.99
 
 
 def test_tokens_of_a_pair_and_of_a_prefix_have_the_places_of_their_input(fewshot):

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from models.context import NO_COLOUR, Context, ContextModule
+from models.colours import ColourPath
+from models.context import Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
-from models.relations import NONE, moved, places_of
+from models.relations import NONE, Relations, moved, places_of
 
 if TYPE_CHECKING:
     from models.core import ArchConfig
@@ -21,14 +23,22 @@ if TYPE_CHECKING:
 class MemoryEncoderConfig(PairConfig):
     """placement: `memory` gives the tokens as extra keys and values, computed once per ACT step; `prefix` makes them part
     of the recursive state. colour_path: the recursion is handed, at each cell of the query, the mean of the tokens whose input
-    shows that cell's colour (`Context.colours`).
+    shows that cell's colour (models/colours.py). evidence: relations at whose places that path looks for the colour, too, as
+    far as they explain the demonstrations.
     """
 
     name: Literal["memory"]
     placement: Literal["memory", "prefix"]
     colour_path: bool = False  # what checkpoints from before there was one have
+    evidence: Relations = []
 
     needs_layers: ClassVar[bool] = False
+
+    @model_validator(mode="after")
+    def _check_evidence(self) -> "MemoryEncoderConfig":
+        if self.evidence and not self.colour_path:
+            raise ValueError(f"encoder.evidence={self.evidence} is that of encoder.colour_path, which is false")
+        return self
 
     @property
     def gives_memory(self) -> bool:
@@ -61,7 +71,7 @@ class MemoryEncoder(ContextModule):
         tokens, valid, cells = read.tokens.flatten(1, 2), read.valid.flatten(1), read.cells.repeat(read.tokens.shape[1])
         register = self.register.to(tokens.dtype).expand(len(tokens), 1, -1)
         inputs = data["demo_inputs"]
-        colours = inputs.repeat(1, 1, len(read.cells) // inputs.shape[2]).flatten(1) if self.config.colour_path else None
+        colours = self._colours(data, len(read.cells)) if self.config.colour_path else None
         if self.config.placement == "memory":
             return Context(prefix=self.as_prefix(register), memory=tokens, memory_mask=valid, memory_cells=cells, colours=colours)
         always = torch.ones_like(valid[:, :1])
@@ -70,8 +80,14 @@ class MemoryEncoder(ContextModule):
             prefix_mask=torch.cat((always, valid), 1),
             prefix_cells=cells,
             prefix_places=self._places(inputs, len(read.cells)) if self.relations else None,
-            colours=None if colours is None else F.pad(colours, (1, 0), value=NO_COLOUR),
+            colours=colours and colours.after_registers(1),
         )
+
+    def _colours(self, data: dict[str, Tensor], tokens: int) -> ColourPath:
+        path = ColourPath.read(data, self.config.evidence)
+        demos, cells = data["demo_inputs"].shape[1:]
+        of_pairs = path.of_tokens.unflatten(2, (demos, cells))
+        return path.map(of_pairs.repeat(1, 1, 1, tokens // cells).flatten(2))
 
     def _places(self, inputs: Tensor, tokens: int) -> Tensor:
         """The core's places (B, P, R) for its prefix: each pair's tokens have those of their own input (B, K, L)."""
