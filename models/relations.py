@@ -8,7 +8,6 @@ row. A smaller answer changes nothing. What lies beyond the reach of every relat
 Shapes: N grids, C the canvas side, L = C * C cells, R places per cell, S tokens, D hidden.
 """
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -186,11 +185,10 @@ def count_of(names: Sequence[str]) -> int:
     return sum(RELATIONS[name].count for name in names)
 
 
-def columns_of(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where the places of the `wanted` relations stand among those of `names`."""
-    last = list(itertools.accumulate(RELATIONS[name].count for name in names))
-    ends = dict(zip(names, last, strict=True))
-    return [column for name in wanted for column in range(ends[name] - RELATIONS[name].count, ends[name])]
+def chosen(places: Tensor, names: Sequence[str], wanted: Sequence[str]) -> Tensor:
+    """Of the places (N, L, R) under `names` those under the `wanted` relations, which are among them."""
+    parts = dict(zip(names, places.split([RELATIONS[name].count for name in names], dim=-1), strict=True))
+    return torch.cat([parts[name] for name in wanted], dim=-1)
 
 
 @torch.no_grad()

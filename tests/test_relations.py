@@ -363,7 +363,7 @@ def test_a_cell_is_handed_the_mean_of_the_tokens_of_its_colour(overrides, fewsho
         assert (context.colours.of_tokens[:, 0, 0] == NO_COLOUR).all()  # the register
     found = by_colour(model, context, data["inputs"])
     shown = looked_at(data["inputs"], model.placed(data)["places"], model.place_names, context.colours)
-    assert torch.equal(shown[:, 0], data["inputs"]) and shown.shape[1] == context.colours.trusted.shape[1]
+    assert shown.shape[1] == context.colours.trusted.shape[1]
     for sample, cell in itertools.product(range(4), range(SIDE**2)):
         expected = torch.zeros(32)
         for way, trusted in enumerate(context.colours.trusted[sample]):
@@ -395,12 +395,16 @@ def test_the_way_of_looking_that_explains_the_demonstrations_is_trusted(rule, co
         for name, grids in (("demo_inputs", inputs), ("demo_labels", outputs))
     }
     data["demo_mask"] = torch.ones(1, 3, dtype=torch.bool)
-    trusted = ColourPath.read(data, names).trusted[0]
+    path = ColourPath.read(data, names)
     right = 1 + 7 + [*range(12), *range(13, 25)].index(5 * (2 - 1) + 2 + 2) if rule == "shift" else rule
-    assert trusted.argmax() == right and trusted[right] > 0.99 and trusted.sum() == pytest.approx(1)
+    assert path.kept[0, 0] == right and path.trusted[0, 0] > 0.95 and path.trusted.sum() == pytest.approx(1)
     data["demo_labels"][:, 2] = torch.from_numpy(encode(rng.integers(0, 10, (5, 5)), SIDE))  # not shown
     data["demo_mask"][:, 2] = False
-    assert ColourPath.read(data, names).trusted[0, right] > 0.99
+    path = ColourPath.read(data, names)
+    assert path.kept[0, 0] == right and path.trusted[0, 0] > 0.95
+    data["demo_labels"][:, 0] = torch.from_numpy(encode(rng.integers(0, 10, (5, 5)), SIDE))
+    path = ColourPath.read(data, names)
+    assert path.kept[0, 0] == 0 and path.trusted[0, 0] > 0.5  # nothing explains both: the cell itself
 
 
 def test_tokens_of_a_pair_and_of_a_prefix_have_the_places_of_their_input(fewshot):
