@@ -1,3 +1,4 @@
-from utils.moved import moved
+import sys
 
-moved("tools.compare")
+print("error: this command has moved; use python -m tools.compare", file=sys.stderr)
+sys.exit(2)

@@ -1,3 +1,4 @@
-from utils.moved import moved
+import sys
 
-moved("experiments.votes_against_one_view")
+print("error: this command has moved; use python -m experiments.votes_against_one_view", file=sys.stderr)
+sys.exit(2)

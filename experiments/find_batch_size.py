@@ -1,3 +1,4 @@
-from utils.moved import moved
+import sys
 
-moved("tools.find_batch_size")
+print("error: this command has moved; use python -m tools.find_batch_size", file=sys.stderr)
+sys.exit(2)

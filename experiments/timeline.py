@@ -1,3 +1,4 @@
-from utils.moved import moved
+import sys
 
-moved("tools.timeline")
+print("error: this command has moved; use python -m tools.timeline", file=sys.stderr)
+sys.exit(2)

@@ -1,3 +1,4 @@
-from utils.moved import moved
+import sys
 
-moved("tools.summary")
+print("error: this command has moved; use python -m tools.summary", file=sys.stderr)
+sys.exit(2)

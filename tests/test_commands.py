@@ -94,11 +94,12 @@ def test_an_old_name_says_where_the_command_went(old, capsys):
     assert find_spec(MOVED[old]) is not None and MOVED[old] in commands()
 
 
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_name_says_so_by_its_path_too(old, tmp_path):
+    done = run(str(path_of(old)), cwd=tmp_path, env={"PYTHONPATH": ""})
+    assert done.returncode == 2 and done.stderr.startswith("error: this command has moved; use python -m")
+
+
 def test_no_old_name_is_left_out():
-    files = product()
-    moved = {
-        name
-        for name, module in files.items()
-        if "utils.moved" in {of for _, of in module.imports(set(files))}
-    }
+    moved = {name for name, module in product().items() if "this command has moved" in module.text}
     assert moved == MOVED.keys()
