@@ -9,10 +9,10 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.installed
 
 # The project itself is installed in place, so that its modules can be imported from any folder.
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt requirements-no-deps.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-no-deps.txt --editable .
 	touch $@
 
 demo: setup

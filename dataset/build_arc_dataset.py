@@ -53,7 +53,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_leaks(parser)
     options = parser.parse_args(arguments)
     recipe = RECIPES.get(options.recipe, Recipe((), ()))
-    if recipe.get and not options.input_dir:
+    # A built dataset may take the folder's place, under the name that the recipe has for its tasks.
+    generated = any(argument.startswith(f"{recipe.folder}=") for argument in options.dataset)
+    if recipe.get and not options.input_dir and not generated:
         raise UserError(f"--recipe {options.recipe} needs --input-dir DIR: {recipe.get}")
     if options.identifiers and (options.num_aug is not None or options.puzzle_identifiers_start is not None):
         raise UserError(

@@ -11,7 +11,7 @@ import numpy as np
 from dataset.augment import fingerprints
 from dataset.layouts import LAYOUTS, LayoutName
 from dataset.store import Leak, Store
-from dataset.task import Task
+from dataset.task import Pair, Task
 
 
 def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) -> list[Leak]:
@@ -44,6 +44,16 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) 
             trained_on = owners.get(key, set()) | (neighbours.get(key, set()) - {task.id})
             leaks.update((owner, task.id) for owner in trained_on)
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
+
+
+def with_shared_input(tasks: Sequence[Task], others: Sequence[Task]) -> set[str]:
+    """The ids of the tasks with an input grid that is one of `others`, up to symmetry and recolouring."""
+    known = np.unique(_input_prints(others))
+    return {task.id for task in tasks if np.isin(_input_prints([task]), known).any()}
+
+
+def _input_prints(tasks: Sequence[Task]) -> np.ndarray:
+    return fingerprints([Pair(pair.input, pair.input) for task in tasks for pair in task.pairs])
 
 
 # Stands among the fingerprints for training data of which nothing is known.

@@ -69,7 +69,8 @@ RECIPES: dict[str, Recipe] = {
     "rearc": Recipe(
         ("evaluation",),
         ("evaluation",),
-        get="the folder tasks of re_arc.zip of github.com/michaelhodel/re-arc",
+        get="the folder tasks of re_arc.zip of github.com/michaelhodel/re-arc, or --dataset rearc=DIR "
+        "for what dataset.build_rearc_dataset has written",
         folder="rearc",
         within="tasks",
         published=_ARC1,
