@@ -30,6 +30,8 @@ def run(config: EvaluateConfig) -> None:
         check_replaceable(Path(config.output_dir), RESULTS)  # before hours of work, not after them
     session = Session.open(config)
     is_main = session.respondent.world.is_main
+    for note in session.notes if is_main else ():
+        print(note, file=sys.stderr, flush=True)
     with (
         tqdm(unit="view", disable=not is_main, desc="views", leave=False, file=sys.stderr) as bar,
         explains_out_of_memory("the evaluation", less_memory(config.protocol, config.batch_size)),

@@ -21,6 +21,7 @@ from evaluation.protocols import less_memory
 from evaluation.records import SUBMISSION_ATTEMPTS, attempts
 from evaluation.report import write_report
 from evaluation.solver import AskConfig, Solution, Solver, read_task
+from models.trial import settle_threads
 from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
 
@@ -39,7 +40,8 @@ class PredictConfig(AskConfig):
 def run(config: PredictConfig) -> None:
     """One task, from the checkpoint to its answers."""
     task = read_task(config.task, config.task_id)
-    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
+    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device, config.forward_dtype)
+    settle_threads(config.threads, solver.model, solver.data, config.num_views)
     with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
         solution = solver.ask(
             task,
@@ -78,6 +80,7 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
         "model": {
             "arch": trained.arch,
             "encoder": trained.encoder,
+            "forward_dtype": solver.model.config.forward_dtype,
             "parameters": trained.parameters,
         },
         "num_views": solution.num_views,

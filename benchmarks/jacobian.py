@@ -75,7 +75,7 @@ def measure(split: str, hidden: int, options: argparse.Namespace) -> dict[str, f
     before = peak_memory_gb(device)  # a peak cannot go down, so libraries have to be subtracted
     torch.manual_seed(0)
     cells = options.side**2
-    model = build_model(config.arch, DataSizes(VOCAB_SIZE, PUZZLES, cells), None).to(device)
+    model = build_model(config.arch.on(device), DataSizes(VOCAB_SIZE, PUZZLES, cells), None).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
     data = {
         "inputs": torch.randint(2, VOCAB_SIZE, (options.batch, cells), device=device).byte(),

@@ -49,10 +49,11 @@ class Loop:
     """Measures the samples per second of one kind of loop. Each has its own model, from the same seed."""
 
     def __init__(self, kind: str, config: PretrainConfig, folder: Path, device: torch.device):
-        self.kind, self.config, self.device = kind, config, device
+        self.kind, self.device = kind, device
         # Compiling would make the loops differ in more than what they do.
-        changes = {"ema": config.ema and kind != BARE, "device": device.type, "compile": False}
+        changes = {"ema": config.ema and kind != BARE, "device": device.type, "threads": 1, "compile": False}
         run = prepare(config.model_copy(update=changes), ALONE)
+        self.config = run.config
         self.store, self.table, self.sampler, self.state = run.store, run.table, run.sampler, run.state
         folder.mkdir(parents=True)
         self.logger = RunLogger(

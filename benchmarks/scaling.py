@@ -79,7 +79,7 @@ def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -
     """Seconds and useful FLOPs of a training step, per sample."""
     config = configuration(sizes, overrides)
     torch.manual_seed(0)
-    model = build_model(config.arch, DataSizes(VOCAB_SIZE, 1, None), config.encoder).to(device)
+    model = build_model(config.arch.on(device), DataSizes(VOCAB_SIZE, 1, None), config.encoder).to(device)
     state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
     batch, best = full_batch(sizes, device), float("inf")
     for _ in range(STEPS + 1):  # the first step is never the fastest

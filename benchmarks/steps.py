@@ -105,8 +105,8 @@ CONTESTANTS = {"train": training, "eval": evaluation}
 def measure(what: str, overrides: list[str], threads: int, **options: Any) -> None:
     """Answer until the input ends."""
     answers, world = answer_channel(), World.from_environment()
-    torch.set_num_threads(threads)
-    run = Run(compose.load(PretrainConfig, "pretrain", overrides), world)
+    run = Run(compose.load(PretrainConfig, "pretrain", [*overrides, f"threads={threads}"]), world)
+    _ = run.threads
     step = CONTESTANTS[what](run, **options)
     serve(step, run.device, answers if world.is_main else sys.stderr, questions(world))
     distributed.close()

@@ -18,9 +18,10 @@ from evaluation.inference import Progress, task_contexts
 from evaluation.protocols import ProtocolConfig, adaptation_class, row_learners
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, Evaluation, Split, evaluate
-from evaluation.trained_model import TrainedModel
+from evaluation.trained_model import AskedDtype, TrainedModel
 from evaluation.voting import VotingConfig
 from models.context import PuzzleEmbedding
+from models.trial import settle_threads
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe
 from utils.distributed import World
@@ -34,6 +35,7 @@ NOT_SETTINGS = {
     "checkpoint",
     "output_dir",
     "device",
+    "threads",
     "batch_size",
     "timeout_minutes",
     "report",
@@ -57,6 +59,8 @@ class EvaluateConfig(VotingConfig):
     max_eval_groups: PositiveInt | None
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
+    threads: Literal["auto"] | PositiveInt
+    forward_dtype: AskedDtype
     timeout_minutes: PositiveFloat
     output_dir: str | None
     report: bool
@@ -91,11 +95,15 @@ class EvaluateConfig(VotingConfig):
 
 @dataclass
 class Session:
-    """What one evaluation works with: settings, checkpoint, and the model with the tasks that it may know."""
+    """What one evaluation works with: settings, checkpoint, and the model with the tasks that it may know.
+
+    notes: how it computes, where that is worth a word.
+    """
 
     config: EvaluateConfig
     trained: TrainedModel
     respondent: Respondent
+    notes: list[str]
 
     @classmethod
     def open(cls, config: EvaluateConfig) -> "Session":
@@ -106,7 +114,7 @@ class Session:
         world = World.from_environment()
         device = choose_device(config.device, world)
         distributed.start(world, device, config.timeout_minutes)
-        trained = TrainedModel.load(config.checkpoint, config.weights)
+        trained = TrainedModel.load(config.checkpoint, config.weights, device, config.forward_dtype)
         model = trained.model
         halting = config.model_dump(include={"halt_max_steps", "halt_threshold"})
         model.config = model.config.model_copy(
@@ -118,11 +126,13 @@ class Session:
         if store.layout.learns_rows and store.metadata.content_hash != trained.data_hash:
             _forget_rows(trained, store, config)
         store = _tasks_to_ask(trained, store, config)
+        model.to(device)
+        threads = settle_threads(config.threads, model, data, config.batch_size)
         return cls(
             config,
             trained,
             Respondent(
-                model=model.to(device),
+                model=model,
                 store=store,
                 table=store.grid_table.to(device),
                 data=data,
@@ -130,6 +140,7 @@ class Session:
                 trained_pairs=trained.trained_pairs,
                 world=world,
             ),
+            [note for note in (trained.slow_on(device), threads) if note],
         )
 
     def questions(self) -> EvaluationSet:
@@ -193,6 +204,7 @@ class Session:
                 "arch": trained.arch,
                 "encoder": trained.encoder,
                 "parameters": trained.parameters,
+                "forward_dtype": trained.model.config.forward_dtype,
                 "halt_max_steps": trained.model.config.halt_max_steps,
                 "halt_threshold": trained.model.config.halt_threshold,
             },

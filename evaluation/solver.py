@@ -26,7 +26,7 @@ from evaluation.records import answers_of, known_output, records_of
 from evaluation.refinement import Step, agreeing, refinements
 from evaluation.respondent import Respondent
 from evaluation.run import Ask
-from evaluation.trained_model import TrainedModel
+from evaluation.trained_model import AskedDtype, TrainedModel
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
 from utils.config import Config
@@ -48,6 +48,8 @@ class AskConfig(Config):
     num_views: PositiveInt
     seed: NonNegativeInt
     device: Literal["auto", "cpu", "cuda"]
+    threads: Literal["auto"] | PositiveInt
+    forward_dtype: AskedDtype
 
     @field_validator("task_id", mode="before")
     @classmethod
@@ -83,18 +85,26 @@ class Solver:
         self.data: DataConfig = trained.data()
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, weights: str = "ema", device: str = "auto") -> "Solver":
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        weights: str = "ema",
+        device: str = "auto",
+        forward_dtype: AskedDtype = "checkpoint",
+    ) -> "Solver":
         """The model of a checkpoint folder, or of a run folder's newest checkpoint.
 
+        forward_dtype: of its activations; `checkpoint`: as in training, `auto`: the faster one on the device.
         Raises `UserError` for one that knows its tasks otherwise than by their demonstrations.
         """
-        trained = TrainedModel.load(path, weights)
+        where = choose_device(device, World())
+        trained = TrainedModel.load(path, weights, where, forward_dtype)
         if not trained.encoder:
             raise UserError(
                 f"{trained.path}: this model (arch={trained.arch} without an encoder) "
                 f"{trained.layout.unknown}; train one with an encoder"
             )
-        return cls(trained, choose_device(device, World()))
+        return cls(trained, where)
 
     def solve(
         self,

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from dataset.batch import DataConfig
 from dataset.layouts import LAYOUTS, Layout
@@ -12,6 +13,9 @@ from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint
 from utils import checkpoint
+from utils.device import faster_dtype
+
+AskedDtype = Literal["checkpoint", "auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +33,26 @@ class TrainedModel:
     trained_pairs: np.ndarray
 
     @classmethod
-    def load(cls, path: str | Path, weights: str) -> "TrainedModel":
+    def load(
+        cls, path: str | Path, weights: str, device: torch.device, forward_dtype: AskedDtype = "checkpoint"
+    ) -> "TrainedModel":
         """The model of a checkpoint folder, of a run folder's newest checkpoint, or of `<run folder>/best`.
 
-        Raises `UserError` for what is none, or is damaged.
+        device: where the caller will put it. forward_dtype: of its activations; `checkpoint`: as in training,
+        `auto`: the faster one on the device.
+        Raises `UserError` for what is no checkpoint, or is damaged.
         """
         path = checkpoint.resolve(path)
-        model, info = load_checkpoint(path, weights)
+        dtype = faster_dtype(device)[0] if forward_dtype == "auto" else forward_dtype
+        model, info = load_checkpoint(path, weights, None if dtype == "checkpoint" else dtype)
         return cls(path, weights, model, info, checkpoint.load_trained_pairs(path))
+
+    def slow_on(self, device: torch.device) -> str | None:
+        """That `device` would compute faster in another dtype, where it would: a word for who waits."""
+        dtype, (faster, why) = self.model.config.forward_dtype, faster_dtype(device)
+        if dtype == faster or dtype != "bfloat16":
+            return None
+        return f"{dtype} as in training, but {why}: forward_dtype={faster} is faster and may change answers"
 
     @property
     def run_folder(self) -> Path:

@@ -231,7 +231,7 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
                 "encoder": found["model"]["encoder"],
                 "protocol": " ".join([found["protocol"], *protocol.split()[1:]]),
                 "commit": found["checkpoint"]["git_commit"],
-                "machine": found["device"],
+                "machine": f"{found['device']}, {found['model']['forward_dtype']}",
             }
             for score in found["scores"]:
                 if score["metric"] in METRICS:

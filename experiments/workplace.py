@@ -29,6 +29,7 @@ TINY = [
     "arch.halt_max_steps=2",
     "arch.forward_dtype=float32",
     "device=cpu",
+    "threads=1",
     "global_batch_size=8",
     "log_interval=1",
     "logging.progress=false",

@@ -8,6 +8,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from models.positions import POSITION_KINDS, ROTATIONS
 from models.relations import Relations
 from utils.config import Config
+from utils.device import faster_dtype
+
+ForwardDtype = Literal["auto", "float32", "bfloat16"]
 
 
 class ArchConfig(Config):
@@ -19,6 +22,7 @@ class ArchConfig(Config):
     halt_pooling: what the q_head reads, the first state token or the mean over the input's cells.
     act_enabled: false trains every sample for all `halt_max_steps`.
     no_ACT_continue: false learns to halt by Q-learning, with a value for going on, too.
+    forward_dtype: of the activations; auto: the faster one on the device, which `on` settles.
     mlp_t: tokens are mixed by a SwiGLU over the sequence instead of attention.
     puzzle_emb_ndim, puzzle_emb_len: of the puzzle rows; unused beside an encoder.
     relations: what every block reads of the query at each cell besides attention (models/relations.py).
@@ -35,7 +39,7 @@ class ArchConfig(Config):
     act_enabled: bool
     no_ACT_continue: bool
     pos_encodings: POSITION_KINDS
-    forward_dtype: Literal["float32", "bfloat16"]
+    forward_dtype: ForwardDtype
     mlp_t: bool
     puzzle_emb_ndim: NonNegativeInt
     puzzle_emb_len: NonNegativeInt
@@ -94,7 +98,14 @@ class ArchConfig(Config):
         """The setting that decides how the core knows positions, as an error names it."""
         return "arch.mlp_t=true" if self.mlp_t else f"arch.pos_encodings={self.pos_encodings}"
 
+    def on(self, device: torch.device) -> "ArchConfig":
+        """These settings with the dtype that `forward_dtype=auto` stands for on `device`."""
+        if self.forward_dtype != "auto":
+            return self
+        return self.model_copy(update={"forward_dtype": faster_dtype(device)[0]})
+
     @property
     def dtype(self) -> torch.dtype:
         """The activations' dtype."""
+        assert self.forward_dtype != "auto", "`on` settles the dtype before a model is built"
         return getattr(torch, self.forward_dtype)

@@ -3,7 +3,8 @@
 They are written in plain PyTorch operations, so that compiling them with shapes of any size stays simple.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,3 +33,16 @@ def compile_fused(on: bool) -> None:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS_COMPILED)
     for fused in Fused.known:
         fused.call = torch.compile(fused.function, dynamic=True) if on else fused.function
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside the context nothing is compiled, whatever `compile_fused` said."""
+    calls = [fused.call for fused in Fused.known]
+    for fused in Fused.known:
+        fused.call = fused.function
+    try:
+        yield
+    finally:
+        for fused, call in zip(Fused.known, calls, strict=True):
+            fused.call = call

@@ -24,6 +24,7 @@ from yaml import YAMLError
 from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
 from dataset.store import BLANK_IDENTIFIER, Store
+from models.arch import ForwardDtype
 from models.context import EncoderConfig, PuzzleEmbedding
 from models.core import RecursiveModel
 from models.encoders import encoder_config
@@ -150,19 +151,22 @@ def trained_config(info: dict[str, Any]) -> dict[str, Any]:
     return {**config, "arch": {**_YOUNGER_ARCH, **config["arch"]}, "encoder": encoder}
 
 
-def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str, Any]]:
+def load_checkpoint(
+    path: Path, weights: str, forward_dtype: ForwardDtype | None = None
+) -> tuple[RecursiveModel, dict[str, Any]]:
     """A model in evaluation mode from a checkpoint of this framework, and the checkpoint's info.
 
     The model is built from the configuration stored with it (`trained_config`). One that does not describe
     the weights is an error.
 
-    weights: `ema` or `raw`.
+    weights: `ema` or `raw`. forward_dtype: float32 or bfloat16; None: as in training.
     """
     info = checkpoint.load_info(path)
     try:
         config = trained_config(info)
+        arch = config["arch"] | ({"forward_dtype": forward_dtype} if forward_dtype else {})
         encoder = config["encoder"] and encoder_config(config["encoder"])
-        model = build_model(arch_config(config["arch"]), DataSizes(**info["sizes"]), encoder)
+        model = build_model(arch_config(arch), DataSizes(**info["sizes"]), encoder)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}/info.json does not describe a model of this version: {error}") from None
     load_strictly(model, checkpoint.load_weights(path, weights), path)

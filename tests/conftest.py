@@ -1,6 +1,7 @@
 """What the tests are given: small datasets, models and stored answers."""
 
 import functools
+import os
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tests.support.runs import ALONE, Trainer, load_config
 from utils.distributed import World
 
 torch.set_num_threads(1)  # the tests run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # and no run that they start chooses other threads
 
 
 @pytest.fixture(scope="session", autouse=True)

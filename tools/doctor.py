@@ -85,7 +85,7 @@ def examine(overrides: list[str]) -> None:
         tell(f"run {config.name}")
     run = Run(config, world)
     with checks.check("device") as tell:
-        tell(f"{describe(run.device)}, {world.size} process(es)")
+        tell(f"{describe(run.device)}, {run.config.arch.forward_dtype}, {world.size} process(es)")
     with checks.check("folder") as tell:
         made = _make_scratch(Path(config.output_dir)) if world.is_main else ""
         scratch = Path(distributed.gather_objects(made)[0])
@@ -127,6 +127,9 @@ class Rehearsal:
     def model(self, tell: Tell) -> None:
         """The model and its optimizers."""
         tell(f"{self.run.model_line()}; {self.run.optimizer}")
+        _ = self.run.threads
+        for note in self.run.notes:
+            tell(note)
 
     def start(self, tell: Tell) -> None:
         """The checkpoint that the run would continue, or the weights it would start from."""

@@ -80,9 +80,10 @@ class _AsFused(TorchFunctionMode):
 
 
 def on_meta(config: PretrainConfig, sizes: DataSizes) -> RecursiveModel:
-    """The configured model on the meta device: shapes without values."""
+    """The configured model on the meta device: shapes without values, in the dtype of this machine."""
+    here = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     with torch.device("meta"):
-        return build_model(config.arch, sizes, config.encoder)
+        return build_model(config.arch.on(here), sizes, config.encoder)
 
 
 def meta_data(bucket: Bucket, with_demos: bool, batch: int = 1) -> dict[str, Tensor]:
@@ -184,7 +185,7 @@ def summarise(config: PretrainConfig) -> str:
     costs = {bucket: astuple(cost(model, config, bucket)) for bucket in shown}
     encoder = config.encoder.name if config.encoder else "none"
     lines = [
-        f"arch {config.arch.name}, encoder {encoder}, {config.arch.forward_dtype}",
+        f"arch {config.arch.name}, encoder {encoder}, {model.config.forward_dtype}",
         f"{'parameters of the trunk':<28}{parameters['core']:>16,}",
         f"{'parameters of the encoder':<28}{parameters['context']:>16,}",
         f"{'values of the puzzle table':<28}{parameters['puzzle_table']:>16,}",
@@ -228,7 +229,7 @@ def memory_line(
     tokens = sum(
         model.context.prefix_length(bucket.demos, bucket.side**2) + bucket.side**2 for bucket in buckets
     )
-    bytes_per_token = len(model.state_names) * config.arch.hidden_size * config.arch.dtype.itemsize
+    bytes_per_token = len(model.state_names) * config.arch.hidden_size * model.config.dtype.itemsize
     carries = batch * tokens * bytes_per_token
     per_parameter = 16 + 4 * config.ema  # in float32: weight, gradient, two moments, and the average
     held = per_parameter * (parameters["core"] + parameters["context"]) + 4 * parameters["puzzle_table"]

@@ -23,6 +23,7 @@ from dataset.task import Task
 from evaluation.pictures import COLOURS, LINE, PAPER, RIGHT, WRONG, stack
 from evaluation.refinement import Step, agreeing
 from evaluation.solver import AskConfig, Solver, read_task
+from models.trial import settle_threads
 from utils.errors import UserError, reports_user_errors
 from utils.images import lettering, write_curves, write_gif, write_png
 
@@ -54,7 +55,8 @@ def run(config: TimelineConfig) -> None:
             f"output={output} should end in .png; the animation is written beside it as {animation}"
         )
     task = read_task(config.task, config.task_id)
-    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
+    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device, config.forward_dtype)
+    settle_threads(config.threads, solver.model, solver.data, config.num_views)
     # The first view is the task as it is, whatever the number of views.
     num_views = config.num_views if config.view else 1
     steps = solver.refine(task, config.pair_index, config.view, num_views, config.seed, config.protocol)

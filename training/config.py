@@ -19,14 +19,16 @@ from training.step import FixedStepsConfig, StepConfig
 class TrainingConfig(StepConfig, PretrainedConfig):
     """A run as `training.start.Run` assembles it.
 
-    run_name: null is made of arch, encoder, dataset and seed. validation: training tasks that are held out, a
-    number or a share. resume: auto, never, or a checkpoint's path. timeout_minutes: how long a process waits
-    for another one. deterministic: refuse operations that may give other bits each time.
+    run_name: null is made of arch, encoder, dataset and seed. threads: of the CPU, in each process; auto: the
+    faster of one and all. validation: training tasks that are held out, a number or a share. resume: auto,
+    never, or a checkpoint's path. timeout_minutes: how long a process waits for another one. deterministic:
+    refuse operations that may give other bits each time.
     """
 
     run_name: Annotated[str, Field(pattern=r"^\.*\w[\w.=,+-]*$")] | None
     output_dir: str
     device: Literal["auto", "cpu", "cuda"]
+    threads: Literal["auto"] | PositiveInt
     compile: Literal["auto"] | bool
     deterministic: bool
     ema: bool

@@ -5,7 +5,7 @@ device, data, sampler, state. What looks at a run (the doctor) asks for one part
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -20,6 +20,7 @@ from dataset.store import Store
 from models.core import RecursiveModel
 from models.fused import compile_fused
 from models.pretrained import load_decoder, pairs_behind, trained_config
+from models.trial import settle_threads
 from models.trm import build_model, count_parameters
 from training.config import TrainingConfig
 from training.ema import EMA
@@ -27,11 +28,12 @@ from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepResult, train_step
 from utils import checkpoint, distributed
-from utils.device import choose_device, describe, only_deterministic, should_compile
+from utils.device import choose_device, describe, faster_dtype, only_deterministic, should_compile
 from utils.distributed import World
 from utils.environment import git_commit
 from utils.errors import UserError
 from utils.files import exclusive, write_json
+from utils.processor import all_threads
 
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
 RESUMABLE_DIFFERENCES = {
@@ -50,6 +52,7 @@ RESUMABLE_DIFFERENCES = {
     "keep_checkpoints",
     "keep_best_checkpoints",
     "resume",
+    "threads",
     "timeout_minutes",
     "logging",
     "evaluation",
@@ -68,7 +71,7 @@ class Run(Generic[C]):
     for."""
 
     def __init__(self, config: C, world: World):
-        self.config, self.world = config, world
+        self.asked, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
         self.notes: list[str] = []  # what is to be said once there is a log to say it in
 
@@ -76,13 +79,52 @@ class Run(Generic[C]):
     def device(self) -> torch.device:
         """The device, with the process group started and the fused functions compiled where that is asked
         for."""
-        config = self.config
+        config = self.asked
         device = choose_device(config.device, self.world)
         only_deterministic(config.deterministic)
         # The switch is global to the process, so a run that is not assembled here would be another program.
         compile_fused(should_compile(config.compile, device, config.train_steps, self.notes.append))
         distributed.start(self.world, device, config.timeout_minutes)
         return device
+
+    @cached_property
+    def config(self) -> C:
+        """What was asked for, with the dtype that `arch.forward_dtype=auto` stands for.
+
+        A checkpoint that is continued decides it, else the device: bfloat16 where it is faster in every
+        process.
+        """
+        asked = self.asked
+        if asked.arch.forward_dtype != "auto":
+            return asked
+        here, why = faster_dtype(self.device)
+        if "float32" in distributed.gather_objects(here):
+            why = why if here == "float32" else "another process has a device that does not multiply bfloat16"
+            here = "float32"
+        dtype = trained_config(self.continued)["arch"]["forward_dtype"] if self.continued else here
+        alone = f", where this machine would take {here}" if dtype != here else ""
+        why = f"as in the checkpoint{alone}" if self.continued else why
+        self.notes.append(f"arch.forward_dtype=auto: {dtype}, {why}")
+        return asked.model_copy(update={"arch": asked.arch.model_copy(update={"forward_dtype": dtype})})
+
+    @cached_property
+    def continued(self) -> dict[str, Any] | None:
+        """What the checkpoint that `resume` will continue says of itself, the same in every process; None
+        without one."""
+        _ = self.device  # the processes meet there
+        found = _info_to_continue(self) if self.world.is_main else None
+        return distributed.gather_objects(found)[0]
+
+    @cached_property
+    def threads(self) -> int:
+        """The CPU's threads of this process, set: as asked, as in the checkpoint that is continued, or as is
+        fastest."""
+        config, samples = self.config, self.config.global_batch_size // self.world.size
+        # Checkpoints from before there was a choice do not say, and took all.
+        kept = self.continued.get("threads", all_threads()) if self.continued else None
+        said = settle_threads(config.threads, self.model, config.data, samples, kept)
+        self.notes += [said] if said else []
+        return torch.get_num_threads()
 
     @cached_property
     def store(self) -> Store:
@@ -147,6 +189,7 @@ class Run(Generic[C]):
             "optimizer": self.optimizer,
             "git_commit": git_commit(),
             "torch": torch.__version__,
+            "threads": self.threads if self.device.type == "cpu" else None,
             "device": describe(self.device),
         }
 
@@ -188,7 +231,7 @@ def prepare(config: C, world: World) -> Run[C]:
     """The run that `config` describes, every part made, at step 0. Raises `UserError` for what cannot be
     trained."""
     run = Run(config, world)
-    _ = run.device, run.store, run.sampler, run.state
+    _ = run.device, run.store, run.sampler, run.state, run.threads
     return run
 
 
@@ -240,6 +283,18 @@ def resume(run: Run) -> dict[Path, str]:
     _check_same_run(run, path)
     run.state.load(path, run.world, run.device)
     return damaged
+
+
+def _info_to_continue(run: Run) -> dict[str, Any] | None:
+    """The info of the checkpoint that `resume` will continue, if it can be read."""
+    how, steps = run.asked.resume, checkpoint.steps(run.folder / "checkpoints")
+    if how == "never" and not run.world.restarts:
+        return None
+    candidates = [Path(how)] if how not in ("auto", "never") else list(reversed(steps))
+    for path in candidates:
+        with suppress(UserError):  # a damaged one is passed over, or `resume` will say what is wrong
+            return checkpoint.load_info(checkpoint.resolve(path))
+    return None
 
 
 def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:

@@ -15,6 +15,7 @@ import torch
 
 from utils.distributed import World
 from utils.errors import ProcessError, UserError
+from utils.processor import BFLOAT16_UNITS, bfloat16_unit
 
 CPU_COMPILE_STEPS = 500  # compiling takes some 20 s there, which shorter runs do not win back
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
@@ -37,6 +38,17 @@ def choose_device(name: str, world: World) -> torch.device:
         return torch.device("cuda", world.local_rank)
     keep_freed_memory()
     return torch.device("cpu")
+
+
+def faster_dtype(device: torch.device) -> tuple[Literal["float32", "bfloat16"], str]:
+    """The dtype of matrix products that are faster on `device`, and why."""
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "this GPU multiplies it"
+        return "float32", "this GPU does not multiply bfloat16"
+    if unit := bfloat16_unit():
+        return "bfloat16", f"this CPU multiplies it ({unit})"
+    return "float32", f"this CPU does not multiply bfloat16 ({' or '.join(BFLOAT16_UNITS)})"
 
 
 def only_deterministic(on: bool) -> None:
