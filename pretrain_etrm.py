@@ -121,7 +121,7 @@ class Loop:
             while state.step < config.train_steps and not state.out_of_patience(
                 config.patience, config.min_delta
             ):
-                samples = self.run.sampler.sample(state.step)
+                samples = self.run.samples()
                 self.step(samples)
                 # One collective for all three, since every process has to take the same turn below.
                 now = time.monotonic()

@@ -49,7 +49,7 @@ def buckets(sampler: Sampler) -> Iterator[Bucket]:
         number += 1
         # Multiples of the golden ratio spread evenly over [0, 1), however many there are.
         share = number * GOLDEN_RATIO % 1
-        yield sampler.buckets[int(np.searchsorted(sampler.bucket_cumulative, share, side="right"))]
+        yield sampler.buckets[int(np.searchsorted(sampler.chances.bucket_cumulative, share, side="right"))]
 
 
 def training(run: Run, identical: bool) -> Callable[[], dict[str, float]]:

@@ -18,6 +18,7 @@ from dataset.task import MAX_SIDE
 from utils.config import Config
 
 MAX_CANVAS = 255  # shapes are stored as bytes
+TASKS = "tasks"
 
 QuerySampling = Literal["any", "test", "all"]
 
@@ -28,6 +29,8 @@ class DataConfig(Config):
     query_sampling: what is asked (`EpisodeSampler`), the same for all training subsets or one value for each.
     subset_shares: how much of training each training subset gets, relative to the others. Null: every task is
         drawn equally often.
+    error_weighted: the share of a task is multiplied by its share of wrong answers to this power; null: it is
+        not. error_interval: steps between two such weightings (training/task_errors.py).
     """
 
     path: str
@@ -40,6 +43,8 @@ class DataConfig(Config):
     min_demos: PositiveInt
     max_demos: PositiveInt
     subset_shares: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None
+    error_weighted: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None
+    error_interval: PositiveInt
     max_train_groups: NonNegativeInt | None
     max_eval_groups: NonNegativeInt | None
 
@@ -88,6 +93,7 @@ class Bucket(NamedTuple):
 #   inputs                    (B, L) uint8 tokens
 #   labels                    (B, L) int64 tokens, IGNORE_LABEL_ID where nothing is supervised
 #   puzzle_identifiers        (B,) int32 number of the learned row, 0 for none
+#   tasks                     (B,) int64 index of the task, with `data.error_weighted` alone
 # Episodes also hold K demonstrations per sample:
 #   demo_inputs, demo_labels  (B, K, L) uint8 tokens, all PAD in an empty slot
 #   demo_mask                 (B, K) bool, False for an empty slot

@@ -1,4 +1,5 @@
-"""Training samplers: pure functions of (seed, step, rank, world size). No state is saved, so resume is exact.
+"""Training samplers: pure functions of (seed, step, rank, world size), and of the factors by which tasks are
+weighted, if they are. No state is saved, so resume is exact.
 
 A step's batch lies in one bucket (canvas side, number of demonstrations). So shapes are static, and no
 demonstration slot is ever empty. A bucket's probability is that of a random task with a random number of its
@@ -6,7 +7,6 @@ demonstrations to fall into it. So every task is equally likely, or as likely as
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from dataset import augment
 from dataset.batch import Bucket, DataConfig, Samples, task_sides
 from dataset.canvas import TRANSPOSES, smallest_bucket
+from dataset.chances import Chances
 from dataset.games import Symmetries
 from dataset.store import TEST, Store
 from utils.errors import UserError
@@ -32,6 +33,7 @@ class Stream(IntEnum):
     PROBE = 3  # views for the context's diagnostics
     GROUPS = 4  # pieces of the loss dealt into objectives
     AGGREGATION = 5  # of the objectives' gradients, by methods that draw
+    KEYS = 6  # a word per row, for what is drawn on the device
 
 
 def step_rng(seed: int, step: int, stream: Stream = Stream.SAMPLES) -> np.random.Generator:
@@ -80,22 +82,11 @@ def _random_offsets(
     return (rng.random((len(pairs), 2)) * (bucket.side - extent.astype(np.int64) + 1)).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """The tasks of one bucket and the cumulative probability of each."""
-
-    tasks: np.ndarray
-    cumulative: np.ndarray
-
-    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return self.tasks[np.searchsorted(self.cumulative, rng.random(count), side="right")]
-
-
 class Sampler:
     """What all samplers share: which tasks train, on which canvas, and how a step draws its samples.
 
-    buckets: the buckets in use. skipped_tasks: ids of tasks that fit no canvas or have too few
-    demonstrations.
+    buckets: the buckets in use. chances: those of buckets and tasks. skipped_tasks: ids of tasks that fit no
+    canvas or have too few demonstrations.
     """
 
     def __init__(
@@ -128,10 +119,10 @@ class Sampler:
                 f"trained on with data.buckets={config.buckets}, data.min_demos={config.min_demos} "
                 f"and data.query_sampling={config.query_sampling}"
             )
-        self.buckets = sorted(weights)
-        mass = np.array([sum(weight for _, weight in weights[bucket]) for bucket in self.buckets])
-        self.bucket_cumulative = np.cumsum(mass) / mass.sum()
-        self.choices = {bucket: self._choice(weights[bucket]) for bucket in self.buckets}
+        columns = {bucket: zip(*of, strict=True) for bucket, of in weights.items()}
+        self.chances = Chances({b: (np.array(tasks), np.array(of)) for b, (tasks, of) in columns.items()})
+        self.buckets = self.chances.buckets
+        self._weighed = (np.ones(0), self.chances)  # the last factors, and the chances by them
 
     def _buckets_of_tasks(self) -> dict[int, list[Bucket]]:
         """The buckets that each training task falls into. Tasks without one are added to `skipped_tasks`."""
@@ -178,27 +169,29 @@ class Sampler:
             )
         return present
 
-    @staticmethod
-    def _choice(weights: list[tuple[int, float]]) -> _Choice:
-        tasks, weight = (np.array(column) for column in zip(*weights, strict=True))
-        # The last value is exactly 1: rounding must not leave room above it for a number below 1.
-        return _Choice(tasks, np.append(np.cumsum(weight)[:-1] / weight.sum(), 1.0))
-
     @cached_property
     def trained_pairs(self) -> np.ndarray:
         """Fingerprints of every pair that training can show. They tell later what a model has seen."""
-        tasks = np.unique(np.concatenate([choice.tasks for choice in self.choices.values()]))
+        tasks = np.unique(np.concatenate([choice.tasks for choice in self.chances.choices.values()]))
         pairs = np.concatenate([self._shown_pairs(int(task)) for task in tasks])
         return np.unique(self.store.pair_fingerprint[pairs])
 
-    def sample(self, step: int, bucket: Bucket | None = None) -> Samples:
-        """This rank's part of the batch of `step`, in the bucket that the step draws or in the given one."""
+    def sample(self, step: int, bucket: Bucket | None = None, factors: np.ndarray | None = None) -> Samples:
+        """This rank's part of the batch of `step`, in the bucket that the step draws or in the given one.
+
+        factors: (T,) above zero, by which the share of each task is multiplied; None: 1 for all.
+        """
+        chances = self.chances if factors is None else self._weighed_by(factors)
         rng = step_rng(self.seed, step)
-        last = len(self.buckets) - 1
-        number = min(int(np.searchsorted(self.bucket_cumulative, rng.random(), side="right")), last)
-        bucket = bucket or self.buckets[number]
+        drawn = chances.bucket(rng)
+        bucket = bucket or drawn
         # Every rank draws the whole batch and takes its part: the samples do not depend on the world size.
-        return self._draw(rng, bucket, self.choices[bucket].draw(rng, self.global_batch_size))[self.local]
+        return self._draw(rng, bucket, chances.choices[bucket].draw(rng, self.global_batch_size))[self.local]
+
+    def _weighed_by(self, factors: np.ndarray) -> Chances:
+        if self._weighed[0] is not factors:  # they stay the same for many steps
+            self._weighed = (factors, self.chances.times(factors))
+        return self._weighed[1]
 
     def _training_tasks(self) -> np.ndarray:
         """Indices of the tasks to train on. A sampler prepares its tables of pairs here."""

@@ -11,7 +11,7 @@ from dataset.batch import DataConfig
 from dataset.layouts import LAYOUTS, Layout
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
-from models.pretrained import load_checkpoint
+from models.pretrained import load_checkpoint, trained_config
 from utils import checkpoint
 from utils.device import faster_dtype
 
@@ -91,7 +91,7 @@ class TrainedModel:
 
     def data(self, path: str | None = None) -> DataConfig:
         """The canvases and demonstrations of the training, for its dataset or the one at `path`."""
-        values = self.info["config"]["data"]
+        values = trained_config(self.info)["data"]
         return DataConfig(**{**values, **({"path": path} if path else {})})
 
     @property

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from dataset.batch import BatchData
 from models.arch import ArchConfig
-from models.context import Context, Noise
+from models.context import Context
 from models.core import PLACES, ModelOutput, RecursiveModel, States
+from models.noise import Draws, Noise
+
+ANSWER = "answer"  # in a carry's state: the logits (B, L, V) of its step, where `remembering` keeps them
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Carry:
     steps: (B,) int32, the ACT steps taken.
     halted: (B,) bool. A halted row starts afresh, on the next batch's sample.
     data: the samples being worked on. A row that goes on keeps its own, labels included.
-    context_state: what the context module remembers of the samples, detached.
+    context_state: what the context module remembers of the samples, detached; and `ANSWER`.
     """
 
     states: States
@@ -77,6 +80,7 @@ class StepOutput:
     losses: auxiliary terms by name, (B,) each.
     target_q_continue: (B,), the target of Q-learning; in training with `ArchConfig.learns_to_continue` only.
     earlier_logits: (B, L, V) after each H cycle but the last, where the model was asked for them.
+    logits_before: (B, L, V), detached, of the ACT step before, where `remembering` was asked for them.
     """
 
     carry: Carry
@@ -87,6 +91,7 @@ class StepOutput:
     losses: dict[str, Tensor]
     target_q_continue: Tensor | None = None
     earlier_logits: tuple[Tensor, ...] = ()
+    logits_before: Tensor | None = None
 
 
 def initial_carry(model: RecursiveModel, data: BatchData) -> Carry:
@@ -121,6 +126,20 @@ def refresh(carry: Carry, data: BatchData, model: RecursiveModel, noise: Noise |
         data={name: fresh(data[name], old) for name, old in carry.data.items()},
         context_state={name: fresh(new, carry.context_state.get(name, new)) for name, new in initial.items()},
     )
+
+
+def perturbed(carry: Carry, deviation: float, draws: Draws) -> Carry:
+    """The carry with normal noise added to the states of all rows but those that start.
+
+    Source: `perturb_carry` of TinyRecursiveModelsJD, which calls it between the ACT steps of one update
+    alone. In bfloat16 a state of size 1 keeps nothing of noise much smaller than 2^-9, there as here.
+    """
+    starts = (carry.steps == 0).view(-1, 1, 1)
+
+    def moved(state: Tensor) -> Tensor:
+        return torch.where(starts, state, (state + deviation * draws.normal(state)).to(state.dtype))
+
+    return replace(carry, states=tuple(map(moved, carry.states)))
 
 
 def who_halts(
@@ -167,20 +186,23 @@ def act_step(
 
     min_halt_steps, num_act_steps: of the rule, `who_halts`.
     context: one computed before, for evaluation. Without it the context is encoded anew, with gradient.
-    noise: what a sample that starts now may draw from.
+    noise: what a sample that starts now, dropout and `carry_noise` draw from. Without it nothing is drawn.
     adjust: changes the context before the model reads it.
 
     `act_steps` is the loop over evaluation steps.
     """
     config = model.config
     carry = refresh(carry, data, model, noise)
+    draws = noise.of_act_step(carry.steps) if noise is not None and config.draws else None
+    if draws is not None and config.carry_noise:
+        carry = perturbed(carry, config.carry_noise, draws)
     if context is None:
         context = model.context(carry.data, carry.context_state)
     # What the context does not name stays as it was, such as the noise that was drawn for a sample.
     context_state = {name: value.detach() for name, value in {**carry.context_state, **context.state}.items()}
     if adjust is not None:
         context = adjust(context, carry)
-    output = model(carry.states, carry.data["inputs"], context, carry.data.get(PLACES))
+    output = model(carry.states, carry.data["inputs"], context, carry.data.get(PLACES), draws)
     target = None
     with torch.no_grad():
         steps = carry.steps + 1
@@ -202,12 +224,23 @@ def act_step(
     )
 
 
+def remembering(output: StepOutput, before: Carry) -> StepOutput:
+    """The output with the logits of the step that left the carry `before`, zero for rows that start now; its
+    own carry remembers its own."""
+    last = before.context_state.get(ANSWER)
+    last = torch.zeros_like(output.logits) if last is None else last
+    last = torch.where(before.halted.view(-1, 1, 1), 0.0, last)
+    state = {**output.carry.context_state, ANSWER: output.logits.detach()}
+    return replace(output, carry=replace(output.carry, context_state=state), logits_before=last)
+
+
 def _value_of_continuing(
     model: RecursiveModel, carry: Carry, context: Context, num_act_steps: int | None
 ) -> Tensor:
     """What q_continue should have said, (B,): the better of the two probabilities one step later.
 
-    carry: after the step. Where that was the last one, only the probability of halting counts.
+    carry: after the step. Where that was the last one, only the probability of halting counts. Nothing is
+    drawn: a target is no less certain than it has to be.
     """
     # A context that is refined has changed by the next step.
     if model.context.refines:

@@ -26,6 +26,8 @@ class ArchConfig(Config):
     mlp_t: tokens are mixed by a SwiGLU over the sequence instead of attention.
     puzzle_emb_ndim, puzzle_emb_len: of the puzzle rows; unused beside an encoder.
     relations: what every block reads of the query at each cell besides attention (models/relations.py).
+    dropout: in training, the share of what each branch of a block adds that is left out.
+    carry_noise: in training, the deviation of what is added to the states between two ACT steps.
     """
 
     name: str
@@ -44,6 +46,8 @@ class ArchConfig(Config):
     puzzle_emb_ndim: NonNegativeInt
     puzzle_emb_len: NonNegativeInt
     relations: Relations
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    carry_noise: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
     @model_validator(mode="after")
     def _check(self) -> "ArchConfig":
@@ -73,6 +77,11 @@ class ArchConfig(Config):
                 "which arch.mlp_t=true has none of"
             )
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether an ACT step of training draws random numbers."""
+        return bool(self.dropout or self.carry_noise)
 
     @property
     def learns_to_continue(self) -> bool:

@@ -6,7 +6,6 @@ Shapes: B batch, P prefix tokens, M memory tokens, K demonstrations, L cells, D 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,12 +19,9 @@ from dataset.task import MAX_SIDE
 from models.arch import ArchConfig
 from models.colours import ColourPath
 from models.layers import worth_packing
+from models.noise import Noise
 from models.relations import RelationName
 from utils.config import Config
-
-# noise(*shape) draws standard normal numbers (B, *shape) for the batch's rows.
-# They are the same whatever the number of processes.
-Noise = Callable[..., Tensor]
 
 
 @dataclass

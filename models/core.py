@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,14 +25,17 @@ from models.context import Context, EncoderConfig, PuzzleEmbedding
 from models.encoders import build_encoder
 from models.layers import (
     AttentionBlock,
+    Drop,
     Embedding,
     KeyValue,
     Linear,
     MixerBlock,
+    kept,
     relate,
     truncated_normal,
     weights_cast_once,
 )
+from models.noise import Draws
 from models.positions import ROTATIONS, Rotary
 from models.relations import Index, after_registers, count_of, moved, places_of
 
@@ -74,10 +78,11 @@ class ReasoningModule(nn.Module):
         mask: Tensor | None,
         memory: list[KeyValue | None],
         index: Index | None,
+        drop: Drop,
     ) -> Tensor:
         x = state if injection is None else state + injection
         for layer, keys_values in zip(self.layers, memory, strict=True):
-            x = layer(x, rotary, mask, keys_values, index)
+            x = layer(x, rotary, mask, keys_values, index, drop)
         return x
 
 
@@ -162,16 +167,24 @@ class RecursiveModel(nn.Module):
         return {**data, PLACES: places_of(self.place_names, data["inputs"])}
 
     def forward(
-        self, states: States, inputs: Tensor, context: Context, places: Tensor | None = None
+        self,
+        states: States,
+        inputs: Tensor,
+        context: Context,
+        places: Tensor | None = None,
+        draws: Draws | None = None,
     ) -> ModelOutput:
         """One ACT step from states (B, S, D) on input tokens (B, L).
 
         places: what `placed` adds for them; computed where it is missing.
+        draws: for dropout, in the cycles without gradient, too. Without them nothing is dropped.
         """
         if self.place_names and places is None:
             places = places_of(self.place_names, inputs)
         tokens = self._embed(inputs, context, places)
-        apply = self._bind(inputs.shape[1], context.packed(), places)
+        rate = self.config.dropout
+        drop = partial(draws.dropped, rate=rate) if draws is not None and rate else kept
+        apply = self._bind(inputs.shape[1], context.packed(), places, drop)
         states, earlier = self._recur(states, tokens, apply)
 
         def read(answer: Tensor) -> Tensor:
@@ -240,7 +253,7 @@ class RecursiveModel(nn.Module):
         handed = self.colour_proj(context.by_colour(shown))
         return tokens + F.pad(handed, (0, 0, context.prefix.shape[1], 0))
 
-    def _bind(self, cells: int, context: Context, places: Tensor | None) -> Apply:
+    def _bind(self, cells: int, context: Context, places: Tensor | None, drop: Drop) -> Apply:
         """The networks as functions of a state alone. They know its positions, its mask and its places.
 
         Each block reads its own projection of the memory, which is made here, once per ACT step.
@@ -272,7 +285,7 @@ class RecursiveModel(nn.Module):
         memories = {name: memory(self.get_submodule(name)) for name in self.networks}
 
         def apply(name: str, state: Tensor, injection: Tensor | None) -> Tensor:
-            return self.get_submodule(name)(state, injection, rotary, mask, memories[name], index)
+            return self.get_submodule(name)(state, injection, rotary, mask, memories[name], index, drop)
 
         return apply
 

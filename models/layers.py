@@ -4,7 +4,7 @@ Parameters are float32, so that small updates and the EMA never round away, and 
 Shapes: B batch, S state tokens, M memory tokens, L cells, D hidden, H heads, E = D / H, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -283,6 +283,15 @@ def relate(hidden_size: int, names: Sequence[str]) -> Relate | None:
     return Relate(hidden_size, names) if names else None
 
 
+# What becomes of what a branch adds: `Draws.dropped` in training with dropout.
+Drop = Callable[[Tensor], Tensor]
+
+
+def kept(branch: Tensor) -> Tensor:
+    """A `Drop` that drops nothing."""
+    return branch
+
+
 class AttentionBlock(nn.Module):
     """Post-norm transformer block. relate: a branch beside attention, which reads through an `Index`."""
 
@@ -299,10 +308,11 @@ class AttentionBlock(nn.Module):
         mask: Tensor | None = None,
         memory: KeyValue | None = None,
         index: Index | None = None,
+        drop: Drop = kept,
     ) -> Tensor:
-        y = x + self.self_attn(x, rotary, mask, memory)
-        x = rms_norm(y if self.relate is None else y + self.relate(x, index))
-        return rms_norm(x + self.mlp(x))
+        y = x + drop(self.self_attn(x, rotary, mask, memory))
+        x = rms_norm(y if self.relate is None else y + drop(self.relate(x, index)))
+        return rms_norm(x + drop(self.mlp(x)))
 
 
 class MixerBlock(nn.Module):
@@ -320,7 +330,8 @@ class MixerBlock(nn.Module):
         mask: Tensor | None = None,
         memory: KeyValue | None = None,
         index: Index | None = None,
+        drop: Drop = kept,
     ) -> Tensor:
         x = rearrange(x, "b s d -> b d s")
-        x = rearrange(rms_norm(x + self.mlp_t(x)), "b d s -> b s d")
-        return rms_norm(x + self.mlp(x))
+        x = rearrange(rms_norm(x + drop(self.mlp_t(x))), "b d s -> b s d")
+        return rms_norm(x + drop(self.mlp(x)))

@@ -4,11 +4,11 @@ Source of stablemax: "Grokking at the Edge of Numerical Stability" (arXiv 2501.0
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from dataset.canvas import IGNORE_LABEL_ID
@@ -26,6 +26,7 @@ class ObjectiveConfig(Config):
     kl_weight: of the KL term of variational encoders.
     reconstruct_weight, contrastive_weight: of the terms in training/objectives.py.
     contrastive_temperature: divides the similarities of the contrastive term.
+    differential_weight: the share of the token loss that `change_shares` takes the place of.
     """
 
     loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
@@ -34,11 +35,16 @@ class ObjectiveConfig(Config):
     reconstruct_weight: NonNegativeFloat
     contrastive_weight: NonNegativeFloat
     contrastive_temperature: PositiveFloat
+    differential_weight: Annotated[float, Field(ge=0, le=1)]
 
     @classmethod
     def of_run(cls, values: dict[str, Any]) -> "ObjectiveConfig":
-        """What a loss is, of a run's whole `objective`, which also says how it was trained."""
-        return cls(**{name: values[name] for name in cls.model_fields if name in values})
+        """What a loss is, of a run's whole `objective`, which also says how it was trained.
+
+        No answer but that of a training step remembers the one before, so the change has no share in it.
+        """
+        of_loss = {name: values[name] for name in cls.model_fields if name in values}
+        return cls(**{**of_loss, "differential_weight": 0.0})
 
     def weight(self, name: str) -> float:
         """The weight of the auxiliary term `name`."""
@@ -87,6 +93,20 @@ def token_shares(logits: Tensor, labels: Tensor, objective: ObjectiveConfig) -> 
     return TOKEN_LOSSES[objective.loss_type](logits, labels) / cells.clamp_min(1)
 
 
+def change_shares(output: StepOutput, objective: ObjectiveConfig) -> Tensor:
+    """The differential loss by cells, (B, L): the token loss of what an ACT step adds to the logits of the
+    step before, which carry no gradient.
+
+    A sample starts from zero logits, so that its first step has the usual loss. At every later one the change
+    has to name the label. A step that leaves a right answer as it is pays what a uniform guess pays. Only
+    logits that grow from step to step make this loss small.
+    Source: `differential_loss` of TinyRecursiveModelsJD, where it takes the place of the whole token loss. A
+    sample's first logits are compared there with those that another sample left in its row of the carry.
+    """
+    assert output.logits_before is not None, "training with this loss remembers the logits before"
+    return token_shares(output.logits - output.logits_before, output.carry.data["labels"], objective)
+
+
 def grade(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The share of each sample's supervised cells that are right, and whether all of them are, (B,) each.
 
@@ -118,7 +138,7 @@ def halting_losses(output: StepOutput) -> dict[str, Tensor]:
 class LossTerms:
     """What the loss of a batch is the sum of. Every term has its weight, and is zero where it has no labels.
 
-    tokens: (B, L), by cell.
+    tokens: (B, L), by cell, with the share of `differential_weight`.
     halting: (B,).
     auxiliary: (B,) each, by name.
     earlier: (B, L) each, like `tokens`, after each H cycle but the last.
@@ -135,8 +155,11 @@ def loss_terms(output: StepOutput, objective: ObjectiveConfig) -> LossTerms:
     labels = output.carry.data["labels"]
     labelled = (labels != IGNORE_LABEL_ID).any(-1)
     weights = {name: objective.weight(name) for name in output.losses}
+    tokens = token_shares(output.logits, labels, objective)
+    if share := objective.differential_weight:
+        tokens = (1 - share) * tokens + share * change_shares(output, objective)
     return LossTerms(
-        token_shares(output.logits, labels, objective),
+        tokens,
         objective.halt_loss_weight * torch.stack(list(halting_losses(output).values())).sum(0),
         {
             name: weights[name] * torch.where(labelled, terms, 0.0)
@@ -173,7 +196,7 @@ def answer_metrics(
 def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss of an ACT step, summed over the batch, and the sums of `answer_metrics` and of each term.
 
-    - lm_loss is a row's mean over its supervised cells.
+    - lm_loss is a row's mean over its supervised cells. A share of it may be that of `change_shares`.
     - q_halt learns whether every supervised cell is right, q_continue what the step says it should have.
     - The auxiliary terms of `output.losses` are added with their weights.
 
@@ -189,7 +212,12 @@ def act_loss(output: StepOutput, objective: ObjectiveConfig) -> tuple[Tensor, di
         q_continue_loss = halting_loss(output.q_continue_logits, output.target_q_continue, labels).sum()
         metrics["q_continue_loss"] = q_continue_loss.detach()
         q_loss = q_loss + q_continue_loss
-    loss = sums["lm_loss"] + objective.halt_loss_weight * q_loss
+    token_loss = sums["lm_loss"]
+    if share := objective.differential_weight:
+        change = change_shares(output, objective).sum()
+        metrics["differential_loss"] = change.detach()
+        token_loss = (1 - share) * token_loss + share * change
+    loss = token_loss + objective.halt_loss_weight * q_loss
     for name, terms in output.losses.items():
         term = torch.where(labelled, terms, 0.0).sum()
         metrics[f"{name}_loss"] = term.detach()

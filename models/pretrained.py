@@ -43,7 +43,9 @@ _RENAMED = {
 }
 _ROWS = "context.weights"
 # Settings that some checkpoints are older than, with the values under which a model is what it was then.
-_YOUNGER_ARCH: dict[str, Any] = {"relations": []}
+_YOUNGER_ARCH: dict[str, Any] = {"relations": [], "dropout": 0.0, "carry_noise": 0.0}
+_YOUNGER_OBJECTIVE: dict[str, Any] = {"differential_weight": 0.0}
+_YOUNGER_DATA: dict[str, Any] = {"error_weighted": None, "error_interval": 100}
 _YOUNGER_ENCODER: dict[str, Any] = {"relations": []}
 _YOUNGER_MEMORY: dict[str, Any] = {"colour_path": False, "evidence": []}
 # What changes the arithmetic of the recursion but the shape of no weight.
@@ -148,7 +150,13 @@ def trained_config(info: dict[str, Any]) -> dict[str, Any]:
     if encoder:
         of_kind = _YOUNGER_MEMORY if encoder["name"] == "memory" else {}
         encoder = {**_YOUNGER_ENCODER, **of_kind, **encoder}
-    return {**config, "arch": {**_YOUNGER_ARCH, **config["arch"]}, "encoder": encoder}
+    return {
+        **config,
+        "arch": {**_YOUNGER_ARCH, **config["arch"]},
+        "encoder": encoder,
+        "objective": {**_YOUNGER_OBJECTIVE, **config["objective"]},
+        "data": {**_YOUNGER_DATA, **config["data"]},
+    }
 
 
 def load_checkpoint(

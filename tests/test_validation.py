@@ -63,7 +63,7 @@ def test_validation_tasks_are_held_out_by_their_ids_and_asked_like_test_tasks(fe
 
     config = load_config(fewshot)
     sampler = SAMPLERS["fewshot"](held, config.data, 0, 8)
-    trained = set(np.concatenate([choice.tasks for choice in sampler.choices.values()]).tolist())
+    trained = set(np.concatenate([choice.tasks for choice in sampler.chances.choices.values()]).tolist())
     assert trained.isdisjoint(held.tasks_of("validation").tolist())
     questions = EvaluationSet(held, config.data, "validation", 1, 0)
     for query in questions.queries:

@@ -103,8 +103,8 @@ def test_kl_is_weighed_once_and_logged_per_sample(fewshot):
 def test_noise_is_the_same_whatever_the_number_of_processes(rank, fewshot):
     trainer = Trainer(fewshot, *CASES["variational"])
     batch = trainer.batch()
-    whole = _noise(trainer.state, batch, trainer.config, trainer.world)(2, 3)
-    part = _noise(trainer.state, batch, trainer.config, World(rank, 2))(2, 3)
+    whole = _noise(trainer.state, batch, trainer.config, trainer.world).normal(2, 3)
+    part = _noise(trainer.state, batch, trainer.config, World(rank, 2)).normal(2, 3)
     assert torch.equal(part, whole[2 * rank : 2 * rank + 2]) and whole.std() > 0.5
     trainer.state.step += 1
-    assert not torch.equal(_noise(trainer.state, batch, trainer.config, trainer.world)(2, 3), whole)
+    assert not torch.equal(_noise(trainer.state, batch, trainer.config, trainer.world).normal(2, 3), whole)

@@ -33,6 +33,7 @@ from models.act import StepOutput, act_step, initial_carry
 from models.context import Context
 from models.core import RecursiveModel
 from models.losses import act_loss
+from models.noise import Noise
 from models.trm import build_model, count_parameters
 from utils.errors import reports_user_errors
 
@@ -107,7 +108,9 @@ def meta_data(bucket: Bucket, with_demos: bool, batch: int = 1) -> dict[str, Ten
 
 def _train_step(model: RecursiveModel, data: dict[str, Tensor]) -> StepOutput:
     """The first ACT step of a training step."""
-    noise = partial(torch.empty, len(data["inputs"]), device="meta")
+    rows = len(data["inputs"])
+    keys = partial(torch.empty, rows, dtype=torch.int64, device="meta")
+    noise = Noise(partial(torch.empty, rows, device="meta"), keys)
     return act_step(model, initial_carry(model, data), data, noise=noise)
 
 
@@ -166,7 +169,7 @@ def training_buckets(config: PretrainConfig) -> tuple[DataSizes, dict[Bucket, fl
     if (Path(config.data.path) / "dataset.json").is_file():
         store = Store.load(config.data.path, *config.layouts)
         sampler = SAMPLERS[store.metadata.layout](store, config.data, config.seed, config.global_batch_size)
-        shares = np.diff(sampler.bucket_cumulative, prepend=0.0).tolist()
+        shares = np.diff(sampler.chances.bucket_cumulative, prepend=0.0).tolist()
         by_bucket = dict(zip(sampler.buckets, shares, strict=True))
         return DataSizes.of(store, config.data), by_bucket, f"the training samples of {config.data.path}"
     side = config.data.sides[-1]

@@ -8,9 +8,9 @@ from torch import Tensor
 from dataset import canvas
 from dataset.batch import BatchData
 from models.act import StepOutput, act_step, initial_carry
-from models.context import Noise
 from models.core import PLACES, RecursiveModel
 from models.losses import ObjectiveConfig, sample_loss
+from models.noise import Noise
 from utils import distributed
 from utils.distributed import World
 

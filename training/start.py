@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from dataset.batch import Batch, DataSizes, Samples, materialise
+from dataset.batch import TASKS, Batch, DataSizes, Samples, materialise
 from dataset.canvas import GridTable
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
@@ -27,6 +27,7 @@ from training.ema import EMA
 from training.optim import build_optimizers
 from training.state import TrainState
 from training.step import StepResult, train_step
+from training.task_errors import TaskErrors
 from utils import checkpoint, distributed
 from utils.device import choose_device, describe, faster_dtype, only_deterministic, should_compile
 from utils.distributed import World
@@ -159,7 +160,11 @@ class Run(Generic[C]):
         config = self.config
         optimizers, name = build_optimizers(self.model, config, self.device)
         ema = EMA(self.model, config.ema_rate) if config.ema else None
-        return TrainState(self.model, optimizers, ema, self.sampler.trained_pairs), name
+        errors, data = None, config.data
+        if data.error_weighted is not None:
+            tasks = len(self.store.task_ids)
+            errors = TaskErrors(tasks, data.error_weighted, data.error_interval, self.device)
+        return TrainState(self.model, optimizers, ema, self.sampler.trained_pairs, task_errors=errors), name
 
     @property
     def state(self) -> TrainState:
@@ -195,7 +200,16 @@ class Run(Generic[C]):
 
     def batch(self, samples: Samples) -> Batch:
         """The tensors of a sampler's draw, on the device."""
-        return materialise(samples, self.store, self.table)
+        batch = materialise(samples, self.store, self.table)
+        if self.state.task_errors:
+            tasks = np.searchsorted(self.store.task_pairs, samples.query, side="right") - 1
+            batch.data[TASKS] = torch.from_numpy(tasks).to(self.device, non_blocking=True)
+        return batch
+
+    def samples(self) -> Samples:
+        """This process's part of the batch of the state's step."""
+        step, errors = self.state.step, self.state.task_errors
+        return self.sampler.sample(step, factors=errors.factors(step) if errors else None)
 
     def step(self, samples: Samples) -> StepResult:
         """One call of `train_step` on a sampler's draw."""
@@ -218,7 +232,7 @@ class Run(Generic[C]):
     def data_line(self) -> str:
         """How many tasks train on which canvases."""
         sampler = self.sampler
-        tasks = len({task for choice in sampler.choices.values() for task in choice.tasks.tolist()})
+        tasks = len({task for choice in sampler.chances.choices.values() for task in choice.tasks.tolist()})
         sides = sorted({bucket.side for bucket in sampler.buckets})
         held_out = len(self.store.tasks_of("validation"))
         validation = f", {held_out} held out for validation" if held_out else ""

@@ -16,6 +16,7 @@ from models.core import RecursiveModel
 from models.pretrained import load_strictly
 from training.ema import EMA
 from training.optim import load_optimizer
+from training.task_errors import TaskErrors
 from utils import checkpoint
 from utils.distributed import World
 
@@ -26,7 +27,7 @@ class TrainState:
     by step.
 
     trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those
-    it started from.
+    it started from. task_errors: the counts that error-weighted sampling goes by; None: it is off.
 
     Samplers have no state."""
 
@@ -37,6 +38,7 @@ class TrainState:
     step: int = 0
     carries: dict[Bucket, Carry] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
+    task_errors: TaskErrors | None = None
 
     @property
     def best_step(self) -> int | None:
@@ -67,8 +69,11 @@ class TrainState:
                 "raw": {name: whole[name] for name in self.ema.shadow},
                 "ema": {**whole, **self.ema.shadow},
             }
+        training: dict[str, Any] = {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]}
+        if self.task_errors:
+            training["task_errors"] = self.task_errors.state_dict()
         shared = {
-            "training": {"optimizers": [optimizer.state_dict() for optimizer in self.optimizers]},
+            "training": training,
             "trained_pairs": torch.from_numpy(self.trained_pairs.view(np.int64)),
         }
         carries = [{"cell": tuple(bucket), **vars(carry)} for bucket, carry in self.carries.items()]
@@ -84,10 +89,11 @@ class TrainState:
         if self.ema:
             averaged = checkpoint.load_weights(path, "ema")
             self.ema.load({name: averaged[name] for name in self.ema.shadow})
-        for optimizer, saved in zip(
-            self.optimizers, checkpoint.load_torch(path / "training.pt")["optimizers"], strict=True
-        ):
+        training = checkpoint.load_torch(path / "training.pt")
+        for optimizer, saved in zip(self.optimizers, training["optimizers"], strict=True):
             load_optimizer(optimizer, saved)
+        if self.task_errors:
+            self.task_errors.load(training["task_errors"], world.is_main)
         ranks = [checkpoint.load_torch(path / f"rank_{rank}.pt") for rank in range(info["world_size"])]
         self.carries = _merge_carries(ranks, world, device)
         torch.set_rng_state(ranks[min(world.rank, len(ranks) - 1)]["rng"])

@@ -19,11 +19,12 @@ from torch import Tensor
 from dataset.batch import Batch, BatchData
 from dataset.canvas import IGNORE_LABEL_ID
 from dataset.samplers import Stream, local_samples, step_rng
-from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh
-from models.context import Context, Noise
+from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh, remembering
+from models.context import Context
 from models.core import RecursiveModel
 from models.latent_search import inner_step
 from models.losses import act_loss
+from models.noise import WORD, Noise
 from training.diagnostics import gradient_norms, watch_gradient
 from training.jacobian import GradientConfig, Jacobian, OneObjective, Rows, objectives_of
 from training.objectives import auxiliary_losses
@@ -100,7 +101,10 @@ def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World
     """Train on one sampled batch in the configured mode."""
     state.model.train()
     batch = replace(batch, data=state.model.placed(batch.data))  # once for all its ACT steps
-    return MODES[config.mode.name][1](state, batch, config, world)
+    result = MODES[config.mode.name][1](state, batch, config, world)
+    if state.task_errors:
+        state.task_errors.advance(state.step)
+    return result
 
 
 def act_mode(
@@ -216,6 +220,10 @@ def accumulate(
         latent = _latent_step(state, config)
         with descent.forward():
             output = step(state.model, carry[rows], data, min_halt_steps[rows], noise=noise, **latent)
+        if config.objective.differential_weight:
+            output = remembering(output, carry[rows])
+        if state.task_errors:
+            state.task_errors.add(output.carry, output.logits)
         output.losses.update(auxiliary_losses(state.model, output, config.objective, noise, world))
         loss, metrics = act_loss(output, config.objective)
         reached = watch_gradient(output.context)
@@ -282,16 +290,22 @@ def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: 
 def _noise(
     state: TrainState, batch: Batch, config: StepConfig, world: World, portion: Rows = slice(None)
 ) -> Noise:
-    """A portion of this process's rows of standard normal numbers for the global batch, a function of seed,
-    step and the order of the draws."""
+    """What a portion of this process's rows draws: their part of numbers for the global batch, a function of
+    seed, step and the order of the draws."""
     rng = step_rng(config.seed, state.step, Stream.NOISE)
     rows = local_samples(config.global_batch_size, world.rank, world.size)
 
-    def draw(*shape: int) -> Tensor:
-        values = rng.standard_normal((config.global_batch_size, *shape), dtype=np.float32)
+    def ours(values: np.ndarray) -> Tensor:
         return torch.from_numpy(values[rows][portion]).to(batch.data["inputs"].device, non_blocking=True)
 
-    return draw
+    def normal(*shape: int) -> Tensor:
+        return ours(rng.standard_normal((config.global_batch_size, *shape), dtype=np.float32))
+
+    def keys() -> Tensor:
+        words = step_rng(config.seed, state.step, Stream.KEYS)
+        return ours(words.integers(WORD + 1, size=config.global_batch_size))
+
+    return Noise(normal, keys)
 
 
 def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: StepConfig) -> StepResult:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from dataset.batch import BatchData
 from models.arch import ArchConfig
-from models.context import Context, ContextModule, Noise
+from models.context import Context, ContextModule
 from models.encoders.blocks import ReadBlock, SelfBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import rms_norm, truncated_normal
+from models.noise import Noise
 
 
 class IterativeEncoderConfig(PairConfig):

@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from dataset.batch import BatchData
 from models.arch import ArchConfig
-from models.context import Context, ContextModule, Noise
+from models.context import Context, ContextModule
 from models.encoders.blocks import ReadBlock
 from models.encoders.pairs import POOLING, MeanPool, PairConfig, PairVectors
 from models.layers import Linear, rms_norm, truncated_normal
+from models.noise import Noise
 
 MAX_LOG_VARIANCE = 10.0  # a variance and its inverse stay far from overflow
 
@@ -190,7 +191,7 @@ class PooledEncoder(ContextModule):
         if noise is None or not self.config.variational:
             return {}
         latents = data["demo_mask"].shape[1] if self.config.bottleneck == "demonstration" else self.aggregated
-        return {"noise": noise(latents, self.config.latent_size)}
+        return {"noise": noise.normal(latents, self.config.latent_size)}
 
     def forward(self, data: BatchData, state: dict[str, Tensor] | None = None) -> Context:
         mask, losses, noise = data["demo_mask"], {}, None

@@ -39,6 +39,7 @@ OBJECTIVE = ObjectiveConfig(
     reconstruct_weight=0.0,
     contrastive_weight=0.0,
     contrastive_temperature=0.1,
+    differential_weight=0.0,
 )
 METRICS = (
     "count",
@@ -57,6 +58,8 @@ AS_THE_ORIGINAL = {
     "grad_cycles": 1,
     "halt_threshold": None,
     "halt_pooling": "first",
+    "dropout": 0.0,
+    "carry_noise": 0.0,
     "act_enabled": True,
     "num_latents": 6,
     "relations": [],

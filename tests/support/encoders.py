@@ -3,6 +3,7 @@
 import torch
 
 from models.encoders import ENCODERS
+from models.noise import WORD, Noise
 from models.trm import DataSizes, RecursiveModel, build_model
 from tests.support.models import SIDE
 from tests.support.runs import TRAINER, load_config
@@ -50,9 +51,10 @@ CASES = {name: [f"encoder={name}", *SMALL] for name in ENCODERS} | {
 
 
 def normal(batch: int, seed: int = 0):
-    """A source of noise for tests."""
+    """Noise for tests."""
     generator = torch.Generator().manual_seed(seed)
-    return lambda *shape: torch.randn(batch, *shape, generator=generator)
+    keys = torch.randint(WORD, (batch,), generator=torch.Generator().manual_seed(seed))
+    return Noise(lambda *shape: torch.randn(batch, *shape, generator=generator), lambda: keys)
 
 
 def make_case(case: str, store, dtype: str = "float32", *overrides: str) -> RecursiveModel:

@@ -12,9 +12,10 @@ from dataset.batch import Batch
 from dataset.canvas import IGNORE_LABEL_ID
 from dataset.store import Store
 from models.act import act_step, initial_carry
-from models.context import Noise, PuzzleEmbedding
+from models.context import PuzzleEmbedding
 from models.core import answers_after_every_cycle
 from models.losses import TOKEN_LOSSES, halting_losses
+from models.noise import Noise
 from tests.support.runs import ALONE, TRAINER, Trainer
 from training.jacobian import Jacobian, objectives_of
 from training.splits import SPLITS

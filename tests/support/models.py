@@ -16,6 +16,7 @@ OBJECTIVE = ObjectiveConfig(
     reconstruct_weight=0.0,
     contrastive_weight=0.0,
     contrastive_temperature=0.1,
+    differential_weight=0.0,
 )
 SIDE = 6
 

@@ -98,7 +98,7 @@ class Trainer(Run):
         _ = self.state  # made now, so that what cannot be made is refused here
 
     def batch(self):
-        return super().batch(self.sampler.sample(self.state.step))
+        return super().batch(self.samples())
 
     def steps(self, count: int) -> list[float]:
         results = [train_step(self.state, self.batch(), self.config, self.world) for _ in range(count)]
