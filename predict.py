@@ -21,6 +21,7 @@ from evaluation.protocols import less_memory
 from evaluation.records import SUBMISSION_ATTEMPTS, attempts
 from evaluation.report import write_report
 from evaluation.solver import AskConfig, Solution, Solver, read_task
+from evaluation.thinking import ThinkingConfig
 from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
 
@@ -28,7 +29,7 @@ GAP = 4  # characters between grids
 VERDICTS = {True: "right", False: "wrong", None: "answer unknown"}
 
 
-class PredictConfig(AskConfig):
+class PredictConfig(AskConfig, ThinkingConfig):
     """Answers to one task (config/predict.yaml)."""
 
     batch_size: PositiveInt
@@ -39,7 +40,7 @@ class PredictConfig(AskConfig):
 def run(config: PredictConfig) -> None:
     """One task, from the checkpoint to its answers."""
     task = read_task(config.task, config.task_id)
-    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device)
+    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device).deepened(config)
     with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
         solution = solver.ask(
             task,
@@ -48,6 +49,7 @@ def run(config: PredictConfig) -> None:
             config.batch_size,
             config.protocol,
             record_steps=config.page is not None,
+            thinking=config,
         )
     about = description(config, solver, solution)
     if config.format == "json":
@@ -81,6 +83,7 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
             "parameters": trained.parameters,
         },
         "num_views": solution.num_views,
+        **config.model_dump(include={"rollouts", "sigma", "random_init", "select"}),
         "seed": config.seed,
         "device": describe(solver.device),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -260,9 +260,7 @@ def act_steps(
     rows = torch.arange(len(carry.halted), device=carry.halted.device)
     if rollouts is not None:
         carry = refresh(carry, data, model)
-        carry = replace(
-            carry, states=rollouts.started(carry.states), halted=torch.zeros_like(carry.halted)
-        )
+        carry = replace(carry, states=rollouts.started(carry.states), halted=torch.zeros_like(carry.halted))
     for step in range(model.config.halt_max_steps):
         before = carry.states
         if rollouts is not None:
