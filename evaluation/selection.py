@@ -64,6 +64,27 @@ class Selection:
 
 def verifier_of(questions: EvaluationSet) -> Verifier:
     """The rules of the game that is asked. Raises `UserError` for one without rules that check an answer."""
-    raise UserError(
-        f"select=verifier: {questions.store.metadata.game} has no rules that say whether an answer is right"
-    )
+    store = questions.store
+    valid, first = store.game.valid, store.game.vocabulary.first
+    if valid is None:
+        raise UserError(
+            f"select=verifier: {store.metadata.game} has no rules by which an answer could be checked "
+            "without knowing the right one; use votes, halting or residual"
+        )
+
+    def verify(queries: np.ndarray, answers: Sequence[AnswerKey]) -> np.ndarray:
+        inputs = [store.pair(questions.queries[number].pair).input for number in queries.tolist()]
+        accepted = np.zeros(len(queries), bool)
+        for side in {grid.shape[0] for grid in inputs}:
+            chosen = [
+                i
+                for i, (grid, answer) in enumerate(zip(inputs, answers, strict=True))
+                if grid.shape == answer[0] == (side, side)
+            ]
+            if chosen:
+                puzzles = np.stack([inputs[i].reshape(-1) for i in chosen])
+                cells = np.stack([np.frombuffer(answers[i][1], np.uint8) for i in chosen])
+                accepted[chosen] = valid(puzzles + first, cells + first, side)
+        return accepted
+
+    return verify
