@@ -73,6 +73,10 @@ class EvaluateConfig(VotingConfig, ThinkingConfig):
             raise ValueError(
                 "save_predictions=true keeps every view's answer, and vote_stop=true would leave views out"
             )
+        if self.depth_curve and self.vote_stop:
+            raise ValueError(
+                "depth_curve=true votes after every step, and vote_stop=true would leave views out"
+            )
         return self
 
     @property
