@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from config.compose import launch
+from evaluation.depth import depth_lines
 from evaluation.folder import RESULTS, files_of
 from evaluation.metrics import Score
 from evaluation.protocols import less_memory
@@ -75,6 +76,8 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
         }
         headings = {f"{name} ({scores[0].n})": scores for name, scores in subsets.items()}
         lines += ["", f"{best} by subset (tasks)", "", *_rows(headings)]
+    if evaluation.depths:
+        lines += ["", *depth_lines(evaluation.depths)]
     return "\n".join(line.rstrip() for line in [*lines, "", *evaluation.notes])
 
 

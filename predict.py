@@ -21,6 +21,7 @@ from evaluation.protocols import less_memory
 from evaluation.records import SUBMISSION_ATTEMPTS, attempts
 from evaluation.report import write_report
 from evaluation.solver import AskConfig, Solution, Solver, read_task
+from evaluation.thinking import ThinkingConfig
 from models.trial import settle_threads
 from utils.device import describe, explains_out_of_memory
 from utils.errors import reports_user_errors
@@ -29,7 +30,7 @@ GAP = 4  # characters between grids
 VERDICTS = {True: "right", False: "wrong", None: "answer unknown"}
 
 
-class PredictConfig(AskConfig):
+class PredictConfig(AskConfig, ThinkingConfig):
     """Answers to one task (config/predict.yaml)."""
 
     batch_size: PositiveInt
@@ -41,6 +42,7 @@ def run(config: PredictConfig) -> None:
     """One task, from the checkpoint to its answers."""
     task = read_task(config.task, config.task_id)
     solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device, config.forward_dtype)
+    solver = solver.deepened(config)
     settle_threads(config.threads, solver.model, solver.data, config.num_views)
     with explains_out_of_memory("the prediction", less_memory(config.protocol, config.batch_size)):
         solution = solver.ask(
@@ -50,6 +52,7 @@ def run(config: PredictConfig) -> None:
             config.batch_size,
             config.protocol,
             record_steps=config.page is not None,
+            thinking=config,
         )
     about = description(config, solver, solution)
     if config.format == "json":
@@ -84,6 +87,7 @@ def description(config: PredictConfig, solver: Solver, solution: Solution) -> di
             "parameters": trained.parameters,
         },
         "num_views": solution.num_views,
+        **config.model_dump(include={"rollouts", "sigma", "random_init", "select"}),
         "seed": config.seed,
         "device": describe(solver.device),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -102,17 +102,31 @@ def random_colours(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def hashed_uniform(keys: np.ndarray, count: int) -> np.ndarray:
     """(n, count) uniform numbers in [0, 1), each row a function of its integer keys (n, m)."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return (mix(hashed(keys)[:, None] + steps) >> np.uint64(11)) * 2.0**-53  # a double holds 53 bits
+
+
+def hashed(keys: np.ndarray) -> np.ndarray:
+    """(n,) uint64 made of integer keys (n, m), which hardly ever collide."""
     state = np.zeros(len(keys), np.uint64)
     for column in keys.T.astype(np.uint64):
         state = mix(state + column)
-    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-    return (mix(state[:, None] + steps) >> np.uint64(11)) * 2.0**-53  # a double holds 53 bits
+    return state
 
 
 def task_rng(seed: int, task_id: str) -> np.random.Generator:
     """A generator that depends on the seed and the task alone, so that the order of tasks does not matter."""
-    digest = hashlib.sha256(task_id.encode()).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest[:16], dtype=np.uint32).tolist()])
+    return np.random.default_rng([seed, *_digest(task_id, np.uint32, 16).tolist()])
+
+
+def task_key(task_id: str) -> int:
+    """A number of 64 bits that stands for a task."""
+    return int(_digest(task_id, np.uint64, 8)[0])
+
+
+def _digest(text: str, dtype: type, count: int) -> np.ndarray:
+    """The first `count` bytes of the text's SHA-256."""
+    return np.frombuffer(hashlib.sha256(text.encode()).digest()[:count], dtype=dtype)
 
 
 def draw(task: Task, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

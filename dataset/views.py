@@ -38,13 +38,14 @@ class ViewBatch:
     """B views for one forward pass.
 
     samples: what is drawn. query: (B,) index into `EvaluationSet.queries`. view: (B,) number of the view,
-        where 0 is the unaugmented one.
+        where 0 is the unaugmented one. rollout: (B,) number of the attempt at it.
     valid: how many are real. The rest repeat the last one, so that shapes stay static.
     """
 
     samples: Samples
     query: np.ndarray
     view: np.ndarray
+    rollout: np.ndarray
     valid: int
 
 
@@ -62,8 +63,11 @@ class EvaluationSet:
         which no other task fits is not asked.
 
     queries: all queries. asked: (Q,) bool, which of them are asked. too_large: queries that fit no canvas.
+    rollouts: how often each view is asked, a row each time.
     truncated: ids of tasks with more demonstrations than data.max_demos; the first ones are used.
     """
+
+    rollouts = 1
 
     def __init__(
         self,
@@ -119,13 +123,24 @@ class EvaluationSet:
         number = 0
         for bucket in sorted(by_bucket):
             samples, query, view = by_bucket[bucket]
-            for start in range(0, len(query), batch_size):
+            rows = len(query) * self.rollouts
+            for start in range(0, rows, batch_size):
                 if number % world == rank:
-                    valid = min(batch_size, len(query) - start)
+                    valid = min(batch_size, rows - start)
                     # A smaller last batch would be another shape, for which compiled kernels are built anew.
-                    index = np.minimum(np.arange(start, start + batch_size), start + valid - 1)
-                    yield ViewBatch(samples[index], query[index], view[index], valid)
+                    row = np.minimum(np.arange(start, start + batch_size), start + valid - 1)
+                    index, rollout = np.divmod(row, self.rollouts)
+                    yield ViewBatch(samples[index], query[index], view[index], rollout, valid)
                 number += 1
+
+    def rollout_keys(self, batch: ViewBatch, seed: int) -> np.ndarray:
+        """(B,) int64, a number for each row: a function of seed, task, query, view and rollout alone."""
+        queries = [self.queries[number] for number in batch.query.tolist()]
+        tasks = [augment.task_key(self.store.task_ids[query.task]) for query in queries]
+        numbers = [query.number for query in queries]
+        columns = (np.full(len(tasks), seed), numbers, batch.view, batch.rollout)
+        keys = np.stack([np.array(tasks, np.uint64), *(np.asarray(c).astype(np.uint64) for c in columns)], 1)
+        return augment.hashed(keys).view(np.int64)
 
     def view(self, query: Query, number: int) -> tuple[int, np.ndarray]:
         """(dihedral, colours) of a query's view, to undo it in a prediction."""

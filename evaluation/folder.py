@@ -67,6 +67,7 @@ def results_of(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:
             name: [score.to_json() for score in scores] for name, scores in evaluation.by_subset.items()
         },
         "means": evaluation.means,
+        "by_depth": [depth.to_json() for depth in evaluation.depths],
     }
 
 

@@ -6,7 +6,8 @@ Shapes: B views, K demonstrations, T tokens of the context, D hidden, L cells of
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +17,11 @@ from dataset import augment, canvas
 from dataset.batch import leave_one_out, materialise
 from dataset.views import EvaluationSet, ViewBatch
 from evaluation.adaptation import Adaptation
+from evaluation.depth import StepClock
 from evaluation.predictions import Predictions
 from evaluation.respondent import Respondent
+from evaluation.selection import Selection
+from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.voting import Ranking, VoteTable
 from models.act import Answer, StepOutput, act_steps, solve
 from models.core import RecursiveModel
@@ -43,11 +47,15 @@ class Inference:
     """A respondent that answers the views of an evaluation set.
 
     adaptation: what it makes of each task's demonstrations before the task is asked.
+    thinking: how each attempt at a view differs; `questions.rollouts` is their number.
+    clock: the time of each ACT step, where these are recorded.
     """
 
     respondent: Respondent
     questions: EvaluationSet
     adaptation: Adaptation
+    thinking: ThinkingConfig = AS_TRAINED
+    clock: StepClock = field(default_factory=StepClock)
 
     @torch.no_grad()
     def collect(
@@ -58,7 +66,7 @@ class Inference:
         progress: Progress = lambda views: None,
         observe: Observe = lambda batch, answer: None,
     ) -> Predictions:
-        """The answers of all processes to every view of every query, a row per view.
+        """The answers of all processes to every view of every query, a row per view and rollout.
 
         A query's number is its place in `questions.queries`.
 
@@ -74,8 +82,13 @@ class Inference:
             everyones.merge(distributed.gather_objects(mine))
             predictions.merge([everyones])
             if stop:
-                everyones.vote_into(votes)
+                everyones.vote_into(votes, selection=self.selection)
         return predictions
+
+    @cached_property
+    def selection(self) -> Selection:
+        """Which attempts at a view vote."""
+        return Selection(self.thinking.select, self.questions)
 
     @torch.no_grad()
     def predict(
@@ -87,14 +100,19 @@ class Inference:
     ) -> VoteTable:
         """The votes of all processes, the same as of the predictions that `collect` finds.
 
-        Only counts travel between processes: an entry per distinct answer instead of a row per view.
+        Only counts travel between processes: an entry per distinct answer instead of a row per view. Where
+        there are several attempts at a view, no process may hold them all, and the rows travel.
         """
         votes = VoteTable(ranking)
         for views, unsettled in self._rounds(stop, votes):
-            mine = Predictions()
+            mine, everyones = Predictions(), Predictions()
             agreement = ranking == "agreement"
             self._ask(views, unsettled, mine, False, agreement, progress, observe)
-            votes.merge(distributed.gather_objects(mine.vote(ranking)))
+            if self.questions.rollouts > 1:
+                everyones.merge(distributed.gather_objects(mine))
+                everyones.vote_into(votes, selection=self.selection)
+            else:
+                votes.merge(distributed.gather_objects(mine.vote(ranking)))
         return votes
 
     @torch.no_grad()
@@ -127,9 +145,10 @@ class Inference:
             yield slice(first, end), unsettled
             if stop is None:
                 continue
+            votes_of_view = questions.rollouts if self.thinking.select == "votes" else 1
             for number in np.flatnonzero(unsettled).tolist():
                 remaining = questions.num_views_of(questions.queries[number]) - end
-                unsettled[number] = not votes.settled(number, stop.k, remaining)
+                unsettled[number] = not votes.settled(number, stop.k, remaining * votes_of_view)
 
     def _ask(
         self,
@@ -153,29 +172,36 @@ class Inference:
         self, batch: ViewBatch, predictions: Predictions, record_steps: bool, with_agreement: bool
     ) -> Answer:
         """Add the model's answers to one batch of views, mapped back to the query's own frame."""
-        model, questions = self.respondent.model, self.questions
+        model, questions, device = self.respondent.model, self.questions, self.respondent.device
 
         def keep(rows: Tensor, answer: Answer) -> None:
             tokens = answer.logits.argmax(-1).to(torch.uint8).cpu().numpy()
             grids = canvas.decode(tokens, questions.store.game.vocabulary)
-            columns = (rows.tolist(), grids, answer.steps.tolist(), answer.q_halt_logits.tolist())
-            for row, grid, step, q_halt_logit in zip(*columns, strict=True):
+            moved = [math.nan] * len(rows) if answer.residual is None else answer.residual.tolist()
+            columns = (rows.tolist(), grids, answer.steps.tolist(), answer.q_halt_logits.tolist(), moved)
+            for row, grid, step, q_halt_logit, residual in zip(*columns, strict=True):
                 if row >= batch.valid:  # repeats another row, to fill the batch
                     continue
-                number, view = int(batch.query[row]), int(batch.view[row])
+                number, view, rollout = (int(of[row]) for of in (batch.query, batch.view, batch.rollout))
                 transform, colours = questions.view(questions.queries[number], view)
                 original = augment.invert(grid, transform, colours) if grid.size else grid
-                predictions.add(number, view, int(step), original, q_halt_logit, agreements[row])
+                agreed = agreements[row]
+                predictions.add(number, view, step, original, q_halt_logit, agreed, rollout, residual)
 
         def watch(rows: Tensor, output: StepOutput) -> None:
             if record_steps:
-                keep(rows, Answer(output.logits, output.q_halt_logits, output.carry.steps))
+                self.clock.step_done(device)
+                keep(rows, Answer.after(output))
+                self.clock.resume()
 
         data = materialise(batch.samples, questions.store, self.respondent.table, with_labels=False).data
         shift = self.adaptation.shift(data)
         unknown = [math.nan] * len(data["inputs"])
         agreements = agreement(model, data, shift).tolist() if with_agreement else unknown
-        answer = solve(model, data, watch, shift)
+        rollouts = self.thinking.rollouts_of(questions, batch, self.adaptation.seed, device)
+        if record_steps:
+            self.clock.start(device)
+        answer = solve(model, data, watch, shift, rollouts)
         if not record_steps:
             keep(torch.arange(len(answer.steps)), answer)
         return answer

@@ -1,10 +1,12 @@
 """What a model answered to every view, so that rules and numbers of votes can be studied without the model.
 
-`predictions.npz` holds equally long columns (N,), a row per query and view (and ACT step, where recorded):
-    query, view, step   int32
+`predictions.npz` holds equally long columns (N,), a row per query, view and rollout (and ACT step, where
+recorded):
+    query, view, rollout, step   int32
     answer              int32, the number of a distinct answer
     q_halt_logit        float32
     agreement           float32 with the demonstrations (`VoteTable`), NaN where it was not computed
+    residual            float32, how far the step has moved the states, NaN where it was not computed
 of the A distinct answers, once:
     shapes (A, 2), and their `cells` one after the other
 and of the Q queries:
@@ -24,6 +26,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from evaluation.metrics import task_means
+from evaluation.selection import Selection
 from evaluation.voting import AnswerKey, Ranking, VoteTable, key_of
 from utils.errors import UserError
 from utils.files import read_json
@@ -40,7 +43,17 @@ ABOUT = {  # what results.json has to say for an evaluation to be studied
     "git_commit",
     "peak_gpu_memory_bytes",
 }
-_COLUMNS = {"query": "i", "view": "i", "step": "i", "answer": "i", "q_halt_logit": "f", "agreement": "f"}
+_COLUMNS = {
+    "query": "i",
+    "view": "i",
+    "step": "i",
+    "answer": "i",
+    "q_halt_logit": "f",
+    "agreement": "f",
+    "rollout": "i",
+    "residual": "f",
+}
+_YOUNGER = {"rollout": 0, "residual": math.nan}  # columns that some files are older than
 
 
 class Predictions:
@@ -52,6 +65,7 @@ class Predictions:
     def __init__(self) -> None:
         self.answers: dict[AnswerKey, int] = {}
         self._columns: dict[str, array[Any]] = {name: array(code) for name, code in _COLUMNS.items()}
+        self._sorted: dict[str, np.ndarray] | None = None
 
     def add(
         self,
@@ -61,14 +75,19 @@ class Predictions:
         grid: np.ndarray,
         q_halt_logit: float,
         agreement: float = math.nan,
+        rollout: int = 0,
+        residual: float = math.nan,
     ) -> None:
-        """One view's answer after ACT step `step`, already mapped back."""
-        values = (query, view, step, self._number(key_of(grid)), q_halt_logit, agreement)
+        """An answer to one view after ACT step `step`, already mapped back."""
+        self._sorted = None
+        number = self._number(key_of(grid))
+        values = (query, view, step, number, q_halt_logit, agreement, rollout, residual)
         for column, value in zip(self._columns.values(), values, strict=True):
             column.append(value)
 
     def merge(self, others: Iterable["Predictions"]) -> None:
         """Add the rows of others."""
+        self._sorted = None
         for other in others:
             numbers = [self._number(answer) for answer in other.answers]
             for name, column in other._columns.items():
@@ -78,47 +97,76 @@ class Predictions:
         return len(self._columns["query"])
 
     def rows(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """One row per (query, view), in this order: its last one, at ACT step `step` at the latest."""
+        """One row per (query, view, rollout), in this order: its last one, at `step` at the latest."""
         columns = self.columns
         if step is not None:
-            columns = {name: column[columns["step"] <= step] for name, column in columns.items()}
-        query, view = columns["query"], columns["view"]
-        last = np.ones(len(query), bool)
-        last[:-1] = (query[1:] != query[:-1]) | (view[1:] != view[:-1])
+            early = columns["step"] <= step
+            columns = {name: column[early] for name, column in columns.items()}
+        last = np.ones(len(columns["query"]), bool)
+        last[:-1] = np.any([np.diff(columns[name]) != 0 for name in ("query", "view", "rollout")], axis=0)
         return {name: column[last] for name, column in columns.items()}
 
+    def last(self) -> "Predictions":
+        """The last row of each (query, view, rollout) alone."""
+        return self.of_columns(self.answers, self.rows())
+
+    def among(self, rollouts: int) -> "Predictions":
+        """The first so many attempts at each view alone."""
+        kept = self.columns["rollout"] < rollouts
+        return self.of_columns(self.answers, {name: column[kept] for name, column in self.columns.items()})
+
     def vote(
-        self, ranking: Ranking = "votes", step: int | None = None, views: Collection[int] | None = None
+        self,
+        ranking: Ranking = "votes",
+        step: int | None = None,
+        views: Collection[int] | None = None,
+        selection: Selection | None = None,
     ) -> VoteTable:
-        """The votes of all views, or of some, after their last ACT step, or after `step`."""
+        """The votes of all views, or of some, after their last ACT step, or after `step`.
+
+        selection: which attempts at a view vote; None: all.
+        """
         votes = VoteTable(ranking)
-        self.vote_into(votes, step, views)
+        self.vote_into(votes, step, views, selection)
         return votes
 
     def vote_into(
-        self, votes: VoteTable, step: int | None = None, views: Collection[int] | None = None
+        self,
+        votes: VoteTable,
+        step: int | None = None,
+        views: Collection[int] | None = None,
+        selection: Selection | None = None,
     ) -> None:
-        """Add the votes to a table."""
+        """Add the votes to a table. Among the votes of a query, those of a view are as early as its place."""
         answers, rows = list(self.answers), self.rows(step)
-        columns = (rows[name].tolist() for name in ("query", "view", "answer", "q_halt_logit", "agreement"))
-        for query, view, answer, q_halt_logit, agreement in zip(*columns, strict=True):
+        per_view = int(rows["rollout"].max(initial=0)) + 1
+        if selection is not None:
+            rows = selection(rows, answers)
+        names = ("query", "view", "rollout", "answer", "q_halt_logit", "agreement")
+        for query, view, rollout, answer, *values in zip(
+            *(rows[name].tolist() for name in names), strict=True
+        ):
             if views is None or view in views:
-                votes.count(query, view, answers[answer], q_halt_logit, agreement)
+                votes.count(query, view * per_view + rollout, answers[answer], *values)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """All rows as arrays, sorted by query, view and step."""
-        unsorted = {name: np.array(column, column.typecode) for name, column in self._columns.items()}
-        order = np.lexsort((unsorted["step"], unsorted["view"], unsorted["query"]))
-        return {name: column[order] for name, column in unsorted.items()}
+        """All rows as arrays, sorted by query, view, rollout and step."""
+        if self._sorted is None:
+            unsorted = {name: np.array(column, column.typecode) for name, column in self._columns.items()}
+            order = np.lexsort([unsorted[name] for name in ("step", "rollout", "view", "query")])
+            self._sorted = {name: column[order] for name, column in unsorted.items()}
+        return dict(self._sorted)
 
     @classmethod
     def of_columns(cls, answers: Iterable[AnswerKey], columns: dict[str, np.ndarray]) -> "Predictions":
         """The inverse of `answers` and `columns`."""
         made = cls()
         made.answers = {answer: number for number, answer in enumerate(answers)}
+        count = len(columns["query"])
         for name, code in _COLUMNS.items():
-            made._columns[name].frombytes(columns[name].astype(code).tobytes())
+            column = columns[name] if name in columns else np.full(count, _YOUNGER[name])
+            made._columns[name].frombytes(column.astype(code).tobytes())
         return made
 
     def _number(self, answer: AnswerKey) -> int:

@@ -20,10 +20,11 @@ Step = dict[str, Any]
 def refinements(predictions: Predictions, view: int = 0) -> dict[int, list[Step]]:
     """The steps of every query in one view, by the query's number, from predictions that hold every step.
 
+    Of several attempts at the view, they are those of the first.
     A query that was not asked, or has no such view, has no entry.
     """
     answers, columns = list(predictions.answers), predictions.columns
-    chosen = columns["view"] == view
+    chosen = (columns["view"] == view) & (columns["rollout"] == 0)
     steps_of: dict[int, list[Step]] = {}
     for query, answer, logit in zip(
         *(columns[name][chosen].tolist() for name in ("query", "answer", "q_halt_logit")), strict=True

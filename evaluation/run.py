@@ -10,6 +10,7 @@ from dataset.leaks import tasks_seen
 from dataset.views import Control, EvaluationSet
 from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.canvas_scores import CanvasScores
+from evaluation.depth import ORACLE, Depth, best_of, by_depth
 from evaluation.inference import Inference, Observe, Progress, VoteStop, copy_input
 from evaluation.metrics import AnsweredQuery, Score
 from evaluation.notes import notes_of
@@ -19,6 +20,7 @@ from evaluation.records import answers_of, counts_of, known_output, puzzles_of, 
 from evaluation.refinement import refinements
 from evaluation.respondent import Respondent
 from evaluation.scoreboard import Scoreboard, controls_of
+from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.voting import VoteTable, VotingConfig
 from utils import distributed
 
@@ -34,6 +36,8 @@ class Ask:
     protocol: what may be done with a task's demonstrations before it is asked, in the controls, too.
     keep_predictions: whether every view's answer is kept, on every process, or only counts of votes.
     record_steps: whether the predictions keep the answers after every ACT step; votes count the last ones.
+    depth_curve: whether the answers after every ACT step are scored, too.
+    thinking: how long, and in how many attempts at a view; in the controls, too.
     """
 
     seed: int
@@ -43,13 +47,17 @@ class Ask:
     protocol: ProtocolConfig = AS_IT_IS
     keep_predictions: bool = True
     record_steps: bool = False
+    depth_curve: bool = False
+    thinking: ThinkingConfig = AS_TRAINED
 
     def questions(self, respondent: Respondent, num_views: int, control: Control = "none") -> EvaluationSet:
         """The views of the queries that are asked."""
         store, data = respondent.store, respondent.data
-        return EvaluationSet(
+        questions = EvaluationSet(
             store, data, self.split, num_views, self.seed, control, self.max_tasks, self.subsets
         )
+        questions.rollouts = self.thinking.rollouts
+        return questions
 
 
 @dataclass
@@ -60,7 +68,8 @@ class Evaluation:
     adaptation: the protocol's name if it adapts, which the label hides where training has seen tasks.
     predictions: the model's own, None where they were not kept; and the seconds that they took.
     scores, by_subset: of all tasks, and of each subset where there are several.
-    means: of single views (`CanvasScores`).
+    means: of single views, or of single attempts at them (`CanvasScores`).
+    depths: the scores after every ACT step, where they were asked for.
     counts: tasks, queries by status, and views asked.
     answers: every query with its ranked answers.
     record_steps: whether the predictions hold every ACT step.
@@ -74,6 +83,7 @@ class Evaluation:
     scores: list[Score]
     by_subset: dict[str, list[Score]]
     means: dict[str, float]
+    depths: list[Depth]
     counts: dict[str, int]
     answers: list[AnsweredQuery]
     record_steps: bool
@@ -127,28 +137,36 @@ def evaluate(
         ask.protocol, respondent, ask.seed, config.batch_size, config.ranking, config.vote_stop
     )
 
+    inference = Inference(respondent, questions, adaptation, ask.thinking)
+    selection = inference.selection  # refused before the work, if at all
     canvas_scores = CanvasScores(respondent.store, respondent.table, respondent.objective)
     started = time.monotonic()
-    inference = Inference(respondent, questions, adaptation)
     predictions, votes, views = _answers(inference, config, ask, progress, canvas_scores.add)
     prediction_seconds = time.monotonic() - started
 
     answers = answers_of(questions, votes)
     board = Scoreboard(respondent.store, questions.tasks, config)
     left_out: Mapping[str, int] = {}
+    depths: list[Depth] = []
     labelled = any(known_output(questions, query) is not None for query in questions.queries)
     if labelled:
         board.add(questions, answers)
+        if predictions and questions.rollouts > 1:
+            every = answers if selection.select == "votes" else answers_of(questions, predictions.vote())
+            board.add(questions, best_of(every), ORACLE)
+        if predictions and ask.depth_curve:
+            depths = by_depth(questions, predictions, config, selection, inference.clock.until())
         left_out = _score_controls(board, respondent, ask, adaptation, questions, progress)
     return Evaluation(
         protocol=protocol,
         adaptation=ask.protocol.name if adaptation.adapts else None,
         questions=questions,
-        predictions=predictions,
+        predictions=predictions.last() if predictions and not ask.record_steps else predictions,
         prediction_seconds=prediction_seconds,
         scores=board.scores,
         by_subset=board.by_subset,
         means=canvas_scores.means(),
+        depths=depths,
         counts=counts_of(questions, answers, views),
         answers=answers,
         record_steps=ask.record_steps,
@@ -159,11 +177,16 @@ def evaluate(
 def _answers(
     inference: Inference, config: VotingConfig, ask: Ask, progress: Progress, observe: Observe
 ) -> tuple[Predictions | None, VoteTable, int]:
-    """The model's predictions, if they are kept, the votes, and how many views were asked."""
-    if ask.keep_predictions:
-        agreement = config.ranking == "agreement"
-        predictions = inference.collect(_stop(config), ask.record_steps, agreement, progress, observe)
-        return predictions, predictions.vote(config.ranking), len(predictions.rows()["query"])
+    """The model's predictions, if they are kept, the votes, and how many views were asked.
+
+    They are also kept where more is to be known of them than their votes.
+    """
+    rollouts = inference.questions.rollouts
+    if ask.keep_predictions or ask.depth_curve or rollouts > 1:
+        agreement, every_step = config.ranking == "agreement", ask.record_steps or ask.depth_curve
+        predictions = inference.collect(_stop(config), every_step, agreement, progress, observe)
+        votes = predictions.vote(config.ranking, selection=inference.selection)
+        return predictions, votes, len(predictions.rows()["query"]) // rollouts
     mine: list[int] = []
 
     def count(views: int) -> None:
@@ -194,7 +217,8 @@ def _score_controls(
             board.add(questions, answers_of(questions, copy_input(questions)), control)
             continue
         changed = ask.questions(respondent, config.num_views, control)
-        votes = Inference(respondent, changed, adaptation).predict(config.ranking, _stop(config), progress)
+        asked = Inference(respondent, changed, adaptation, ask.thinking)
+        votes = asked.predict(config.ranking, _stop(config), progress)
         board.add(changed, answers_of(changed, votes), control)
         not_asked = {
             query.task

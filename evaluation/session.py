@@ -5,11 +5,11 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from dataset.store import Store
 from dataset.views import EvaluationSet
@@ -18,6 +18,7 @@ from evaluation.inference import Progress, task_contexts
 from evaluation.protocols import ProtocolConfig, adaptation_class, row_learners
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, Evaluation, Split, evaluate
+from evaluation.thinking import ThinkingConfig
 from evaluation.trained_model import AskedDtype, TrainedModel
 from evaluation.voting import VotingConfig
 from models.context import PuzzleEmbedding
@@ -43,10 +44,10 @@ NOT_SETTINGS = {
 }
 
 
-class EvaluateConfig(VotingConfig):
+class EvaluateConfig(VotingConfig, ThinkingConfig):
     """One evaluation of a checkpoint (config/evaluate.yaml).
 
-    halt_max_steps, halt_threshold: as trained, or others for this evaluation.
+    depth_curve: score the answers after every ACT step, too.
     save_predictions, record_steps: keep every view's answer, and those after every ACT step.
     """
 
@@ -64,8 +65,7 @@ class EvaluateConfig(VotingConfig):
     timeout_minutes: PositiveFloat
     output_dir: str | None
     report: bool
-    halt_max_steps: PositiveInt | Literal["checkpoint"]
-    halt_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["checkpoint"] | None
+    depth_curve: bool
     save_predictions: bool
     record_steps: bool
 
@@ -76,6 +76,10 @@ class EvaluateConfig(VotingConfig):
         if self.save_predictions and self.vote_stop:
             raise ValueError(
                 "save_predictions=true keeps every view's answer, and vote_stop=true would leave views out"
+            )
+        if self.depth_curve and self.vote_stop:
+            raise ValueError(
+                "depth_curve=true votes after every step, and vote_stop=true would leave views out"
             )
         return self
 
@@ -90,6 +94,8 @@ class EvaluateConfig(VotingConfig):
             self.protocol,
             keep_predictions=self.save_predictions,
             record_steps=self.record_steps,
+            depth_curve=self.depth_curve,
+            thinking=self,
         )
 
 
@@ -116,10 +122,7 @@ class Session:
         distributed.start(world, device, config.timeout_minutes)
         trained = TrainedModel.load(config.checkpoint, config.weights, device, config.forward_dtype)
         model = trained.model
-        halting = config.model_dump(include={"halt_max_steps", "halt_threshold"})
-        model.config = model.config.model_copy(
-            update={name: value for name, value in halting.items() if value != "checkpoint"}
-        )
+        model.config = config.deepened(model.config)
         data = trained.data(config.data_path)
         store = Store.load(data.path, trained.layout.name)
         _check_game(trained, store, data.sides)
@@ -212,6 +215,7 @@ class Session:
                 include={"split", "subsets", "max_eval_groups", "num_views", "batch_size", "seed"}
             ),
             **config.model_dump(include={"ranking", "vote_stop", "record_steps"}),
+            **config.model_dump(include={"rollouts", "sigma", "random_init", "select"}),
             "adaptation": config.protocol.model_dump(),
             "git_commit": git_commit(),
             "torch": torch.__version__,

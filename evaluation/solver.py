@@ -26,6 +26,7 @@ from evaluation.records import answers_of, known_output, records_of
 from evaluation.refinement import Step, agreeing, refinements
 from evaluation.respondent import Respondent
 from evaluation.run import Ask
+from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.trained_model import AskedDtype, TrainedModel
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
@@ -106,6 +107,11 @@ class Solver:
             )
         return cls(trained, where)
 
+    def deepened(self, thinking: ThinkingConfig) -> "Solver":
+        """This solver, from now on with as many ACT steps as `thinking` says."""
+        self.model.config = thinking.deepened(self.model.config)
+        return self
+
     def solve(
         self,
         task: "Task | dict | str | Path",
@@ -137,17 +143,22 @@ class Solver:
         batch_size: int,
         protocol: ProtocolConfig = AS_IT_IS,
         record_steps: bool = False,
+        thinking: ThinkingConfig = AS_TRAINED,
     ) -> Solution:
         """The answers to every query of `task`.
 
         record_steps: whether the records hold `steps`, the refinement of view 0.
+        thinking: in how many attempts at each view. `deepened` says for how many ACT steps.
         """
         respondent = self.respondent(task)
         store, questions = respondent.store, self.questions(respondent, num_views, seed)
+        questions.rollouts = thinking.rollouts
         name = label(protocol, store, tasks_seen(store, questions.tasks, respondent.trained_pairs))
         adaptation = adaptation_of(protocol, respondent, seed, batch_size)
-        predictions = Inference(respondent, questions, adaptation).collect(record_steps=record_steps)
-        answers = answers_of(questions, predictions.vote())
+        inference = Inference(respondent, questions, adaptation, thinking)
+        selection = inference.selection
+        predictions = inference.collect(record_steps=record_steps)
+        answers = answers_of(questions, predictions.vote(selection=selection))
         steps = refinements(predictions) if record_steps else {}
         return Solution(
             task=task,

@@ -125,6 +125,8 @@ def main() -> None:
     add("--views", type=int, nargs="+", help="numbers of views (default: powers of two, and all)")
     options = parser.parse_args()
     stored = predictions.load(options.folder)
+    if stored.predictions.columns["rollout"].any():
+        raise UserError(f"{options.folder} holds several attempts at each view; evaluate with rollouts=1")
     levels = sorted(set(options.views)) if options.views else levels_of(stored.num_views)
     if options.draws < 1 or not 1 <= levels[0] <= levels[-1] <= stored.num_views:
         raise UserError(

@@ -18,6 +18,7 @@ from models.arch import ArchConfig
 from models.context import Context
 from models.core import PLACES, ModelOutput, RecursiveModel, States
 from models.noise import Draws, Noise
+from models.rollouts import Rollouts, residual
 
 ANSWER = "answer"  # in a carry's state: the logits (B, L, V) of its step, where `remembering` keeps them
 
@@ -81,6 +82,7 @@ class StepOutput:
     target_q_continue: (B,), the target of Q-learning; in training with `ArchConfig.learns_to_continue` only.
     earlier_logits: (B, L, V) after each H cycle but the last, where the model was asked for them.
     logits_before: (B, L, V), detached, of the ACT step before, where `remembering` was asked for them.
+    residual: (B,) how far the step has moved the states, among `Rollouts` only.
     """
 
     carry: Carry
@@ -92,6 +94,7 @@ class StepOutput:
     target_q_continue: Tensor | None = None
     earlier_logits: tuple[Tensor, ...] = ()
     logits_before: Tensor | None = None
+    residual: Tensor | None = None
 
 
 def initial_carry(model: RecursiveModel, data: BatchData) -> Carry:
@@ -253,22 +256,32 @@ def _value_of_continuing(
 
 @dataclass
 class Answer:
-    """An answer of each row: logits (B, L, V), halting logits (B,), and the ACT step (B,) it comes from."""
+    """An answer of each row: logits (B, L, V), halting logits (B,), and the ACT step (B,) it comes from.
+
+    residual: (B,) how far that step has moved the states, among `Rollouts` only.
+    """
 
     logits: Tensor
     q_halt_logits: Tensor
     steps: Tensor
+    residual: Tensor | None = None
+
+    @classmethod
+    def after(cls, output: StepOutput) -> "Answer":
+        """What the rows of a step would answer now."""
+        return cls(output.logits, output.q_halt_logits, output.carry.steps, output.residual)
 
 
 @torch.no_grad()
 def act_steps(
-    model: RecursiveModel, data: BatchData, shift: Tensor | None = None
+    model: RecursiveModel, data: BatchData, shift: Tensor | None = None, rollouts: Rollouts | None = None
 ) -> Iterator[tuple[Tensor, StepOutput]]:
     """The ACT steps of a batch in evaluation mode, each with the rows (n,) still at work and their output.
 
     A row that halts leaves the batch. It costs nothing more, and no answer depends on the other rows.
     Without `halt_threshold` all rows stay for `halt_max_steps`.
     The context is encoded once, or at every step if it is refined. `shift` moves it (`Context.shifted`).
+    rollouts: random starts and noise, a key per row.
     """
 
     def adjust(context: Context, carry: Carry) -> Context:
@@ -278,8 +291,16 @@ def act_steps(
     context = None if model.context.refines else model.context(data)
     carry = initial_carry(model, data)
     rows = torch.arange(len(carry.halted), device=carry.halted.device)
-    for _ in range(model.config.halt_max_steps):
+    if rollouts is not None:
+        carry = refresh(carry, data, model)
+        carry = replace(carry, states=rollouts.started(carry.states), halted=torch.zeros_like(carry.halted))
+    for step in range(model.config.halt_max_steps):
+        before = carry.states
+        if rollouts is not None:
+            carry = replace(carry, states=rollouts.disturbed(before, rows, step))
         output = act_step(model, carry, data, context=context, adjust=adjust)
+        if rollouts is not None:
+            output.residual = residual(before, output.carry.states)
         yield rows, output
         carry = output.carry
         # Asking whether any row has halted waits for the device, so it is asked only where one may have.
@@ -299,18 +320,21 @@ def solve(
     data: BatchData,
     watch: Callable[[Tensor, StepOutput], None] = lambda rows, output: None,
     shift: Tensor | None = None,
+    rollouts: Rollouts | None = None,
 ) -> Answer:
     """Each row's answer in evaluation mode, which is that of its last ACT step. `watch` sees every step."""
     answer: Answer | None = None
-    for rows, output in act_steps(model, data, shift):
+    for rows, output in act_steps(model, data, shift, rollouts):
         watch(rows, output)
         # While no row has left, the step's output is the answer as it is, and nothing has to be copied.
         if answer is None or len(rows) == len(answer.steps):
-            answer = Answer(output.logits, output.q_halt_logits, output.carry.steps)
+            answer = Answer.after(output)
         else:
             answer.logits[rows] = output.logits
             answer.q_halt_logits[rows] = output.q_halt_logits
             answer.steps[rows] = output.carry.steps
+            if answer.residual is not None and output.residual is not None:
+                answer.residual[rows] = output.residual
     assert answer is not None, "a model takes at least one ACT step"
     return answer
 

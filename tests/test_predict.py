@@ -15,6 +15,7 @@ from evaluation.adaptation import as_it_is
 from evaluation.inference import Inference
 from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
+from evaluation.thinking import AS_TRAINED
 from evaluation.voting import Candidate
 from models.act import act_steps, solve
 from models.losses import sample_loss
@@ -54,6 +55,7 @@ def config_for(trained, task, *overrides: str):
         "batch_size": 64,
     }
     values |= {"seed": 0, "device": "cpu", "format": "text", "page": None, "protocol": {"name": "auto"}}
+    values |= AS_TRAINED.model_dump()
     return predict.PredictConfig(**values | dict(override.split("=", 1) for override in overrides))
 
 

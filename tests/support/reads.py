@@ -32,8 +32,6 @@ READ_BY_NAME = {  # settings that are asked for by a text, and the module that h
     "HRMConfig.H_layers": "models.trm",
     "HRMConfig.L_layers": "models.trm",
     "TransformerConfig.H_layers": "models.trm",
-    "EvaluateConfig.halt_max_steps": "evaluation.session",
-    "EvaluateConfig.halt_threshold": "evaluation.session",
 }
 
 

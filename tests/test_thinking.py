@@ -1,0 +1,229 @@
+"""Longer and wider thinking at test time: what one pass tells of every depth, and attempts that differ."""
+
+import numpy as np
+import pytest
+import torch
+
+from config import compose
+from evaluation.predictions import Predictions
+from evaluation.selection import Selection
+from evaluation.session import EvaluateConfig
+from evaluation.voting import key_of
+from models.act import solve
+from models.rollouts import Rollouts, hashed_normal, residual
+from tests.support.predictions import NOTHING, A, B, C
+from tests.support.respondents import inference
+from tests.support.thinking import answers_in, asked, evaluated, restless, write_sudokus
+from utils.distributed import World
+from utils.errors import UserError
+
+WIDE = {"rollouts": 5, "sigma": 0.5}
+
+
+@pytest.fixture(scope="module")
+def arc(fewshot):
+    return restless(fewshot)
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory):
+    store = write_sudokus(tmp_path_factory.mktemp("data") / "sudoku")
+    return restless(store, "data=sudoku", "data.buckets=[4]", f"data.path={store.path}")
+
+
+def test_one_attempt_without_noise_is_the_plain_answer_to_the_bit(arc):
+    plain = inference(arc, asked(arc).questions).collect(record_steps=True)
+    ours = asked(arc, rollouts=1, sigma=0.0, select="residual").collect(record_steps=True)
+    assert ours.answers == plain.answers
+    for name, column in plain.columns.items():
+        assert np.array_equal(column, ours.columns[name], equal_nan=True), name
+    data, model = arc.batch().data, arc.state.model.eval()
+    quiet = Rollouts(torch.arange(len(data["inputs"])), sigma=0.0, random_init=False)
+    still, known = solve(model, data, rollouts=quiet), solve(model, data)
+    assert torch.equal(still.logits, known.logits) and torch.equal(still.q_halt_logits, known.q_halt_logits)
+    assert known.residual is None and (still.residual > 0).all()
+
+
+@pytest.mark.parametrize("how", [{"sigma": 0.5}, {"random_init": True}])
+def test_attempts_differ_and_depend_on_no_batch_no_process_and_no_number_of_them(arc, how):
+    many = asked(arc, batch_size=16, rollouts=5, **how).collect()
+    known = answers_in(many)
+    assert len({logit for (query, view, _), (_, logit) in known.items() if (query, view) == (0, 0)}) == 5
+    for other in (
+        asked(arc, batch_size=3, rollouts=5, **how).collect(),
+        asked(arc, batch_size=64, rollouts=3, **how).collect(),
+        _of_two_processes(arc, batch_size=8, rollouts=5, **how),
+    ):
+        found = answers_in(other)
+        assert found.keys() <= known.keys() and found
+        for key, (answer, logit) in found.items():
+            assert answer == known[key][0] and logit == pytest.approx(known[key][1], abs=1e-4)
+    again = answers_in(asked(arc, batch_size=16, rollouts=5, seed=1, **how).collect())
+    assert all(again[key][1] != logit for key, (_, logit) in known.items())
+
+
+def _of_two_processes(trainer, **how) -> Predictions:
+    whole = Predictions()
+    whole.merge([asked(trainer, world=World(rank, 2), **how).collect() for rank in (0, 1)])
+    return whole
+
+
+def test_no_forward_pass_has_more_rows_than_the_batch(arc):
+    rows = []
+    hook = arc.state.model.register_forward_hook(lambda *call: rows.append(len(call[2].logits)))
+    ours = asked(arc, batch_size=8, **WIDE)
+    found = ours.collect()
+    hook.remove()
+    views = sum(map(ours.questions.num_views_of, ours.questions.queries))
+    assert max(rows) == 8 and len(found) == 5 * views
+    # Attempts fill the batches: no batch but a bucket's last one has rows to spare.
+    steps = arc.state.model.config.halt_max_steps
+    buckets = len({(ours.questions.side_of(q), len(q.demos)) for q in ours.questions.queries})
+    assert len(rows) <= steps * (5 * views // 8 + buckets)
+
+
+@pytest.mark.parametrize("which", ["arc", "game"])
+def test_the_curve_is_what_evaluations_of_every_depth_find(request, which):
+    trainer = request.getfixturevalue(which)
+    steps = 4
+    found = evaluated(trainer, depth_curve=True, record_steps=True, halt_max_steps=steps)
+    curve, first = found.depths, set()
+    assert [depth.step for depth in curve] == list(range(1, steps + 1))
+    for depth in curve:
+        alone = evaluated(trainer, halt_max_steps=depth.step)
+        assert depth.scores == alone.scores, depth.step
+        votes = found.predictions.vote(step=depth.step)
+        ours = [[(key_of(c.grid), c.votes, c.q) for c in votes.ranked(q)] for q in range(len(found.answers))]
+        assert ours == [[(key_of(c.grid), c.votes, c.q) for c in one.candidates] for one in alone.answers]
+        first.add(ours[0][0][0])
+    assert len(first) > 1, "the answer changes with the depth"
+    assert [depth.seconds for depth in curve] == sorted(depth.seconds for depth in curve)
+    wide = evaluated(trainer, depth_curve=True, halt_max_steps=3, select="halting", **WIDE)
+    assert wide.depths[-1].scores == wide.scores
+    assert wide.depths[1].scores == evaluated(trainer, halt_max_steps=2, select="halting", **WIDE).scores
+
+
+def test_a_halted_attempt_keeps_its_answer_on_the_curve(arc):
+    logits = asked(arc).collect(record_steps=True).rows(1)["q_halt_logit"]
+    half = 1 / (1 + np.exp(-float(np.median(logits))))
+    curve = evaluated(arc, depth_curve=True, halt_threshold=half).depths
+    assert curve[0].at_work == 1 > curve[1].at_work > 0
+    assert curve[-1].scores == evaluated(arc, halt_threshold=half).scores
+
+
+def test_predictions_that_were_made_for_a_curve_keep_the_last_answers_alone(arc):
+    found = evaluated(arc, depth_curve=True)
+    assert found.predictions is not None and set(found.predictions.columns["step"]) == {3}
+    assert "steps" not in found.records[0]
+
+
+# view 0: most say A, B is surest, C is stillest; view 1 has an empty answer that is surest and stillest
+ATTEMPTS = [
+    (0, A, 0.0, 3.0),
+    (0, A, 0.5, 2.0),
+    (0, B, 2.0, 4.0),
+    (0, C, 1.0, 1.0),
+    (1, NOTHING, 9.0, 0.1),
+    (1, A, float("nan"), float("nan")),
+    (1, B, -1.0, 5.0),
+    (1, B, -1.0, 5.0),
+]
+
+
+def made_up() -> Predictions:
+    kept = Predictions()
+    seen: dict[int, int] = {}
+    for view, grid, logit, moved in ATTEMPTS:
+        seen[view] = seen.get(view, -1) + 1
+        kept.add(0, view, 1, grid, logit, rollout=seen[view], residual=moved)
+    return kept
+
+
+def voted(select: str, questions, kept: Predictions | None = None) -> list[tuple[int, int]]:
+    votes = (kept or made_up()).vote(selection=Selection(select, questions))
+    return [(c.grid.item(), c.votes) for c in votes.ranked(0)]
+
+
+def test_every_attempt_votes_or_one_of_each_view_that_is_surest_or_stillest(arc):
+    questions = asked(arc).questions
+    assert voted("votes", questions) == [(2, 3), (1, 3), (3, 1)]
+    assert voted("halting", questions) == [(2, 2)]
+    assert voted("residual", questions) == [(3, 1), (2, 1)]
+
+
+def test_equal_numbers_of_votes_are_ordered_by_halting_and_then_by_the_earlier_attempt():
+    kept = Predictions()
+    for rollout, (grid, logit) in enumerate(((A, 0.0), (B, 1.0), (C, 1.0))):
+        kept.add(0, 0, 1, grid, logit, rollout=rollout)
+    assert [c.grid.item() for c in kept.vote().ranked(0)] == [2, 3, 1]
+
+
+def test_the_rules_of_the_game_choose_a_valid_answer_and_else_the_surest(game):
+    questions = asked(game, select="verifier").questions
+    truth = [questions.store.pair(query.pair).output for query in questions.queries]
+    wrong = truth[0][::-1].copy()
+    kept = Predictions()
+    for rollout, (grid, logit) in enumerate(((wrong, 5.0), (truth[0], -3.0), (truth[0][:2], 9.0))):
+        kept.add(0, 0, 1, grid, logit, rollout=rollout)
+        kept.add(1, 0, 1, truth[0] if rollout == 1 else wrong, logit, rollout=rollout)  # valid elsewhere
+    votes = kept.vote(selection=Selection("verifier", questions))
+    assert [key_of(votes.ranked(query)[0].grid) for query in (0, 1)] == [key_of(truth[0]), key_of(wrong)]
+    assert len(votes.ranked(0)) == 1
+
+
+def test_the_oracle_is_right_where_any_attempt_is(game, monkeypatch):
+    """Answers are made by hand: the surest attempt is wrong, and one of the others right."""
+    questions = evaluated(game).questions
+    truth = [questions.store.pair(query.pair).output for query in questions.queries]
+
+    def answer(self, batch, kept, *options):
+        for row in range(batch.valid):
+            query, rollout = int(batch.query[row]), int(batch.rollout[row])
+            right = query % 2 == 0 and rollout == 2
+            kept.add(query, 0, 1, truth[query] if right else truth[query][::-1], -rollout, rollout=rollout)
+
+    monkeypatch.setattr("evaluation.inference.Inference._answer", answer)
+    monkeypatch.setattr("evaluation.canvas_scores.CanvasScores.add", lambda *batch: None)
+    found = {}
+    for select in ("votes", "halting", "verifier"):
+        scores = evaluated(game, select=select, **WIDE).scores
+        found[select] = {s.name: s.value for s in scores if s.metric == "all.exact_accuracy"}
+    wrong = {"all.exact_accuracy": 0.0, "all.exact_accuracy/oracle": 0.5}
+    assert found == {"votes": wrong, "halting": wrong, "verifier": wrong | {"all.exact_accuracy": 0.5}}
+
+
+def test_contradictory_thinking_is_refused(arc):
+    for wrong, message in (
+        (["rollouts=4"], "rollouts=4 would all be the same with sigma=0"),
+        (["sigma=-1"], "sigma"),
+        (["select=best"], "select"),
+        (["depth_curve=true", "vote_stop=true"], "would leave views out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compose.load(EvaluateConfig, "evaluate", ["checkpoint=x", *wrong])
+    with pytest.raises(UserError, match="select=verifier: arc has no rules"):
+        evaluated(arc, select="verifier", **WIDE)
+
+
+def test_the_noise_is_standard_normal_and_its_rows_and_streams_do_not_resemble_each_other():
+    keys = torch.arange(40)  # neighbours, which a weak generator would betray
+    drawn = hashed_normal(keys, 20_001).double()
+    assert drawn.mean().abs() < 0.004 and (drawn.std() - 1).abs() < 0.004
+    assert (drawn.pow(4).mean() - 3).abs() < 0.05 and torch.isfinite(drawn).all()
+    assert (torch.corrcoef(drawn) - torch.eye(40)).abs().max() < 0.04
+    states = (torch.zeros(40, 50, 8), torch.zeros(40, 50, 8))
+    noisy = Rollouts(keys, sigma=0.5, random_init=True)
+    first, second = (noisy.disturbed(states, keys, step)[0] for step in (0, 1))
+    assert first.std() == pytest.approx(0.5, abs=0.02) and torch.equal(states[1], torch.zeros(40, 50, 8))
+    streams = torch.stack([first, second, *noisy.started(states)]).flatten(1)
+    assert (torch.corrcoef(streams) - torch.eye(4)).abs().max() < 0.04
+    some = torch.tensor([7, 3])
+    assert torch.equal(noisy.disturbed((states[0][some], states[1]), some, 0)[0], first[some])
+
+
+def test_a_residual_is_the_root_of_the_mean_square_of_the_change():
+    before = (torch.zeros(2, 3, 4), torch.ones(2, 3, 4))
+    after = (torch.zeros(2, 3, 4), torch.ones(2, 3, 4))
+    after[0][1] += 2
+    after[1][1] -= 4
+    assert residual(before, after).tolist() == pytest.approx([0, 10**0.5])
