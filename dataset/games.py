@@ -4,16 +4,18 @@ A symmetry turns a puzzle into another one with the same rule. A new game needs 
 that writes the layout `pairs`, and a config/data/NAME.yaml.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dataset import augment
 from dataset.canvas import ARC, Vocabulary
-from dataset.generate import sudoku
+from dataset.generate import maze, sudoku
 
 TRANSPOSE = 6
+
+Check = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass
@@ -37,12 +39,34 @@ class Game:
     vocabulary: the tokens of the grids.
     numbers: number of uniform numbers that determine a symmetry of a side x side grid, by side.
     symmetry: the symmetries that uniform numbers (B, numbers(side)) and a side determine.
+    checks: what an answer can be checked for without knowing the right one, by the name of its score. A check
+        takes inputs and answers as cell values (B, side, side) and gives (B,) bool. The first one says whether
+        an answer is valid.
     """
 
     meaning: str
     vocabulary: Vocabulary
     numbers: Callable[[int], int]
     symmetry: Callable[[np.ndarray, int], Symmetries]
+    checks: Mapping[str, Check] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Callable[[np.ndarray, np.ndarray, int], np.ndarray] | None:
+        """Whether answers are valid: valid(inputs (B, L) tokens, answers (B, L) tokens, side) -> (B,) bool.
+
+        The right answers are not needed. None for a game whose answers only a known answer can judge.
+        """
+        return self._valid if self.checks else None
+
+    def _valid(self, inputs: np.ndarray, answers: np.ndarray, side: int) -> np.ndarray:
+        first, size = self.vocabulary.first, self.vocabulary.size
+        cells = ((answers >= first) & (answers < size)).all(axis=1)
+        # Tokens that are no cell become value 0, and the answer counts as invalid whatever the check says.
+        grids = (
+            np.where(tokens >= first, tokens - first, 0).astype(np.uint8).reshape(-1, side, side)
+            for tokens in (inputs, np.where(cells[:, None], answers, first))
+        )
+        return cells & next(iter(self.checks.values()))(*grids)
 
     def symmetries(self, rng: np.random.Generator, count: int, side: int) -> Symmetries:
         """`count` random symmetries."""
@@ -90,11 +114,13 @@ GAMES: dict[str, Game] = {
         Vocabulary(10, eos=False),
         sudoku.num_uniforms,
         _sudoku,
+        {"valid": sudoku.solves},
     ),
     "maze": Game(
         "one rule for all puzzles; walls, free cells, start, goal and path",
         Vocabulary(5, eos=False),
         lambda side: 1,
         _maze,
+        {"shortest": maze.marks_shortest_path, "path": maze.marks_path},
     ),
 }

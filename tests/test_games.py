@@ -10,7 +10,7 @@ from config import compose
 from dataset import writer
 from dataset.canvas import GridTable, render
 from dataset.games import GAMES
-from dataset.generate import sudoku
+from dataset.generate import maze, sudoku
 from dataset.layouts import LAYOUTS
 from dataset.samplers import PairSampler
 from dataset.store import Store
@@ -118,3 +118,25 @@ def test_the_stored_copies_of_a_sudoku_are_a_function_of_the_seed_and_keep_the_r
     drawn = tokens.view(60, 4, 4).numpy() - 1
     assert sudoku.is_solved(drawn).all() and len({grid.tobytes() for grid in drawn}) > 20
     assert (drawn[number == 0] == solved).all()
+
+
+def test_validity_needs_no_known_answer():
+    rng = np.random.default_rng(0)
+
+    def tokens(grids):
+        return (grids + 1).reshape(len(grids), -1)
+
+    puzzles, answers, _ = sudoku.generate(9, 4, rng)
+    valid = GAMES["sudoku"].valid
+    assert valid(tokens(puzzles), tokens(answers), 9).all()
+    assert not valid(tokens(puzzles), tokens(puzzles), 9).any()
+    assert not valid(tokens(puzzles), tokens(np.roll(answers, 1, axis=0)), 9).any()  # other givens
+    broken = tokens(answers)
+    broken[0, 3], broken[1, 3] = 0, 99  # no cell of the game
+    assert valid(tokens(puzzles), broken, 9).tolist() == [False, False, True, True]
+    mazes = maze.generate(11, 9, 0.3, 3, rng)
+    marked, _, unique = maze.shortest_paths(mazes)
+    assert unique.any() and not unique.all()
+    # Where several paths are marked, there is a choice.
+    assert (GAMES["maze"].valid(tokens(mazes), tokens(marked), 11) == unique).all()
+    assert GAMES["arc"].valid is None

@@ -117,6 +117,36 @@ def shortest_paths(mazes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return answers, length, on_path.sum(axis=(1, 2)) == length + 1
 
 
+def marks_path(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Which answers (B, side, side) mark one path from start to goal and change nothing else: (B,) bool.
+
+    The marks can be followed without a choice: none lies beside the path, and it does not touch itself.
+    """
+    return _marked_length(mazes, answers) > 0
+
+
+def marks_shortest_path(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Which answers (B, side, side) mark a shortest path, any one of several: (B,) bool."""
+    marked = _marked_length(mazes, answers)
+    return (marked > 0) & (marked == _lengths(mazes))
+
+
+def _marked_length(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Moves (B,) of the path that each answer marks, -1 where it marks none or something else, too."""
+    unmarked = np.where((answers == PATH) & (mazes == OPEN), np.uint8(OPEN), answers)
+    same = (unmarked == mazes).all(axis=(1, 2))
+    length = _lengths(np.where(answers == OPEN, np.uint8(WALL), answers))
+    # Within the marks a shortest way that uses all of them is the only one.
+    return np.where(same & (length == (answers == PATH).sum(axis=(1, 2)) + 1), length, -1)
+
+
+def _lengths(mazes: np.ndarray) -> np.ndarray:
+    """Moves (B,) from start to goal, -1 where there is no way."""
+    flat = mazes.reshape(len(mazes), -1)
+    start, goal = (flat == START).argmax(axis=1), (flat == GOAL).argmax(axis=1)
+    return distances(mazes, start).reshape(flat.shape)[np.arange(len(flat)), goal]
+
+
 def fingerprints(mazes: np.ndarray) -> np.ndarray:
     """(B,) uint64, equal for mazes that a rotation or reflection maps to each other.
 

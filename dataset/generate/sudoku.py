@@ -213,6 +213,13 @@ def is_solved(grids: np.ndarray) -> np.ndarray:
     return np.all([union.all(axis=(0, 1)) for union in unions], axis=0)
 
 
+def solves(puzzles: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Which answers (B, size, size) obey the rules and keep every given digit of their puzzle: (B,) bool."""
+    kept = ((puzzles == 0) | (puzzles == answers)).all(axis=(1, 2))
+    in_range = ((answers > 0) & (answers <= answers.shape[-1])).all(axis=(1, 2))
+    return kept & in_range & is_solved(np.where(in_range[:, None, None], answers, np.uint8(0)))
+
+
 def num_uniforms(size: int) -> int:
     """How many uniform numbers `symmetries` needs per puzzle."""
     box_rows, box_columns = BOXES[size]
