@@ -39,9 +39,9 @@ class Game:
     vocabulary: the tokens of the grids.
     numbers: number of uniform numbers that determine a symmetry of a side x side grid, by side.
     symmetry: the symmetries that uniform numbers (B, numbers(side)) and a side determine.
-    checks: what an answer can be checked for without knowing the right one, by the name of its score. A check
-        takes inputs and answers as cell values (B, side, side) and gives (B,) bool. The first one says whether
-        an answer is valid.
+    checks: what an answer can be checked for without knowing the right one, by the name of its score.
+        A check takes inputs and answers as cell values (B, side, side) and gives (B,) bool. The first
+        one says whether an answer is valid.
     """
 
     meaning: str
