@@ -84,9 +84,9 @@ def unfit_for_a_name(task_id: str) -> str | None:
     return None
 
 
-def identity_colours(count: int) -> np.ndarray:
-    """(count, 10) uint8: every colour maps to itself."""
-    return np.tile(IDENTITY_COLOURS, (count, 1))
+def identity_colours(count: int, colours: int = NUM_COLOURS) -> np.ndarray:
+    """(count, colours) uint8: every colour maps to itself."""
+    return np.tile(np.arange(colours, dtype=np.uint8), (count, 1))
 
 
 def colours_of(uniform: np.ndarray) -> np.ndarray:

@@ -207,7 +207,7 @@ def _draw(samples: Samples, store: Store, table: GridTable, with_labels: bool) -
         store.pair_output[samples.demos],
     ]
     if with_labels:
-        grids.insert(1, store.pair_output[samples.query][:, None])
+        grids.insert(1, store.answers_under(samples.query, samples.transform)[:, None])
     grid = np.concatenate(grids, axis=1)
     each = grid.shape[1]
     # Both grids of a pair share one offset. Pair 0 is the query, which has one or two grids here.

@@ -163,7 +163,7 @@ def _draw(
     pairs = np.tile(group.pairs, views)
     transform, colours = transform.repeat(each), colours.repeat(each, axis=0)
     known = source.pair_output[pairs] >= 0
-    inputs, outputs = source.pair_input[pairs], np.where(known, source.pair_output[pairs], 0)
+    inputs, outputs = source.pair_input[pairs], np.where(known, source.answers_under(pairs, transform), 0)
     offset = np.zeros((len(pairs), 2), np.int64)
     if translate:
         extent = np.maximum(

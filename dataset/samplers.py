@@ -17,7 +17,7 @@ from dataset import augment
 from dataset.batch import Bucket, DataConfig, Samples, task_sides
 from dataset.canvas import TRANSPOSES, smallest_bucket
 from dataset.chances import Chances
-from dataset.games import Symmetries
+from dataset.games.game import Symmetries
 from dataset.store import TEST, Store
 from utils.errors import UserError
 
@@ -219,12 +219,12 @@ class Sampler:
         elif self.config.augmentation in ("random", "turns"):
             views = self.store.game.symmetries(rng, len(tasks), side)
             if not self.config.recolours:
-                views.colours = augment.identity_colours(len(tasks))
+                views.colours = self.store.game.identity_colours(len(tasks))
         else:
             if self.config.augmentation == "colours":
                 colours = augment.random_colours(rng, len(tasks))
             else:
-                colours = augment.identity_colours(len(tasks))
+                colours = self.store.game.identity_colours(len(tasks))
             views = Symmetries(np.zeros(len(tasks), np.int64), colours)
         return views, self.store.identifiers_of(view_rows)
 

@@ -2,11 +2,14 @@
 
 tasks.npz           grids (N, G, G) uint8, shapes (N, 2)
                     pair_input, pair_output (P,) grid indices, -1 for an unknown answer
+                    pair_turned (P, 8) grid indices of the answers under each dihedral transform, turned
+                    back; only where a game breaks ties by a rule that does not turn with the grid
                     pair_fingerprint (P,) uint64 (`dataset.augment.fingerprints`)
                     task_pairs (T + 1,) first pair of each task, task_demonstrations (T,) how many come first
                     task_split (T,) 0 train, 1 test, task_ids (T,)
                     task_subset (T,) index into subset_names (S,)
-augmentations.npz   task_rows (T + 1,) first view row of each task, dihedral (A,), colours (A, 10)
+augmentations.npz   task_rows (T + 1,) first view row of each task, dihedral (A,), colours (A, 10), or more
+                    columns where a game has more cell values
 identifiers.json    the ancestors' puzzle names: entry `identifiers_start + i` names view row i
 test_puzzles.json   the evaluation tasks in the ARC format
 dataset.json        `Metadata`
@@ -118,6 +121,7 @@ class Store:
     task_rows: np.ndarray
     dihedral: np.ndarray
     colours: np.ndarray
+    pair_turned: np.ndarray | None = None
 
     @classmethod
     def load(cls, path: Path | str, *layouts: LayoutName) -> "Store":
@@ -159,10 +163,10 @@ class Store:
             **arrays,
         )
 
-    @property
+    @cached_property
     def game(self) -> Game:
-        """Vocabulary and symmetries of the grids."""
-        return GAMES[self.metadata.game]
+        """What the grids are, on boards of this size."""
+        return GAMES[self.metadata.game].of_side(self.metadata.max_grid_size)
 
     @property
     def layout(self) -> Layout:
@@ -239,6 +243,13 @@ class Store:
         """Pair `index` as grids."""
         answer = int(self.pair_output[index])
         return Pair(self._grid(self.pair_input[index]), None if answer < 0 else self._grid(answer))
+
+    def answers_under(self, pairs: np.ndarray, transform: np.ndarray) -> np.ndarray:
+        """Grid indices of the answers to pairs that are shown under dihedral transforms of the same shape.
+
+        -1 stands for an unknown answer.
+        """
+        return self.pair_output[pairs] if self.pair_turned is None else self.pair_turned[pairs, transform]
 
     def _grid(self, index: int) -> np.ndarray:
         rows, columns = self.shapes[index]

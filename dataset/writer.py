@@ -18,7 +18,6 @@ from dataset.store import (
     BLANK_IDENTIFIER,
     FORMAT,
     MARKER,
-    SPLITS,
     TEST,
     TRAIN,
     Leak,
@@ -216,80 +215,6 @@ def _task_arrays(entries: list[Entry], subset_names: list[str]) -> dict[str, np.
         "task_ids": np.array([task.id for task in tasks]),
         "subset_names": np.array(subset_names),
     }
-
-
-def write_pairs(
-    output: Path,
-    splits: Mapping[SplitName, tuple[np.ndarray, np.ndarray]],
-    *,
-    game: str,
-    source: str,
-    seed: int,
-    num_aug: int,
-    details: Mapping[str, Any],
-    fingerprints: Mapping[SplitName, np.ndarray],
-) -> Metadata:
-    """Write a dataset of puzzles that share one rule.
-
-    splits: inputs and answers of each split, both (n, rows, columns) uint8.
-    num_aug: number of symmetric copies of each training puzzle that `data.augmentation=table` draws from.
-        They are a function of the seed (`Game.stored_symmetries`) and take no space.
-    fingerprints: (n,) uint64 of each split, equal for puzzles that a symmetry of the game maps to each other.
-    """
-    arrays = _puzzle_arrays(splits, fingerprints)
-    total = len(arrays["task_ids"])
-    table: dict[str, np.ndarray] = {
-        "task_rows": np.arange(total + 1),
-        "dihedral": np.zeros(total, np.uint8),
-        "colours": augment.identity_colours(total),
-    }
-    metadata = Metadata(
-        format=FORMAT,
-        game=game,
-        layout="pairs",
-        protocol="inductive",
-        source=source,
-        seed=seed,
-        num_aug=num_aug,
-        max_grid_size=max(arrays["grids"].shape[1:]),
-        subsets={name: len(inputs) for name, (inputs, _) in splits.items()},
-        test_subsets=["test"],
-        identifiers_start=1,
-        num_puzzle_identifiers=1,
-        augmentations_per_task={},
-        leaks=[],
-        left_out={},
-        details=dict(details),
-        sha256={},
-    )
-    return Packed(arrays, table, {"identifiers.json": [BLANK_IDENTIFIER]}, metadata).save(output)
-
-
-def _puzzle_arrays(
-    splits: Mapping[SplitName, tuple[np.ndarray, np.ndarray]], fingerprints: Mapping[SplitName, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The arrays of tasks.npz for puzzles: each is a task of one query and no demonstration."""
-    counts = {name: len(inputs) for name, (inputs, _) in splits.items()}
-    total = sum(counts.values())
-    inputs, answers = (np.concatenate([pair[role] for pair in splits.values()]) for role in (0, 1))
-    pairs = np.arange(total, dtype=np.int32)
-    prints = np.concatenate([fingerprints[name] for name in counts])
-    arrays: dict[str, np.ndarray] = {
-        "grids": np.stack([inputs, answers], axis=1).reshape(2 * total, *inputs.shape[1:]),
-        "shapes": np.tile(np.array(inputs.shape[1:], np.uint8), (2 * total, 1)),
-        "pair_input": 2 * pairs,
-        "pair_output": 2 * pairs + 1,
-        "pair_fingerprint": prints | np.uint64(1),  # 0 stands for an unknown answer
-        "task_pairs": np.arange(total + 1),
-        "task_demonstrations": np.zeros(total, np.int32),
-        "task_split": np.concatenate(
-            [np.full(count, SPLITS[name], np.uint8) for name, count in counts.items()]
-        ),
-        "task_subset": np.repeat(np.arange(len(counts), dtype=np.int32), list(counts.values())),
-        "task_ids": np.array([f"{name}_{i:07d}" for name, count in counts.items() for i in range(count)]),
-        "subset_names": np.array(list(counts)),
-    }
-    return arrays
 
 
 def read_identifiers(file: Path) -> tuple[int, dict[str, ViewRows]]:

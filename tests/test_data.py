@@ -95,7 +95,7 @@ def test_a_damaged_or_foreign_dataset_is_refused(tmp_path):
         Store.load(store.path)
     about = read_json(tmp_path / "d" / "dataset.json")
     (tmp_path / "d" / "dataset.json").write_text(json.dumps({**about, "game": "chess"}))
-    with pytest.raises(UserError, match="format: game: .*the games are arc, sudoku, maze, found 'chess'$"):
+    with pytest.raises(UserError, match="format: game: .*the games are arc, maze, sudoku, found 'chess'$"):
         Store.load(store.path)
     (tmp_path / "d" / "dataset.json").write_text("[]")
     with pytest.raises(UserError, match="not of this framework's format"):

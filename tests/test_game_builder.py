@@ -10,7 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 
-from dataset import build_maze_dataset, build_sudoku_dataset, writer
+from dataset import build_maze_dataset, build_sudoku_dataset, puzzle_writer
 from dataset.generate import game_builder, maze, sudoku
 from dataset.store import Store
 from tests.support.grids import puzzle_of
@@ -29,7 +29,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     def write_pairs(output, splits, **described):
         record.calls.append(SimpleNamespace(splits=splits, **described))
 
-    monkeypatch.setattr(writer, "write_pairs", write_pairs)
+    monkeypatch.setattr(puzzle_writer, "write_pairs", write_pairs)
     return record
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from config import compose
-from dataset import writer
+from dataset import puzzle_writer
 from dataset.canvas import GridTable, render
 from dataset.games import GAMES
 from dataset.generate import maze, sudoku
@@ -84,7 +84,7 @@ def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
     grids = np.zeros((3, 4, 4), np.uint8)
     prints = {"train": np.arange(3, dtype=np.uint64), "test": np.arange(3, 6, dtype=np.uint64)}
     splits = {"train": (grids, grids), "test": (grids, grids)}
-    writer.write_pairs(
+    puzzle_writer.write_pairs(
         tmp_path, splits, game="sudoku", source="x", seed=0, num_aug=0, details={}, fingerprints=prints
     )
     loaded = Store.load(tmp_path)

@@ -12,11 +12,12 @@ import pytest
 from dataset import npy
 from dataset.batch import DataConfig, materialise
 from dataset.generate import sudoku
+from dataset.puzzle_writer import write_pairs
 from dataset.samplers import SAMPLERS
 from dataset.store import Leak, Store
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from dataset.writer import write_dataset, write_pairs
+from dataset.writer import write_dataset
 from tests.support.grids import write_store
 from tests.support.runs import load_config
 from tools import info, info_page, info_text

@@ -9,11 +9,12 @@ from dataset import augment
 from dataset.batch import materialise
 from dataset.canvas import PAD
 from dataset.generate import sudoku
+from dataset.puzzle_writer import write_pairs
 from dataset.samplers import SAMPLERS, EpisodeSampler
 from dataset.store import Store
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
-from dataset.writer import write_dataset, write_pairs
+from dataset.writer import write_dataset
 from tests.support.grids import random_task, write_store
 from tests.support.runs import data_config_of
 from utils.errors import UserError

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dataset import writer
+from dataset import puzzle_writer
 from utils.errors import UserError
 
 SPLITS = ("test", "train")  # a split's place here is part of its seed
@@ -305,7 +305,7 @@ def write(
     """
     splits, keys, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
-    writer.write_pairs(
+    puzzle_writer.write_pairs(
         options.output_dir,
         {split: (splits[split].inputs, splits[split].answers) for split in ("train", "test")},
         game=game,

@@ -1,4 +1,4 @@
-"""Sudoku of size 4, 6 (boxes of 2 rows, 3 columns) and 9: solver, difficulty, generator, symmetries.
+"""Sudoku of size 4, 6 (boxes of 2 rows, 3 columns), 9 and 16: solver, difficulty, generator, symmetries.
 
 Everything works on many puzzles at once. Grids are uint8, 0 for blank and 1..size. Inside the solver a
 state is a mask of candidates per cell, uint16 (size, size, B). The batch stands last, so that every step is
@@ -16,11 +16,12 @@ import numpy as np
 
 from dataset.augment import mix
 
-BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3)}  # size -> rows and columns of a box
+BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}  # size -> rows and columns of a box
 SEARCH_WIDTH = 4096  # states propagated together, while more wait on the stack
 HASH_ROUNDS = 4
 _UNIT_AXES = (1, 3)  # of the views that `_units` gives: the cells of one row, column or box
-_BITS = np.array([bin(mask).count("1") for mask in range(1 << 9)], np.uint8)
+_MASKS = np.arange(1 << max(BOXES), dtype=">u2").view(np.uint8)
+_BITS = np.unpackbits(_MASKS).reshape(-1, 16).sum(axis=1, dtype=np.uint8)  # set in each mask
 
 
 def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -231,7 +232,8 @@ def symmetries(uniform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, 
 
     Returns four arrays for `transform`:
       - transpose (B,) bool, never for size 6, whose boxes are not square.
-      - digits (B, 10) uint8 that each digit becomes. 0 and all beyond `size` are fixed.
+      - digits (B, 10), or (B, 17) for size 16, uint8 that each digit becomes. 0 and all beyond `size` are
+        fixed.
       - row order and column order (B, size) int64. They permute bands (stacks) and the lines inside them.
 
     The group is that of HRM's and TRM's Sudoku augmentation.
@@ -241,7 +243,7 @@ def symmetries(uniform: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, 
         uniform, np.cumsum([1, size, size // box_rows, size, size // box_columns]), axis=1
     )
     transpose = (flip[:, 0] < 0.5) & (box_rows == box_columns)
-    digits = np.tile(np.arange(10, dtype=np.uint8), (len(uniform), 1))
+    digits = np.tile(np.arange(max(10, size + 1), dtype=np.uint8), (len(uniform), 1))
     digits[:, 1 : size + 1] = digit.argsort(axis=1) + 1
     rows, columns = _line_order(lines[0], lines[1]), _line_order(lines[2], lines[3])
     return transpose, digits, rows, columns
