@@ -3,11 +3,11 @@
     python -m experiments.descent run --tasks sudoku rules --seeds 0 1 2
     python -m experiments.descent table
 
-`run` trains small models that differ in their objectives alone, and asks them held-out puzzles or tasks on the
-way. It appends a line per training to experiments/descent.jsonl. What is there is not done again, and an
+`run` trains small models that differ in their objectives alone, and asks them held-out puzzles or tasks on
+the way. It appends a line per training to experiments/descent.jsonl. What is there is not done again, and an
 interrupted training continues. `table` prints the scores after equally many updates and after equal time, and
-draws docs/jacobian-descent.png. The time of an update is the fastest interval that was logged with its setting,
-so that other work on the machine does not count.
+draws docs/jacobian-descent.png. The time of an update is the fastest interval that was logged in its setting:
+other work on the machine shall not count.
 """
 
 import argparse
@@ -42,9 +42,9 @@ SIMILARITY = "jacobian/gd_similarity"
 class Task:
     """What is learned.
 
-    build: a builder and its options, without --output-dir. steps: updates with mode=act; mode=supervised makes
-    half as many. act_steps: `arch.halt_max_steps` in these two modes. score: the metric of the evaluations on
-    the way.
+    build: a builder and its options, without --output-dir. steps: updates with mode=act, half of which
+    mode=supervised makes. act_steps: `arch.halt_max_steps` in these two modes. score: the metric of the
+    evaluations on the way.
     """
 
     build: str
@@ -131,6 +131,7 @@ SETTINGS = {
     "instance_cell": ("objective.split=instance_cell", "objective.groups=8"),
     "internal": ("objective.split=internal",),
     "internal_only": ("objective.split=internal_only",),
+    "internal_only, mean": ("objective.split=internal_only", "objective.aggregator=mean"),
     "supervised sum": ("mode=supervised",),
     "supervision": ("mode=supervised", "objective.split=supervision"),
     "supervision_instance": (
