@@ -69,6 +69,28 @@ ORIGINAL = [
     ),
     renamed("grad_aggregation", "objective.split"),
     renamed("grad_n_groups", "objective.groups"),
+    switch(
+        "arch.loss.differential_loss",
+        "`objective.differential_weight=1`",
+        {"objective.differential_weight": "1"},
+    ),
+    switch("differential_loss", "nothing: it is not read there, either", {}),
+    Row(
+        "dropout",
+        "`arch.dropout`, of what each branch of a block adds. There it is of what each block gives",
+        lambda text, line: Translation({"arch.dropout": text}),
+    ),
+    Row(
+        "carry_perturbation_rate",
+        "`arch.carry_noise` beside a `grad_aggregation` of `stack_supervisions`, else nothing: the others "
+        "ignore it there",
+        to.perturbation,
+    ),
+    switch(
+        "custom_sampling",
+        "`data.error_weighted=1`, of tasks. There it chooses among the augmentations of a task",
+        {"data.error_weighted": "1"},
+    ),
     renamed("max_train_groups", "data.max_train_groups"),
     renamed("max_eval_groups", "data.max_eval_groups"),
     Row(
@@ -245,12 +267,6 @@ ABSENT = [
     absent("start_step", "`resume` reads it from the checkpoint"),
     absent("in_sweep", "`-m` runs a sweep"),
     absent("intermediate_loss_weight", "`objective.internal_weight` weighs a mean, theirs a sum"),
-    absent("differential_loss", "each step's own answer has the loss"),
-    absent("arch.loss.differential_loss", "each step's own answer has the loss"),
-    absent("carry_perturbation_rate", "no noise is added to the state"),
-    absent("dropout", "there is no dropout"),
-    absent("arch.dropout", "there is no dropout"),
-    absent("custom_sampling", "tasks are drawn alike, or by `data.subset_shares`"),
     absent("--embed-lr", "embeddings learn with `lr`"),
     absent("--train-split", "the dataset says what trains", "training"),
     absent("--val-split", "`validation` holds training tasks out", "evaluation"),

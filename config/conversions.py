@@ -219,6 +219,13 @@ def batch(text: str, line: Line) -> Translation | None:
 # The model
 
 
+def perturbation(text: str, line: Line) -> Translation:
+    """Read there only where ACT steps share an update."""
+    if float(text) and not line.given.get("grad_aggregation", "").startswith("stack_supervisions"):
+        return nothing("read there with grad_aggregation=stack_supervisions... alone")
+    return Translation({"arch.carry_noise": text})
+
+
 def arch(text: str, line: Line) -> Translation | None:
     """A name, or a class such as `recursive_reasoning.trm@...`."""
     name = text.split("@")[0].rsplit(".", 1)[-1]

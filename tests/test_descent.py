@@ -16,10 +16,10 @@ from config.schema import PretrainConfig
 from models.context import PuzzleEmbedding
 from models.losses import ObjectiveConfig
 from pretrain_etrm import train
-from tests.support.jacobian import BASE, CASES, PCGRAD, SUPERVISED, UPGRAD, matrix, rows_of, start
-from tests.support.runs import ALONE, Trainer, arguments_for, load_config
+from tests.support.jacobian import BASE, CASES, NOISY, PCGRAD, SUPERVISED, UPGRAD, matrix, rows_of, start
+from tests.support.runs import ALONE, Trainer, arguments_for, load_config, set_counts
 from training.splits import ALIASES, SPLITS
-from training.step import train_step
+from training.step import MODES, train_step
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -44,6 +44,39 @@ def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tens
         ("etrm memory", ["objective.split=loss_terms", "objective.aggregator=mean"]),
         ("etrm memory", ["mode=supervised", "objective.split=supervision", "objective.aggregator=sum"]),
         ("etrm prefix", ["objective.split=instance", "objective.aggregator=mean", "freeze_decoder_steps=2"]),
+        ("etrm memory", ["mode=cached", "objective.split=instance", "objective.aggregator=sum"]),
+        (
+            "etrm memory",
+            [
+                "mode=cached",
+                "objective.split=internal",
+                "objective.aggregator=mean",
+                "objective.internal_weight=0",
+            ],
+        ),
+        ("trm", ["optimizer=muon", "objective.split=instance", "objective.aggregator=mean"]),
+        (
+            "etrm memory",
+            ["optimizer=muon", "objective.split=cell", "objective.groups=4", "objective.aggregator=sum"],
+        ),
+        (
+            "trm",
+            [
+                "arch.dropout=0.2",
+                "arch.carry_noise=0.1",
+                "objective.split=instance",
+                "objective.aggregator=mean",
+            ],
+        ),
+        (
+            "etrm memory",
+            [
+                "mode=supervised",
+                "arch.dropout=0.2",
+                "objective.split=supervision_instance",
+                "objective.aggregator=sum",
+            ],
+        ),
         (
             "trm",
             [
@@ -62,8 +95,10 @@ def test_one_objective_and_the_mean_are_plain_training(cases, case, options):
     plain = cases(case, *(option for option in options if not option.startswith("objective")))
     losses, weights = trained(plain, 5)
     found, theirs = trained(cases(case, *options), 5)
-    assert found == pytest.approx(losses, rel=1e-6)
-    assert all((weights[name] - theirs[name]).abs().max() < 1e-6 for name in weights)
+    # Muon makes its updates orthogonal in bfloat16, which turns another order of a sum into another rounding.
+    tolerance = 1e-3 if "optimizer=muon" in options else 1e-6
+    assert found == pytest.approx(losses, rel=tolerance)
+    assert all((weights[name] - theirs[name]).abs().max() < tolerance for name in weights)
 
 
 @pytest.mark.parametrize("split", ["loss_terms", "instance", "cell", "internal", "supervision"])
@@ -90,23 +125,29 @@ def test_no_objective_of_the_batch_rises_to_first_order(cases, case, split):
     assert metrics["jacobian/gd_similarity"] == pytest.approx(cosine.item(), abs=1e-4)
 
 
-def refused(mode: str, split: str) -> bool:
-    return split in SUPERVISED and mode != "supervised"
+def options_of(split: str, mode: str) -> tuple[str, ...]:
+    """With UPGrad where torchjd is installed, and groups where there would be more than 64 objectives."""
+    options = [f"mode={mode}", f"objective.split={split}", f"objective.aggregator={UPGRAD}"]
+    options += ["mode.num_act_steps=2", "arch.halt_max_steps=2"] if mode == "fct" else []
+    return (*options, *(["objective.groups=5"] if split.endswith("cell") else []))
 
 
-@pytest.mark.parametrize("mode", ["act", "fct", "supervised"])
+def refusal(case: str, split: str, mode: str) -> str | None:
+    """What is said of a combination that is not trained."""
+    if mode == "cached" and case == "trm":
+        return "mode=cached keeps what an encoder reads once per sample, found encoder=none"
+    return "which only mode=supervised has" if split in SUPERVISED and mode != "supervised" else None
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("case", ["trm", "etrm memory"])
 def test_every_split_trains_in_every_mode_or_says_why_not(cases, case, split, mode):
-    """With UPGrad where torchjd is installed, and 16 groups where there would be more than 64 objectives."""
-    options = [f"mode={mode}", f"objective.split={split}", f"objective.aggregator={UPGRAD}"]
-    options += ["mode.num_act_steps=2", "arch.halt_max_steps=2"] if mode == "fct" else []
-    options += ["objective.groups=5"] if split.endswith("cell") else []
-    if refused(mode, split):
-        with pytest.raises(UserError, match="which only mode=supervised has"):
-            cases(case, *options)
+    if words := refusal(case, split, mode):
+        with pytest.raises(UserError, match=words):
+            cases(case, *options_of(split, mode))
         return
-    trainer = cases(case, *options)
+    trainer = cases(case, *options_of(split, mode))
     before = copy.deepcopy(trainer.state.model.state_dict())
     trained(trainer, 3)
     moved = [
@@ -137,43 +178,78 @@ SHARED = {
     ),
     "cell": ("trm", ("objective.split=cell", "objective.groups=5")),
     "supervision": ("etrm memory", ("mode=supervised", "objective.split=supervision")),
+    "noise": ("trm", ("objective.split=instance", *NOISY)),
+    "noise groups": (
+        "etrm memory",
+        ("mode=supervised", "objective.split=supervision_cell", "objective.groups=4", *NOISY),
+    ),
 }
 
 
-def worker(rank: int, size: int, folder: Path, stores: dict) -> None:
-    """One process's summed losses and first weights in each case."""
+TABLE = {
+    f"{case}, {split}, {mode}": (case, options_of(split, mode))
+    for case in ("trm", "etrm memory")
+    for split in SPLITS
+    for mode in MODES
+    if not refusal(case, split, mode)
+}
+
+
+def worker(rank: int, size: int, folder: Path, stores: dict, cases: dict) -> None:
+    """One process's weights in each case."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
-    found = {name: shared(stores, name, World(rank, size)) for name in SHARED}
+    world = World(rank, size)
+    found = {name: shared(stores, case, world) for name, case in cases.items()}
     dist.destroy_process_group()
     torch.save(found, folder / f"{rank}.pt")
 
 
-def shared(stores: dict, name: str, world: World = ALONE) -> dict[str, Tensor]:
-    case, options = SHARED[name]
+def shared(stores: dict, of: tuple, world: World = ALONE) -> dict[str, Tensor]:
+    case, options = of
     layout, *rest = CASES[case]
     config = load_config(stores[layout], *BASE, *rest, *options, f"objective.aggregator={UPGRAD}")
     trainer = start(stores[layout], config, world)
-    for _ in range(2):
+    set_counts(trainer)
+    for _ in range(4 if trainer.state.task_errors else 3):
         result = train_step(trainer.state, trainer.batch(), trainer.config, trainer.world)
-    return {**trainer.state.model.state_dict(), "similarity": result.metrics["jacobian/gd_similarity"]}
+    counts = trainer.state.task_errors.state_dict() if trainer.state.task_errors else {}
+    return {
+        **trainer.state.model.state_dict(),
+        "similarity": result.metrics.get("jacobian/gd_similarity", torch.ones(())),
+        **{name: torch.as_tensor(value).double() for name, value in counts.items()},
+    }
+
+
+def differences(stores: dict, folder: Path, cases: dict) -> dict[str, float]:
+    """By case, the farthest that something of two processes is from what a single one has."""
+    multiprocessing.set_forkserver_preload(["tests.test_jacobian"])
+    context = multiprocessing.get_context("forkserver")
+    processes = [context.Process(target=worker, args=(rank, 2, folder, stores, cases)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(400)
+    assert [process.exitcode for process in processes] == [0, 0]
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    farthest = {}
+    for name, case in cases.items():
+        alone = shared(stores, case)
+        apart = [(one[name][key] - value).abs().max() for one in found for key, value in alone.items()]
+        farthest[name] = max(apart).item()
+    return farthest
 
 
 def test_processes_descend_like_one(fewshot, puzzle, tmp_path):
     stores = {"fewshot": fewshot, "puzzle": puzzle}
-    multiprocessing.set_forkserver_preload(["tests.test_jacobian"])
-    context = multiprocessing.get_context("forkserver")
-    processes = [context.Process(target=worker, args=(rank, 2, tmp_path, stores)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
-    assert [process.exitcode for process in processes] == [0, 0]
-    for name in SHARED:
-        alone = shared(stores, name)
-        for rank in range(2):
-            found = torch.load(tmp_path / f"{rank}.pt")[name]
-            assert all((found[key] - value).abs().max() < 2e-5 for key, value in alone.items()), name
+    found = differences(stores, tmp_path, SHARED)
+    assert all(apart < 2e-5 for apart in found.values()), found
+
+
+@pytest.mark.slow
+def test_every_split_trains_alike_over_two_processes_in_every_mode(fewshot, puzzle, tmp_path):
+    found = differences({"fewshot": fewshot, "puzzle": puzzle}, tmp_path, TABLE)
+    assert all(apart < 1e-4 for apart in found.values()), found
 
 
 @pytest.mark.parametrize(
@@ -229,6 +305,7 @@ def test_an_evaluation_reads_the_loss_alone(fewshot):
     assert ObjectiveConfig.of_run(values) == ObjectiveConfig.of_run(
         {name: values[name] for name in ObjectiveConfig.model_fields}
     )
+    assert ObjectiveConfig.of_run({**values, "differential_weight": 1.0}).differential_weight == 0
 
 
 def test_the_log_says_how_the_objectives_differ(fewshot, tmp_path):

@@ -9,15 +9,17 @@ import torch
 
 from config import compose
 from config.schema import PretrainConfig
-from models.act import act_step, initial_carry
+from models.act import ANSWER, act_step, initial_carry
 from models.core import answers_after_every_cycle
-from models.losses import act_loss, sample_loss
-from tests.support.jacobian import MANY, gradient, matrix, noise_of, rows_of, split_of, written_out
+from models.losses import act_loss, halting_losses, sample_loss
+from tests.support.jacobian import MANY, NOISY, gradient, matrix, noise_of, rows_of, split_of, written_out
 from tests.support.runs import ALONE
 from training.jacobian import objectives_of
 from training.splits import SPLITS, Numbering, Sizes
 from training.step import accumulate
 
+# Every split in the first case, and in the others those that meet the model in another way. A cell is a
+# backward pass.
 ROWS = [
     *(("trm", split, "inside") for split in MANY if not split.endswith("instance_cell")),
     *(("trm", split, "apart") for split in MANY if split not in ("loss_terms", "supervision_instance_cell")),
@@ -30,6 +32,11 @@ ROWS = [
         (case, split, "inside")
         for case in ("hrm", "trm_hier6")
         for split in ("loss_terms", "instance", "internal_only")
+    ),
+    *(
+        (case, split, "inside")
+        for case in ("trm dropout", "etrm dropout")
+        for split in ("loss_terms", "instance", "internal", "supervision_instance")
     ),
     *(("trm bf16", split, "inside") for split in ("instance", "internal")),
 ]
@@ -64,9 +71,32 @@ def test_the_rows_add_up_to_the_summed_loss(cases, case, split):
     assert (found - expected).norm() < 1e-6 * expected.norm()
 
 
-def test_the_rows_of_later_steps_add_up_too_with_portions_and_groups(cases):
+def test_the_rows_of_a_later_step_with_all_noise_are_the_gradients_of_their_samples(cases):
+    trainer = cases("trm", "objective.split=instance", "objective.aggregator=sum", "data.min_demos=2", *NOISY)
+    model, objective, batch = trainer.state.model, trainer.config.objective, trainer.batch()
+    carry = initial_carry(model, batch.data)
+    carry, _ = accumulate(trainer.state, carry, batch, trainer.config, ALONE)
+    carry = replace(carry, halted=torch.tensor([False, True, False, False]))
+    model.zero_grad()
+    model.context.gathered.clear()
+    jacobian = objectives_of(trainer.state, carry, batch, trainer.config, ALONE)
+    accumulate(trainer.state, carry, batch, trainer.config, ALONE, divisor=1, objectives=jacobian)
+    found = matrix(trainer, jacobian)
+    output = act_step(model, carry, batch.data, noise=noise_of(trainer, batch))
+    labels = output.carry.data["labels"]
+    before = torch.where(carry.halted[:, None, None], 0, carry.context_state[ANSWER])
+    share = objective.differential_weight
+    losses = (1 - share) * sample_loss(output.logits, labels, objective)
+    losses = losses + share * sample_loss(output.logits - before, labels, objective)
+    losses = losses + objective.halt_loss_weight * halting_losses(output)["q_halt"]
+    expected = torch.stack([gradient(trainer, loss) for loss in losses])
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("noisy", [(), NOISY])
+def test_the_rows_of_later_steps_add_up_too_with_portions_and_groups(cases, noisy):
     """Three ACT steps of samples dealt into groups, computed one sample at a time, against all at once."""
-    options = ("mode=supervised", "objective.aggregator=sum", "arch.halt_exploration_prob=1")
+    options = ("mode=supervised", "objective.aggregator=sum", "arch.halt_exploration_prob=1", *noisy)
     whole = cases("trm", *options)
     parts = cases(
         "trm", *options, "objective.split=supervision_instance", "objective.groups=3", "micro_batch_size=1"

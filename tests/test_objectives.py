@@ -1,12 +1,14 @@
 """Objectives and measurements on the context: reconstruction, contrast, gradients, diagnostics."""
 
-import dataclasses
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from models.act import act_step, initial_carry
+from models.act import act_step, initial_carry, remembering
+from models.losses import act_loss, change_shares, loss_terms, sample_loss
 from tests.support.encoders import CASES, SMALL, make_case, normal
 from tests.support.models import OBJECTIVE, episodes
 from tests.support.runs import ALONE, Trainer, arguments_for, run
@@ -60,6 +62,45 @@ def test_contrast_never_pushes_the_same_task_apart_and_needs_two_demonstrations(
     assert short[0] == 0 and (short[1:] > 0).all() and (short[1:] < alone[1:]).all()  # one negative fewer
 
 
+def test_the_differential_loss_is_the_token_loss_of_what_a_step_adds(fewshot):
+    model, data = make_case("standard", fewshot).train(), episodes().data
+    changes = OBJECTIVE.model_copy(update={"differential_weight": 1.0})
+    half = OBJECTIVE.model_copy(update={"differential_weight": 0.5})
+    start = initial_carry(model, data)
+    first = remembering(act_step(model, start, data), start)
+    assert torch.equal(first.logits_before, torch.zeros_like(first.logits))
+    assert act_loss(first, changes)[0] == pytest.approx(act_loss(first, OBJECTIVE)[0].item())
+    carry = replace(first.carry, halted=torch.tensor([True, False, False, True]))
+    second = remembering(act_step(model, carry, data), carry)
+    before = first.logits.detach() * torch.tensor([0, 1, 1, 0])[:, None, None]
+    assert torch.equal(second.logits_before, before)
+    whole, metrics = act_loss(second, changes)
+    change = sample_loss(second.logits - before, data["labels"], OBJECTIVE).sum()
+    assert metrics["differential_loss"] == pytest.approx(change.item())
+    assert metrics["lm_loss"] == pytest.approx(
+        sample_loss(second.logits, data["labels"], OBJECTIVE).sum().item()
+    )
+    assert whole - change == pytest.approx(
+        OBJECTIVE.halt_loss_weight * metrics["q_halt_loss"].item(), rel=1e-4
+    )
+    plain = act_loss(second, OBJECTIVE)[0]
+    assert act_loss(second, half)[0] == pytest.approx(((whole + plain) / 2).item())
+    assert (plain - whole).abs() > 1e-3
+    parts = loss_terms(second, half)
+    assert (parts.tokens.sum() + parts.halting.sum()).item() == pytest.approx(((whole + plain) / 2).item())
+    whole.backward()
+    assert model.lm_head.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("loss", ["stablemax_cross_entropy", "softmax_cross_entropy"])
+def test_a_step_that_changes_nothing_pays_what_a_uniform_guess_pays(loss, fewshot):
+    model, data = make_case("standard", fewshot).train(), episodes().data
+    output = act_step(model, initial_carry(model, data), data)
+    objective = OBJECTIVE.model_copy(update={"loss_type": loss})
+    shares = change_shares(replace(output, logits_before=output.logits.detach()), objective).sum(1)
+    assert torch.allclose(shares, torch.full_like(shares, math.log(output.logits.shape[-1])))
+
+
 def test_two_processes_share_noise_negatives_and_gradients(fewshot, tmp_path):
     options = [
         "encoder=hybrid_variational",
@@ -101,7 +142,7 @@ def test_gradient_norms_are_those_before_clipping_and_add_up(fewshot):
 def test_a_context_without_gradient_is_reported(fewshot):
     trainer = Trainer(fewshot)
     forward = trainer.state.model.context.forward
-    trainer.state.model.context.forward = lambda *arguments: dataclasses.replace(
+    trainer.state.model.context.forward = lambda *arguments: replace(
         (context := forward(*arguments)), prefix=context.prefix.detach(), memory=context.memory.detach()
     )
     assert (

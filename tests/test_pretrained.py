@@ -329,7 +329,7 @@ def test_a_checkpoint_that_is_older_than_relations_is_compared_as_one_without_th
             loaded(*overrides)
 
 
-def test_a_run_that_is_older_than_relations_is_resumed(fewshot, tmp_path):
+def test_a_run_that_is_older_than_some_settings_is_resumed(fewshot, tmp_path):
     from pretrain_etrm import train
 
     common = ["encoder=memory", f"output_dir={tmp_path}", "run_name=old", "logging.wandb=disabled"]
@@ -337,7 +337,12 @@ def test_a_run_that_is_older_than_relations_is_resumed(fewshot, tmp_path):
     checkpoints = tmp_path / "old/checkpoints"
     info = checkpoints / "step_1/info.json"
     written = read_json(info)
-    del written["config"]["arch"]["relations"], written["sha256"]["info.json"]
+    del written["sha256"]["info.json"]
+    for key in ("relations", "dropout", "carry_noise"):
+        del written["config"]["arch"][key]
+    for key in ("error_weighted", "error_interval"):
+        del written["config"]["data"][key]
+    del written["config"]["objective"]["differential_weight"]
     for key in ("relations", "colour_path", "evidence"):
         del written["config"]["encoder"][key]
     info.write_text(json.dumps(written))

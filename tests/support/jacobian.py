@@ -24,10 +24,20 @@ from utils.distributed import World
 
 UPGRAD, PCGRAD = ("upgrad", "pcgrad") if find_spec("torchjd") else ("mean", "mean")
 BASE = (*TRAINER, "global_batch_size=4", "lr=1e-3", "data.min_demos=2")
+# All that training draws, remembers or counts beside its steps.
+NOISY = (
+    "arch.dropout=0.2",
+    "arch.carry_noise=0.1",
+    "objective.differential_weight=0.4",
+    "data.error_weighted=1",
+    "data.error_interval=1",
+)
 MANY = [name for name in SPLITS if name != "sum"]
 SUPERVISED = {name: axes for name, axes in SPLITS.items() if "step" in axes}
 CASES = {
     "trm": ("puzzle", "arch.H_cycles=3", "arch.L_cycles=2", "arch.grad_cycles=2"),
+    "trm dropout": ("puzzle", "arch.H_cycles=3", "arch.L_cycles=2", "arch.grad_cycles=2", "arch.dropout=0.2"),
+    "etrm dropout": ("fewshot", "arch.H_cycles=3", "arch.L_cycles=2", "arch.dropout=0.2"),
     "trm bf16": ("puzzle", "arch.forward_dtype=bfloat16"),
     "hrm": ("puzzle", "arch=hrm", "arch.H_layers=1", "arch.L_layers=1", "arch.H_cycles=2"),
     "trm_hier6": ("puzzle", "arch=trm_hier6", "arch.H_cycles=2", "arch.L_cycles=6"),
@@ -151,7 +161,3 @@ def written_out(trainer: Trainer, split: str, halting: str) -> list[Tensor]:
 
 def noise_of(trainer: Trainer, batch: Batch) -> Noise:
     return _noise(trainer.state, batch, trainer.config, trainer.world)
-
-
-# Every split in the first case, and in the others those that meet the model in another way. A cell is a
-# backward pass.

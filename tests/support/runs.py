@@ -105,6 +105,13 @@ class Trainer(Run):
         return [(result.metrics["lm_loss"] / result.metrics["rows"]).item() for result in results]
 
 
+def set_counts(trainer: Trainer) -> None:
+    """Let tasks have been answered differently well, which tiny models never do."""
+    errors = trainer.state.task_errors
+    if errors and trainer.world.is_main:
+        errors.pending[0], errors.pending[1] = 9, torch.arange(errors.pending.shape[1]) % 10
+
+
 def arguments_for(store, output: Path, *overrides: str) -> list[str]:
     """The command line of a tiny run."""
     folders = [f"data.path={store.path}", f"output_dir={output}", "run_name=r"]
