@@ -30,6 +30,7 @@ from utils.errors import UserError, nearest, reports_user_errors
 
 CONFIG_DIR = Path(__file__).resolve().parent
 T = TypeVar("T", bound=Config)
+NO_GROUPS = ("parts", "sweep")  # what files are made of, and what tools.sweep searches: nobody's choice
 LONGEST_NAME = 150  # characters of a run of a sweep
 # Hydra does not change the working directory and writes no files of its own (a sweep: its description, in
 # outputs/).
@@ -246,7 +247,7 @@ def _explain(config_name: str, overrides: list[str], error: Exception) -> str:
     groups = {
         path.name: [file.stem for file in sorted(path.glob("*.yaml"))]
         for path in CONFIG_DIR.iterdir()
-        if path.is_dir() and path.name != "parts"  # what files are made of is nobody's choice
+        if path.is_dir() and path.name not in NO_GROUPS
     }
     if not (CONFIG_DIR / f"{config_name}.yaml").is_file():
         names = [*(file.stem for file in CONFIG_DIR.glob("*.yaml")), *ancestors.CONFIGS]

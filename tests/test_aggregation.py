@@ -113,6 +113,7 @@ def test_a_solver_that_fails_leaves_the_mean_and_says_so():
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(
-        UserError, match=r"objective.aggregator=mgda needs the package torchjd: pip install 'torchjd\["
+        UserError,
+        match=r"objective.aggregator=mgda needs the package torchjd: pip install -e '.\[jacobian\]'",
     ):
         weighting("mgda")

@@ -23,7 +23,7 @@ from models.act import Answer
 from models.losses import is_per_row
 from pretrain_etrm import train
 from tests.support.runs import ROOT, load_config, metrics_of, train_here
-from utils import logging
+from utils import extras
 from utils.distributed import World
 from utils.errors import UserError
 from utils.images import write_png
@@ -257,7 +257,7 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch):
     module = types.ModuleType("torch.utils.tensorboard")
     module.SummaryWriter = Recorder
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(logging, "find_spec", lambda name: name)
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
     config = QUIET.model_copy(update={"tensorboard": True, "images_interval": 1})
     logger = RunLogger(config, tmp_path, "p", "n", {}, World(), 10, 4)
     logger.log(5, {"train/loss": 0.5, "eval/tasks": 3, "protocol": "inductive", "train/accuracy": None})
@@ -270,19 +270,12 @@ def test_tensorboard_gets_numbers_and_pictures(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("missing", "package", "changes"),
-    [
-        ("wandb", "wandb", {"wandb": "offline"}),
-        ("tensorboard", "tensorboard", {"tensorboard": True}),
-    ],
+    ("package", "changes"), [("wandb", {"wandb": "offline"}), ("tensorboard", {"tensorboard": True})]
 )
-def test_a_missing_package_is_one_message_before_anything_is_written(
-    missing, package, changes, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(logging, "find_spec", lambda name: None if name == missing else name)
-    with pytest.raises(
-        UserError, match=f"ask for {package}, which is not installed: pip install {package}, or logging"
-    ):
+def test_a_missing_package_is_one_message_before_anything_is_written(package, changes, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    words = rf"needs {package}, which is not installed: pip install -e '.\[{package}\]', or logging"
+    with pytest.raises(UserError, match=words):
         RunLogger(QUIET.model_copy(update=changes), tmp_path, "p", "n", {}, World(), 10, 0)
     assert not list(tmp_path.iterdir())
 
@@ -292,7 +285,7 @@ def test_wandb_continues_the_run_of_its_folder_and_no_other_of_its_name(tmp_path
     module = types.ModuleType("wandb")
     module.init = lambda **options: asked.append(options) or types.SimpleNamespace(finish=lambda: None)
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.setattr(logging, "find_spec", lambda name: name)
+    monkeypatch.setattr(extras, "find_spec", lambda name: name)
     for folder in ("a", "a", "b"):
         (tmp_path / folder).mkdir(exist_ok=True)
         RunLogger(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.extras import install
 
-INSTALL = "pip install 'torchjd[quadprog_projector]>=0.18,<0.19'"
 # Beside gradients of length 1 / sqrt(m); with torchjd's own 1e-4 an update of many objectives may raise some
 # of them.
 REGULARISATION = 1e-8
@@ -78,7 +78,7 @@ def weighting(name: str) -> Weighting | None:
     except (ImportError, AttributeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"objective.aggregator={name} needs the package torchjd: {INSTALL} ({reason})"
+            f"objective.aggregator={name} needs the package torchjd: {install('torchjd')} ({reason})"
         ) from None
 
 

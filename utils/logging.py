@@ -3,7 +3,6 @@ asked for."""
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 from uuid import uuid4
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from utils.config import Config
 from utils.distributed import World
 from utils.errors import UserError
+from utils.extras import require
 from utils.files import as_json, write_atomically
 from utils.images import write_png
 
@@ -203,16 +203,10 @@ class TensorBoard:
 
 def require_extras(config: LoggingConfig) -> None:
     """Raise `UserError` where the configuration asks for a package that is not installed."""
-    needs = {
-        "wandb": ("logging.wandb=disabled", config.wandb != "disabled"),
-        "tensorboard": ("logging.tensorboard=false", config.tensorboard),
-    }
-    for package, (without, needed) in needs.items():
-        if needed and find_spec(package) is None:
-            raise UserError(
-                f"the logging options ask for {package}, which is not installed: pip install {package}, or "
-                f"{without}"
-            )
+    if config.wandb != "disabled":
+        require("wandb", f"logging.wandb={config.wandb}", "logging.wandb=disabled")
+    if config.tensorboard:
+        require("tensorboard", "logging.tensorboard=true", "logging.tensorboard=false")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

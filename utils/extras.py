@@ -1,0 +1,29 @@
+"""Packages that only a part of the framework needs: the extras of pyproject.toml."""
+
+from importlib.util import find_spec
+
+from utils.errors import UserError
+
+# The package that is imported -> the extra that installs it.
+EXTRAS = {
+    "wandb": "wandb",
+    "tensorboard": "tensorboard",
+    "torchjd": "jacobian",
+    "optuna": "sweep",
+    "huggingface_hub": "hub",
+}
+
+
+def install(package: str) -> str:
+    """The command that installs what `package` belongs to, from the project's folder."""
+    return f"pip install -e '.[{EXTRAS[package]}]'"
+
+
+def require(package: str, what: str, otherwise: str = "") -> None:
+    """Raise `UserError` unless `package` is installed.
+
+    what: what needs it. otherwise: how to do without.
+    """
+    if find_spec(package) is None:
+        or_else = f", or {otherwise}" if otherwise else ""
+        raise UserError(f"{what} needs {package}, which is not installed: {install(package)}{or_else}")
