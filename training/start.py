@@ -133,6 +133,7 @@ class Run(Generic[C]):
     def info(self) -> dict[str, Any]:
         """What a checkpoint says of the run."""
         config, metadata = self.config, self.store.metadata
+        trained_on = self.store.trained_on(config.data.augmentation, config.data.max_train_groups)
         return {
             "config": config.model_dump(),
             "sizes": vars(self.sizes),
@@ -142,6 +143,7 @@ class Run(Generic[C]):
                 "game": metadata.game,
                 "protocol": metadata.protocol,
                 "hash": metadata.content_hash,
+                **({"trained_on": trained_on} if trained_on else {}),
             },
             "parameters": count_parameters(self.model),
             "optimizer": self.optimizer,

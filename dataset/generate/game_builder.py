@@ -357,5 +357,6 @@ def disjoint(
         # Sorted, so that a subsample keeps the order of the whole.
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
     record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
+    record["offered_train_puzzles"] = len(splits["train"])
     keys["train"] = keys["train"][fresh]
     return {"train": splits["train"][fresh], "test": splits["test"]}, keys, record
