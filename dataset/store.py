@@ -173,6 +173,12 @@ class Store:
         """The names of the checks that the game has for answers to these puzzles."""
         return list(self.game.checks) if self.game.checkable(self.metadata.details) else []
 
+    @property
+    def turned_labels_contradict(self) -> bool:
+        """Whether a turned answer may not be the answer to the turned puzzle, and nobody knows that one."""
+        labels = self.metadata.details.get("labels", self.metadata.details.get("paths", "given"))
+        return self.game.tie_break is not None and self.pair_turned is None and labels == "given"
+
     def trained_on(self, augmentation: str, limit: int | None) -> str | None:
         """What a model trains on here, in words: how many puzzles of how many, and their copies.
 

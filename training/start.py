@@ -87,7 +87,14 @@ class Run(Generic[C]):
     @cached_property
     def store(self) -> Store:
         """The dataset, with the validation tasks held out."""
-        return Store.load(self.config.data.path, *self.config.layouts).hold_out(self.config.validation)
+        store = Store.load(self.config.data.path, *self.config.layouts).hold_out(self.config.validation)
+        if self.config.data.turns and store.turned_labels_contradict:
+            self.notes.append(
+                f"{store.path} does not say what the answers to turned puzzles are: its labels break ties by "
+                "a rule that does not turn, so that turned copies have wrong ones; "
+                "build it again, or set data.augmentation=none"
+            )
+        return store
 
     @cached_property
     def table(self) -> GridTable:

@@ -9,6 +9,7 @@ from dataset.games.game import Check, Facts, Game, Symmetries, TieBreak
 from dataset.games.notation import Notation
 from dataset.generate import maze
 
+BREADTH_FIRST = "breadth_first"  # the rule of the labels, as datasets name it
 DRAWING = Drawing(
     colours=["#2b2b29", "#ffffff", "#2ecc40", "#ff4136", "#5aa9f5"],
     names=["wall", "open", "start", "goal", "path"],
@@ -64,7 +65,7 @@ GAME = Game(
     # Where every shortest path is marked at once, the marks are no path.
     checkable=lambda details: details.get("paths") != "all",
     tie_break=TieBreak(
-        "breadth_first",
+        BREADTH_FIRST,
         "the path that a breadth-first search from the start finds first; it looks down, left, right, up",
         maze.first_paths,
     ),
