@@ -45,12 +45,12 @@ def run(config: EvaluateConfig) -> None:
         try:
             session.write(folder, evaluation, seconds)
         finally:
-            print(table(evaluation, config), flush=True)
+            print(table(evaluation, config, session.trained_on), flush=True)
         print(f"{folder}: {', '.join(files_of(config.report, config.save_predictions))}")
     distributed.close()
 
 
-def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
+def table(evaluation: Evaluation, config: EvaluateConfig, trained_on: str | None = None) -> str:
     """The scores as text, with protocol, denominator and intervals: a line per control, then by subset."""
     metrics = list(dict.fromkeys(score.metric for score in evaluation.scores))
     last = f"tasks_solved@{config.pass_ks[min(1, len(config.pass_ks) - 1)]}"
@@ -66,6 +66,7 @@ def table(evaluation: Evaluation, config: EvaluateConfig) -> str:
         f"{counts['answer_exceeds_canvas']} whose answer is larger than their canvas, "
         f"{counts['unlabelled']} unlabelled), "
         f"{views} view{'s' * (views > 1)}, 95 % intervals",
+        *([f"trained on {trained_on}"] if trained_on else []),
     ]
     if columns:
         lines += ["", *_rows({name: [s for s in evaluation.scores if s.metric == name] for name in columns})]

@@ -6,15 +6,16 @@ Mazes come from one of three sources:
   --source hub   the ancestors' Maze-Hard
   --input-dir    its csv files in a folder
 
-If a maze has several shortest paths, nothing determines which one is the answer. So generated mazes have a
-unique shortest path (--paths unique), or every cell on any shortest path is marked (--paths all). No test
-maze is in training, not even rotated or reflected.
+If a maze has several shortest paths, a rule says which one is the answer: the one that a breadth-first search
+finds first (--paths first). All labels of Maze-Hard follow it. The rule does not turn with the maze, so that
+the answers to turned mazes are stored, too. No test maze is in training, not even rotated or reflected.
 """
 
 import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,14 +23,16 @@ if not __package__:  # called by its path: import from the project's folder, not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import writer
-from dataset.generate import game_builder, maze
+from dataset.games.maze import BREADTH_FIRST, NOTATION
+from dataset.generate import game_builder, maze, scattered_maze
 from dataset.generate.game_builder import Lines, Puzzles
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
 BLOCK = 64  # mazes generated together
+LOOPS = 0.05
+TRIES = 1 << 14  # random mazes of scattered walls that are tried together
 SOURCE_REPO = "sapientinc/maze-30x30-hard-1k"
-ALPHABET = {character: index for index, character in enumerate(maze.CHARACTERS)}
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +41,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     game_builder.add_arguments(parser, SOURCE_REPO)
     parser.add_argument("--side", type=int, help="generated: cells a side, odd or even (default 30)")
     parser.add_argument(
-        "--loops", type=float, help="generated: share of the spanning tree's walls to remove (default 0.05)"
+        "--walls",
+        choices=["rooms", "scattered"],
+        help="generated: corridors between rooms (default), or every cell a wall by chance, as in Maze-Hard",
+    )
+    parser.add_argument(
+        "--loops", type=float, help=f"rooms: share of the spanning tree's walls to remove (default {LOOPS})"
     )
     parser.add_argument(
         "--min-path-length",
@@ -48,9 +56,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--paths",
-        choices=["unique", "all", "given"],
-        help="unique: only mazes with one shortest path (generated: default); all: mark every one; "
-        "given: as in the csv (its default)",
+        choices=["first", "unique", "all", "given"],
+        help="first: the one that a breadth-first search finds first (generated: default); "
+        "unique: only mazes with one shortest path; all: mark every one; given: as in the csv (its default)",
     )
     parser.add_argument(
         "--aug",
@@ -60,17 +68,25 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def make(rng: np.random.Generator, side: int, loops: float, least: int, paths: str) -> Puzzles:
-    """A block of generated mazes, without those that `paths` and the minimum path length rule out."""
-    mazes = maze.generate(side, BLOCK, loops, least, rng)
+def make(rng: np.random.Generator, side: int, loops: float | None, least: int, paths: str) -> Puzzles:
+    """A block of generated mazes, without those that `paths` and the minimum path length rule out.
+
+    loops: of mazes with rooms. None: mazes of scattered walls.
+    """
+    if loops is None:
+        mazes = scattered_maze.generate(side, TRIES, least, rng)
+    else:
+        mazes = maze.generate(side, BLOCK, loops, least, rng)
     answers, length, unique = maze.shortest_paths(mazes)
-    return Puzzles(mazes, answers, length)[unique | (paths == "all")]
+    if paths == "first":
+        answers = maze.first_paths(mazes)
+    return Puzzles(mazes, answers, length)[unique | (paths != "unique")]
 
 
-def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzles, int]:
-    """The wanted mazes of a csv file with their path lengths, and how many of all have one shortest path.
+def check(puzzles: Puzzles, lines: Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All shortest paths of the mazes of a csv file, their lengths, and which are unique.
 
-    Raises `UserError` for the first wrong one.
+    Raises `UserError` for the first wrong maze.
     """
     for name, cell in (("S", maze.START), ("G", maze.GOAL)):
         lines.require((puzzles.inputs == cell).sum(axis=(1, 2)) == 1, f"q needs exactly one {name}")
@@ -79,31 +95,59 @@ def check(puzzles: Puzzles, lines: Lines, least: int, paths: str) -> tuple[Puzzl
     lines.require((unmarked == puzzles.inputs).all(axis=(1, 2)), "a differs from q in more than the path")
     marked, length, unique = game_builder.batched(maze.shortest_paths, puzzles.inputs)
     lines.require(length > 0, "no path from S to G")
-    answers = puzzles.answers if paths == "given" else marked
-    wanted = (length >= least) & (unique | (paths != "unique"))
-    return Puzzles(puzzles.inputs, answers, length)[wanted], int(unique.sum())
+    return marked, length, unique
+
+
+def read(options: argparse.Namespace, paths: str) -> tuple[dict[str, Puzzles], dict[str, Any]]:
+    """The wanted mazes of csv files, and what to record of them."""
+    splits: dict[str, Puzzles] = {}
+    record: dict[str, Any] = {}
+    all_by_rule = True
+    files = game_builder.read_csv(options, lambda side, text: NOTATION.alphabet(text))
+    for split, (puzzles, lines) in files.items():
+        marked, length, unique = check(puzzles, lines)
+        (first,) = game_builder.batched(lambda mazes: (maze.first_paths(mazes),), puzzles.inputs)
+        by_rule = (first == puzzles.answers).all(axis=(1, 2))
+        all_by_rule &= bool(by_rule.all())
+        record[f"unique_shortest_paths_{split}_csv"] = int(unique.sum())
+        record[f"labels_by_rule_{split}_csv"] = f"{by_rule.sum()} of {len(by_rule)}"
+        answers = {"given": puzzles.answers, "first": first}.get(paths, marked)
+        wanted = (length >= options.min_path_length) & (unique | (paths != "unique"))
+        splits[split] = Puzzles(puzzles.inputs, answers, length)[wanted]
+    if paths == "given" and all_by_rule:
+        record["labels"] = BREADTH_FIRST
+    return splits, record
 
 
 def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     """Read or generate, keep the splits apart and write. Returns the splits. Raises `UserError`."""
     writer.check_output(options.output_dir)
-    game_builder.resolve(options, SOURCE_REPO, side=30, loops=0.05)
+    game_builder.resolve(options, SOURCE_REPO, side=30, walls="rooms", loops=None)
     generated, least = options.source == "generated", options.min_path_length
-    paths = options.paths or ("unique" if generated else "given")
-    if least < 1 or options.side < maze.MIN_SIDE or not 0 <= options.loops <= 1:
+    paths = options.paths or ("first" if generated else "given")
+    if options.loops is not None and options.walls == "scattered":
+        raise UserError("--loops goes with --walls rooms")
+    loops = LOOPS if options.loops is None and options.walls == "rooms" else options.loops
+    if least < 1 or options.side < maze.MIN_SIDE or not 0 <= (loops or 0) <= 1:
         raise UserError(f"need --min-path-length >= 1, --side >= {maze.MIN_SIDE} and --loops in 0..1")
-    record = {"min_path_length": least, "paths": paths, "subsample_size": options.subsample_size}
+    if options.walls == "scattered" and options.side > scattered_maze.MOST_SIDE:
+        raise UserError(f"--walls scattered: --side must be <= {scattered_maze.MOST_SIDE}")
+    record: dict[str, Any] = {
+        "min_path_length": least,
+        "paths": paths,
+        "labels": BREADTH_FIRST if paths == "first" else paths,
+        "subsample_size": options.subsample_size,
+    }
     if generated:
         if paths == "given":
             raise UserError("--paths given goes with csv files")
-        block = partial(make, side=options.side, loops=options.loops, least=least, paths=paths)
+        block = partial(make, side=options.side, loops=loops, least=least, paths=paths)
         splits = game_builder.generate_splits(block, options)
         source = f"generated: maze {options.side}x{options.side}, {paths} shortest paths"
-        record |= {"loops": options.loops}
+        record |= {"walls": options.walls, "loops": loops}
     else:
-        splits, source = {}, f"{game_builder.origin(options)}, {paths} paths"
-        for split, file in game_builder.read_csv(options, ALPHABET).items():
-            splits[split], record[f"unique_shortest_paths_{split}_csv"] = check(*file, least, paths)
+        splits, found = read(options, paths)
+        source, record = f"{game_builder.origin(options)}, {paths} paths", record | found
     return game_builder.write(
         "maze",
         splits,

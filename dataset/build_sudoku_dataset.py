@@ -1,6 +1,6 @@
 """Build a Sudoku dataset: python -m dataset.build_sudoku_dataset --output-dir data/sudoku
 
-Puzzles of size 4, 6 or 9 come from one of three sources:
+Puzzles of size 4, 6, 9 or 16 come from one of three sources:
 
   (default)      generated, with one solution each
   --source hub   the ancestors' Sudoku-Extreme
@@ -12,6 +12,7 @@ not even relabelled, reordered or transposed.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +22,13 @@ if not __package__:  # called by its path: import from the project's folder, not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataset import writer
+from dataset.games.sudoku import alphabet as of_game
 from dataset.generate import game_builder, sudoku
 from dataset.generate.game_builder import Lines, Puzzles
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
 BLOCK = 256  # puzzles generated together
-ALPHABET = {".": 0, **{str(digit): digit for digit in range(10)}}
 SOURCE_REPO = "sapientinc/sudoku-extreme"
 
 
@@ -55,6 +56,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="symmetric copies of each training puzzle for data.augmentation=table",
     )
     return parser.parse_args(arguments)
+
+
+def alphabet(side: int, text: str) -> Mapping[str, int]:
+    """The cell value of every character of a csv file that uses those of `text`."""
+    # Digits beyond the side are read, so that they can be named as such.
+    return {**{str(digit): digit for digit in range(10)}, **of_game(side, text)}
 
 
 def make(rng: np.random.Generator, size: int, clues: int | None, least: int, most: int | None) -> Puzzles:
@@ -103,7 +110,7 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
         }
     else:
         files = game_builder.read_csv(
-            options, ALPHABET, lambda rating: least <= rating <= (rating if most is None else most)
+            options, alphabet, lambda rating: least <= rating <= (rating if most is None else most)
         )
         splits = {split: check(*file) for split, file in files.items()}
         source = game_builder.origin(options)

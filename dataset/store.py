@@ -169,6 +169,36 @@ class Store:
         return GAMES[self.metadata.game].of_side(self.metadata.max_grid_size)
 
     @property
+    def checks(self) -> list[str]:
+        """The names of the checks that the game has for answers to these puzzles."""
+        return list(self.game.checks) if self.game.checkable(self.metadata.details) else []
+
+    @property
+    def turned_labels_contradict(self) -> bool:
+        """Whether a turned answer may not be the answer to the turned puzzle, and nobody knows that one."""
+        labels = self.metadata.details.get("labels", self.metadata.details.get("paths", "given"))
+        return self.game.tie_break is not None and self.pair_turned is None and labels == "given"
+
+    def trained_on(self, augmentation: str, limit: int | None) -> str | None:
+        """What a model trains on here, in words: how many puzzles of how many, and their copies.
+
+        augmentation, limit: `data.augmentation` and `data.max_train_groups`. None for ARC tasks.
+        """
+        if not self.layout.shares_rule:
+            return None
+        puzzles, offered = (
+            len(self.tasks_of("train", limit)),
+            self.metadata.details.get("offered_train_puzzles"),
+        )
+        count = f"{puzzles:,} of {offered:,} puzzles" if offered else f"{puzzles:,} puzzles"
+        copies = {
+            "table": f"{self.metadata.num_aug + 1:,} symmetric copies of each",
+            "none": "no augmentation",
+            "turns": "a fresh symmetry of each sample, with the same digits",
+        }
+        return f"{count}, {copies.get(augmentation, 'a fresh symmetry of each sample')}"
+
+    @property
     def layout(self) -> Layout:
         """How a model gets to know the tasks."""
         return LAYOUTS[self.metadata.layout]

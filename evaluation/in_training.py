@@ -62,7 +62,7 @@ def check_best_metric(config: MonitoredConfig, store: Store) -> None:
 
     It is asked before the training, not after it.
     """
-    names, wanted = metric_names(config.evaluation, store.layout), config.best_metric
+    names, wanted = metric_names(config.evaluation, store), config.best_metric
     if config.validation and wanted not in names:
         raise UserError(
             f"best_metric={wanted}{nearest(wanted, names)} is not evaluated; there are {', '.join(names)}"
@@ -113,9 +113,12 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     logger.log(state.step, {**named, **values, **meter.evaluated(asked, seconds)})
     if run.world.is_main:
         checkpoint.record_evaluation(saved, {"split": split, "protocol": result.protocol, **metrics}, score)
-    shown = (s for s in result.scores if s.metric in SHOWN_SCORES and s.control == "none")
+    shown_scores = (*SHOWN_SCORES, *(f"all.{name}" for name in run.store.checks))
+    shown = (s for s in result.scores if s.metric in shown_scores and s.control == "none")
     words = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
-    logger.say(f"step {state.step}: {split}, {result.protocol}, {result.counts['tasks']} tasks: {words}")
+    trained_on = run.info["data"].get("trained_on")
+    asked_of = f"{result.counts['tasks']} tasks" + (f", trained on {trained_on}" if trained_on else "")
+    logger.say(f"step {state.step}: {split}, {result.protocol}, {asked_of}: {words}")
     for note in result.notes:
         logger.note(f"evaluation: {note}")
 

@@ -1,8 +1,8 @@
 """Scores over a declared task set. A task or query without a prediction counts as wrong, never as absent."""
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -33,11 +33,15 @@ class Score:
 
 @dataclass(frozen=True)
 class AnsweredQuery:
-    """A query: its task, the ranked answers, and the truth, None where it is unknown."""
+    """A query: its task, the ranked answers, and the truth, None where it is unknown.
+
+    passed: which of its game's checks the best answer passes, by name.
+    """
 
     task: int
     candidates: list[Candidate]
     truth: np.ndarray | None
+    passed: Mapping[str, bool] = field(default_factory=dict)
 
     @cached_property
     def rank(self) -> int | None:
@@ -97,16 +101,23 @@ def task_means(tasks: Sequence[Hashable], values: Sequence[float] | np.ndarray) 
     return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
 
 
-def score_pairs(answers: list[AnsweredQuery], control: str = "none") -> list[Score]:
+def score_pairs(
+    answers: list[AnsweredQuery], control: str = "none", checks: Sequence[str] = ()
+) -> list[Score]:
     """The scores of games without demonstrations, under the ancestors' names.
 
     `all.exact_accuracy` is the share of puzzles solved. `all.accuracy` is the mean share of a puzzle's cells
-    that are right; an answer of another shape has none.
+    that are right; an answer of another shape has none. Of each of the game's `checks` it is the share of
+    puzzles whose best answer passes, whether or not it is the known one: `all.valid`, `all.shortest`.
     """
     right = [query.share_of_cells for query in answers]
     return [
         _score(control, "all.exact_accuracy", [float(share == 1) for share in right]),
         _score(control, "all.accuracy", right),
+        *(
+            _score(control, f"all.{name}", [float(query.passed[name]) for query in answers])
+            for name in checks
+        ),
     ]
 
 

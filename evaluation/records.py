@@ -14,6 +14,7 @@ from evaluation.voting import Candidate, VoteTable
 
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
+CHECKED_AT_ONCE = 1024  # answers, to bound the memory
 PLACEHOLDER = [[0]]  # a submission needs an entry for every query, also where nothing was predicted
 STATUSES = ("scored", "no_prediction", "unlabelled", "answer_exceeds_canvas")
 
@@ -25,10 +26,31 @@ def known_output(questions: EvaluationSet, query: Query) -> np.ndarray | None:
 
 def answers_of(questions: EvaluationSet, votes: VoteTable) -> list[AnsweredQuery]:
     """Every query with its answers, ranked here and nowhere else."""
+    ranked = [votes.ranked(number) for number in range(len(questions.queries))]
+    passed = _passed(questions, ranked)
     return [
-        AnsweredQuery(query.task, votes.ranked(number), known_output(questions, query))
-        for number, query in enumerate(questions.queries)
+        AnsweredQuery(query.task, candidates, known_output(questions, query), checks)
+        for query, candidates, checks in zip(questions.queries, ranked, passed, strict=True)
     ]
+
+
+def _passed(questions: EvaluationSet, ranked: list[list[Candidate]]) -> list[dict[str, bool]]:
+    """Which of the game's checks the best answer to each query passes, by name."""
+    store = questions.store
+    passed = [dict.fromkeys(store.checks, False) for _ in ranked]
+    inputs = [store.pair(query.pair).input for query in questions.queries]
+    whole = [
+        number
+        for number, candidates in enumerate(ranked)
+        if store.checks and candidates and candidates[0].grid.shape == inputs[number].shape
+    ]
+    for start in range(0, len(whole), CHECKED_AT_ONCE):
+        part = whole[start : start + CHECKED_AT_ONCE]
+        answers = np.stack([ranked[number][0].grid for number in part])
+        for name, holds in store.game.passed(np.stack([inputs[number] for number in part]), answers).items():
+            for number, one in zip(part, holds.tolist(), strict=True):
+                passed[number][name] = one
+    return passed
 
 
 def statuses_of(questions: EvaluationSet, answers: list[AnsweredQuery]) -> list[str]:
@@ -91,6 +113,7 @@ def _record(
         "top1_pred_hash": grid_hash(candidates[0].grid) if candidates else None,
         "top1_correct": None if truth is None else rank == 1,
         "rank_of_truth": rank,
+        **({"checks": dict(answered.passed)} if answered.passed else {}),
         "candidates": [_candidate(candidate, truth) for candidate in candidates[:REPORTED_CANDIDATES]],
     }
 

@@ -10,10 +10,10 @@ from evaluation.metrics import AnsweredQuery, Score, score, score_pairs
 from evaluation.voting import Controls, VotingConfig
 
 
-def metric_names(config: VotingConfig, layout: Layout) -> list[str]:
+def metric_names(config: VotingConfig, store: Store) -> list[str]:
     """What `Evaluation.metrics` has where answers are known and fit their canvas."""
-    controls = ("none", *controls_of(config, layout))
-    scores = [one.name for control in controls for one in scores_of([], config, layout, control)]
+    controls = ("none", *controls_of(config, store.layout))
+    scores = [one.name for control in controls for one in scores_of([], config, store, control)]
     return list(dict.fromkeys([*(f"all.{name}" for name in NAMES), *scores]))
 
 
@@ -22,18 +22,18 @@ def controls_of(config: VotingConfig, layout: Layout) -> list[Controls]:
     return [control for control in config.controls if control == "copy_input" or not layout.shares_rule]
 
 
-def scores_of(
-    answers: list[AnsweredQuery], config: VotingConfig, layout: Layout, control: str
-) -> list[Score]:
-    """The scores of queries whose answers are known, by the rules of the layout."""
-    return score_pairs(answers, control) if layout.shares_rule else score(answers, config.pass_ks, control)
+def scores_of(answers: list[AnsweredQuery], config: VotingConfig, store: Store, control: str) -> list[Score]:
+    """The scores of queries whose answers are known, by the rules of the dataset's layout and game."""
+    if store.layout.shares_rule:
+        return score_pairs(answers, control, store.checks)
+    return score(answers, config.pass_ks, control)
 
 
 class Scoreboard:
     """The scores of all tasks, and those of each subset where there are several."""
 
     def __init__(self, store: Store, tasks: np.ndarray, config: VotingConfig):
-        self.config, self.layout = config, store.layout
+        self.config, self.store = config, store
         self.subset_of = {task: store.subset_names[store.task_subset[task]] for task in tasks.tolist()}
         self.scores: list[Score] = []
         self.by_subset: dict[str, list[Score]] = {}
@@ -45,10 +45,10 @@ class Scoreboard:
             for answered, was_asked in zip(answers, questions.asked, strict=True)
             if was_asked and answered.truth is not None
         ]
-        self.scores.extend(scores_of(known, self.config, self.layout, control))
+        self.scores.extend(scores_of(known, self.config, self.store, control))
         names = dict.fromkeys(self.subset_of.values())
         if len(names) > 1:
             for name in names:
                 of_subset = [answered for answered in known if self.subset_of[answered.task] == name]
-                found = scores_of(of_subset, self.config, self.layout, control)
+                found = scores_of(of_subset, self.config, self.store, control)
                 self.by_subset.setdefault(name, []).extend(found)

@@ -203,6 +203,7 @@ class Session:
                 "sha256": sha256_of(trained.path / weights),
                 "git_commit": trained.git_commit,
             },
+            **({"trained_on": self.trained_on} if self.trained_on else {}),
             "model": {
                 "arch": trained.arch,
                 "encoder": trained.encoder,
@@ -225,6 +226,15 @@ class Session:
             "settings": self._settings(),
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         }
+
+    @property
+    def trained_on(self) -> str | None:
+        """What a game's model was trained on, in words, as far as it is known."""
+        trained, store = self.trained, self.respondent.store
+        if trained.trained_on or store.metadata.content_hash != trained.data_hash:
+            return trained.trained_on
+        data = trained.data()
+        return store.trained_on(data.augmentation, data.max_train_groups)
 
     def folder(self) -> Path:
         """The named output folder, or one inside the run folder, named after checkpoint, split and protocol.

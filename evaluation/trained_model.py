@@ -110,6 +110,11 @@ class TrainedModel:
         return self.info["data"]["game"]
 
     @property
+    def trained_on(self) -> str | None:
+        """What a game's model was trained on, in words (`Store.trained_on`); None where nobody noted it."""
+        return self.info["data"].get("trained_on")
+
+    @property
     def data_hash(self) -> str:
         """The hash of the training data's content."""
         return self.info["data"]["hash"]

@@ -51,7 +51,7 @@ def test_the_mazes_paths_and_lengths_are_as_asked(written):
         "--min-path-length",
         20,
     )
-    some = build(build_maze_dataset, written, *sizes)
+    some = build(build_maze_dataset, written, *sizes, "--paths", "unique")
     every = build(build_maze_dataset, written, *sizes, "--paths", "all", "--aug")
     assert "unique" in some.source and "all" in every.source and some.num_aug == 0 and every.num_aug == 7
     shares = []

@@ -11,7 +11,6 @@ from dataset import puzzle_writer
 from dataset.canvas import GridTable, render
 from dataset.games import GAMES
 from dataset.generate import maze, sudoku
-from dataset.layouts import LAYOUTS
 from dataset.samplers import PairSampler
 from dataset.store import Store
 from evaluation.scoreboard import metric_names
@@ -58,8 +57,11 @@ def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_pat
     assert set(found) == {
         (control, f"all.{name}")
         for control in ("none", "copy_input")
-        for name in ("exact_accuracy", "accuracy")
+        for name in ("exact_accuracy", "accuracy", "valid")
     }
+    assert found["none", "all.valid"]["n"] == 6 and found["copy_input", "all.valid"]["value"] == 0
+    assert "trained on 40 of 40 puzzles, 4 symmetric copies of each" in done.stdout
+    assert results["trained_on"] == "40 of 40 puzzles, 4 symmetric copies of each"
     assert (
         found["copy_input", "all.accuracy"]["value"] == pytest.approx(0.5)
         and results["protocol"] == "inductive"
@@ -67,12 +69,14 @@ def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_pat
     assert results["counts"]["queries"] == 6 and "no demonstrations" in results["notes"][0]
     names = metric_names(
         compose.load(EvaluateConfig, "evaluate", ["checkpoint=r", "controls=[query_only,copy_input]"]),
-        LAYOUTS["pairs"],
+        Store.load(tmp_path / "d"),
     )
     assert {*names} == {
         *results["means"],
         "all.exact_accuracy/copy_input",
         "all.accuracy/copy_input",
+        "all.valid",
+        "all.valid/copy_input",
     } and "ARC/pass@1" not in names
     mazes = ("-m", "dataset.build_maze_dataset", "--side", "5", "--train-puzzles", "9", "--test-puzzles", "3")
     assert run(*mazes, "--output-dir", str(tmp_path / "m")).returncode == 0

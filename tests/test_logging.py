@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from dataset.batch import materialise
-from dataset.layouts import LAYOUTS
 from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet
@@ -100,7 +99,7 @@ def test_the_names_of_an_evaluation_are_known_before_it(run_of_everything, fewsh
         update={"controls": controls}
     )
     (line,) = (line for line in run_of_everything[1] if "protocol" in line)
-    assert {*metric_names(config, LAYOUTS["fewshot"])} == {
+    assert {*metric_names(config, fewshot)} == {
         name for name in line if name.startswith(("ARC/", "tasks_solved@", "all."))
     }
 

@@ -130,7 +130,14 @@ class Run(Generic[C]):
     @cached_property
     def store(self) -> Store:
         """The dataset, with the validation tasks held out."""
-        return Store.load(self.config.data.path, *self.config.layouts).hold_out(self.config.validation)
+        store = Store.load(self.config.data.path, *self.config.layouts).hold_out(self.config.validation)
+        if self.config.data.turns and store.turned_labels_contradict:
+            self.notes.append(
+                f"{store.path} does not say what the answers to turned puzzles are: its labels break ties by "
+                "a rule that does not turn, so that turned copies have wrong ones; "
+                "build it again, or set data.augmentation=none"
+            )
+        return store
 
     @cached_property
     def table(self) -> GridTable:
@@ -180,6 +187,7 @@ class Run(Generic[C]):
     def info(self) -> dict[str, Any]:
         """What a checkpoint says of the run."""
         config, metadata = self.config, self.store.metadata
+        trained_on = self.store.trained_on(config.data.augmentation, config.data.max_train_groups)
         return {
             "config": config.model_dump(),
             "sizes": vars(self.sizes),
@@ -189,6 +197,7 @@ class Run(Generic[C]):
                 "game": metadata.game,
                 "protocol": metadata.protocol,
                 "hash": metadata.content_hash,
+                **({"trained_on": trained_on} if trained_on else {}),
             },
             "parameters": count_parameters(self.model),
             "optimizer": self.optimizer,

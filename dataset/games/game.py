@@ -75,6 +75,7 @@ class Game:
     drawing: how its grids look, by side.
     notation: how puzzles are written as text, by side. None: tasks in the ARC format.
     checks: by the name of their score, strictest first. The first one says whether an answer is valid.
+    checkable: whether the checks mean something for a dataset with such details.
     flaw: why a grid (side, side) is no puzzle of the game; None: it is one.
     facts: what is known of puzzles (B, side, side) without a model.
     tie_break: which of several right answers is the label, where that rule does not turn with the grid.
@@ -90,6 +91,7 @@ class Game:
     vocabulary_of: Callable[[int], Vocabulary] | None = None
     notation: Callable[[int], Notation] | None = None
     checks: Mapping[str, Check] = field(default_factory=dict)
+    checkable: Callable[[Mapping[str, Any]], bool] = lambda details: True
     flaw: Callable[[np.ndarray], str | None] = lambda grid: None
     facts: Callable[[np.ndarray], list[Facts]] | None = None
     tie_break: TieBreak | None = None

@@ -5,10 +5,11 @@ import numpy as np
 from dataset import augment
 from dataset.canvas import Vocabulary
 from dataset.games.drawing import Drawing
-from dataset.games.game import Check, Facts, Game, Symmetries
+from dataset.games.game import Check, Facts, Game, Symmetries, TieBreak
 from dataset.games.notation import Notation
 from dataset.generate import maze
 
+BREADTH_FIRST = "breadth_first"  # the rule of the labels, as datasets name it
 DRAWING = Drawing(
     colours=["#2b2b29", "#ffffff", "#2ecc40", "#ff4136", "#5aa9f5"],
     names=["wall", "open", "start", "goal", "path"],
@@ -61,6 +62,13 @@ GAME = Game(
         "shortest": Check("a shortest path", maze.marks_shortest_path),
         "path": Check("a path, but not a shortest one", maze.marks_path),
     },
+    # Where every shortest path is marked at once, the marks are no path.
+    checkable=lambda details: details.get("paths") != "all",
+    tie_break=TieBreak(
+        BREADTH_FIRST,
+        "the path that a breadth-first search from the start finds first; it looks down, left, right, up",
+        maze.first_paths,
+    ),
     flaw=_flaw,
     facts=_facts,
 )

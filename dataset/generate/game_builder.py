@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from itertools import count as count_from
@@ -27,9 +27,14 @@ from utils.errors import UserError
 
 SPLITS = ("test", "train")  # a split's place here is part of its seed
 HEADER = ["source", "q", "a", "rating"]
+HEADERS = (HEADER, ["source", "question", "answer", "rating"])
+NO_CELL = 255  # what a character becomes that stands for no cell
 BATCH = 512  # puzzles checked together, such that they fit the processor's cache
 DOWNLOAD_TIMEOUT = 30  # seconds without a byte
 MAX_BARREN_BLOCKS = 100  # generation gives up when this many blocks in a row yield nothing
+
+
+Alphabet = Callable[[int, str], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -160,11 +165,11 @@ def _block(make: Callable[[np.random.Generator], Puzzles], seed: tuple[int, ...]
 
 
 def read_csv(
-    options: argparse.Namespace, alphabet: dict[str, int], keep: Callable[[int], bool] = lambda rating: True
+    options: argparse.Namespace, alphabet: Alphabet, keep: Callable[[int], bool] = lambda rating: True
 ) -> dict[str, tuple[Puzzles, "Lines"]]:
     """Both splits of --input-dir or of the hub: puzzles whose rating passes `keep`, and their lines.
 
-    `alphabet` maps each character to the value of its cell. Raises `UserError`.
+    `alphabet` gives for a side and the characters of a file the value of each of them. Raises `UserError`.
     """
     if options.input_dir is not None:
         return {split: _parse(options.input_dir / f"{split}.csv", alphabet, keep) for split in SPLITS}
@@ -215,7 +220,7 @@ class Lines:
 
 
 def _parse(
-    file: Path, alphabet: dict[str, int], keep: Callable[[int], bool], name: str | None = None
+    file: Path, alphabet: Alphabet, keep: Callable[[int], bool], name: str | None = None
 ) -> tuple[Puzzles, Lines]:
     """The puzzles of a csv file and their lines. `name` is what errors call the file."""
     name = name or str(file)
@@ -225,7 +230,7 @@ def _parse(
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             records = csv.reader(lines)
-            if (header := next(records, None)) != HEADER:
+            if (header := next(records, None)) not in HEADERS:
                 found = ",".join(header or []) or "nothing"
                 raise UserError(f"{name}, line 1: expected the columns {','.join(HEADER)}, found {found}")
             for record in records:
@@ -238,7 +243,7 @@ def _parse(
                 except ValueError:
                     raise UserError(f"{where}: rating '{rating}' is not a whole number") from None
                 cells = cells or len(q)  # the first puzzle decides the size of all
-                _require_grids(q, a, cells, alphabet, where)
+                _require_grids(q, a, cells, where)
                 if kept:
                     text["q"] += q.encode()
                     text["a"] += a.encode()
@@ -250,24 +255,37 @@ def _parse(
         raise UserError(f"{name}: not a csv file ({error})") from None
     if not numbers:
         raise UserError(f"{name}: no puzzle in it passes the filters")
-    table = np.zeros(256, np.uint8)
-    table[[ord(character) for character in alphabet]] = list(alphabet.values())
-    side = int(cells**0.5)
+    side, of_puzzles = int(cells**0.5), Lines(name, np.array(numbers, np.int64))
+    known = alphabet(side, "".join(map(chr, np.unique(np.frombuffer(text["q"] + text["a"], np.uint8)))))
     inputs, answers = (
-        table[np.frombuffer(value, np.uint8)].reshape(-1, side, side) for value in text.values()
+        _grids(column, bytes(value), side, known, of_puzzles) for column, value in text.items()
     )
-    return Puzzles(inputs, answers, np.array(ratings, np.int64)), Lines(name, np.array(numbers, np.int64))
+    return Puzzles(inputs, answers, np.array(ratings, np.int64)), of_puzzles
 
 
-def _require_grids(q: str, a: str, cells: int, alphabet: dict[str, int], where: str) -> None:
-    """Raise `UserError` unless question and answer are square grids of so many cells in the alphabet."""
+def _grids(column: str, text: bytes, side: int, alphabet: Mapping[str, int], lines: Lines) -> np.ndarray:
+    """The grids (n, side, side) of a column. Raises `UserError` for the first character that is no cell."""
+    table = np.full(256, NO_CELL, np.uint8)
+    table[[ord(character) for character in alphabet]] = list(alphabet.values())
+    values = table[np.frombuffer(text, np.uint8)]
+    if (strange := values == NO_CELL).any():
+        row, place = divmod(int(strange.argmax()), side * side)
+        character = chr(text[row * side * side + place])
+        raise UserError(
+            f"{lines.name}, line {lines.numbers[row]}: {column} has '{character}' at position {place + 1}"
+        )
+    return values.reshape(-1, side, side)
+
+
+def _require_grids(q: str, a: str, cells: int, where: str) -> None:
+    """Raise `UserError` unless question and answer are square grids of so many cells."""
     if int(cells**0.5) ** 2 != cells or not cells:
         raise UserError(f"{where}: q has {cells} characters, which is no square grid")
     for column, value in (("q", q), ("a", a)):
         if len(value) != cells:
             raise UserError(f"{where}: {column} has {len(value)} characters, expected {cells}")
-        if not alphabet.keys() >= set(value):
-            strange = next(i for i, character in enumerate(value) if character not in alphabet)
+        if not value.isascii():
+            strange = next(i for i, character in enumerate(value) if not character.isascii())
             raise UserError(f"{where}: {column} has '{value[strange]}' at position {strange + 1}")
 
 
@@ -357,5 +375,6 @@ def disjoint(
         # Sorted, so that a subsample keeps the order of the whole.
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
     record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
+    record["offered_train_puzzles"] = len(splits["train"])
     keys["train"] = keys["train"][fresh]
     return {"train": splits["train"][fresh], "test": splits["test"]}, keys, record

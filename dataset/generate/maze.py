@@ -117,6 +117,39 @@ def shortest_paths(mazes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarra
     return answers, length, on_path.sum(axis=(1, 2)) == length + 1
 
 
+def first_paths(mazes: np.ndarray) -> np.ndarray:
+    """Answers (B, side, side) that mark one shortest path each, the labels' rule of Maze-Hard.
+
+    It is the path that a breadth-first search from the start finds first. A cell's neighbours are visited in
+    the order down, left, right, up. Nothing is marked where no path leads to the goal. Every maze must have
+    one start and one goal.
+    """
+    count, side, _ = mazes.shape
+    width = side + 2
+    unseen = np.zeros((count, width, width), bool)  # framed by walls
+    unseen[:, 1:-1, 1:-1] = mazes != WALL
+    moves = np.array([width, -1, 1, -width])
+    answers = np.full(unseen.shape, WALL, np.uint8)
+    answers[:, 1:-1, 1:-1] = mazes
+    flat, open_, came_from = answers.ravel(), unseen.ravel(), np.zeros(unseen.size, np.int64)
+    start, goal = (np.flatnonzero(flat == cell) for cell in (START, GOAL))
+    front = start
+    # Breadth first, the queues of all mazes together: those who were found first stay first.
+    while len(front) and open_[goal].any():
+        open_[front] = False
+        reached, reached_from = (front[:, None] + moves).ravel(), front.repeat(len(moves))
+        fresh = open_[reached]
+        reached, reached_from = reached[fresh], reached_from[fresh]
+        earliest = np.sort(np.unique(reached, return_index=True)[1])
+        front = reached[earliest]
+        came_from[front] = reached_from[earliest]
+    here = came_from[goal]  # 0, which lies in the frame, for a goal that was not reached
+    while len(here := here[(flat[here] != START) & (here > 0)]):
+        flat[here] = PATH
+        here = came_from[here]
+    return answers[:, 1:-1, 1:-1]
+
+
 def marks_path(mazes: np.ndarray, answers: np.ndarray) -> np.ndarray:
     """Which answers (B, side, side) mark one path from start to goal and change nothing else: (B,) bool.
 

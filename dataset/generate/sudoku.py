@@ -18,6 +18,7 @@ from dataset.augment import mix
 
 BOXES = {4: (2, 2), 6: (2, 3), 9: (3, 3), 16: (4, 4)}  # size -> rows and columns of a box
 SEARCH_WIDTH = 4096  # states propagated together, while more wait on the stack
+WIDTH_PER_PUZZLE = 256  # at most: a wider search of one puzzle would find its second solution later
 HASH_ROUNDS = 4
 _UNIT_AXES = (1, 3)  # of the views that `_units` gives: the cells of one row, column or box
 _MASKS = np.arange(1 << max(BOXES), dtype=">u2").view(np.uint8)
@@ -34,7 +35,8 @@ def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarr
     solutions, guesses = np.zeros(len(puzzles), np.int64), np.zeros(len(puzzles), np.int64)
     answers = np.zeros_like(puzzles)
     # The last pieces are taken first (depth first), which bounds the memory.
-    stack = _pieces(_states(puzzles), np.arange(len(puzzles)))
+    width = min(SEARCH_WIDTH, WIDTH_PER_PUZZLE * max(1, len(puzzles)))
+    stack = _pieces(_states(puzzles), np.arange(len(puzzles)), width)
     while stack:
         states, owner = stack.pop()
         # A second solution settles a puzzle: its other branches need not be searched.
@@ -48,7 +50,7 @@ def solve(puzzles: np.ndarray, max_guesses: int | None = None) -> tuple[np.ndarr
         if max_guesses is not None:
             solutions[owner[guesses[owner] > max_guesses]] = 2
         if len(owner):
-            stack += _pieces(*_branch(states, owner))
+            stack += _pieces(*_branch(states, owner), width)
     return np.minimum(solutions, 2), guesses, answers
 
 
@@ -65,12 +67,10 @@ def _digits(states: np.ndarray) -> np.ndarray:
     return (_BITS[states - np.uint16(1)] + np.uint8(1)).transpose(2, 0, 1)
 
 
-def _pieces(states: np.ndarray, owner: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """States and their puzzles' indices, cut into pieces of at most SEARCH_WIDTH."""
-    starts = range(0, len(owner), SEARCH_WIDTH)
-    return [
-        (states[..., start : start + SEARCH_WIDTH], owner[start : start + SEARCH_WIDTH]) for start in starts
-    ]
+def _pieces(states: np.ndarray, owner: np.ndarray, width: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """States and their puzzles' indices, cut into pieces of at most `width`."""
+    starts = range(0, len(owner), width)
+    return [(states[..., start : start + width], owner[start : start + width]) for start in starts]
 
 
 def _propagate(states: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
