@@ -10,7 +10,7 @@ from dataset.batch import DataConfig
 from dataset.layouts import LAYOUTS, Layout
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
-from models.pretrained import load_checkpoint
+from models.pretrained import load_checkpoint, trained_config
 from utils import checkpoint
 
 
@@ -75,7 +75,7 @@ class TrainedModel:
 
     def data(self, path: str | None = None) -> DataConfig:
         """The canvases and demonstrations of the training, for its dataset or the one at `path`."""
-        values = self.info["config"]["data"]
+        values = trained_config(self.info)["data"]
         return DataConfig(**{**values, **({"path": path} if path else {})})
 
     @property

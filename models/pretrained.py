@@ -43,6 +43,7 @@ _RENAMED = {
 _ROWS = "context.weights"
 # Settings that some checkpoints are older than, with the values under which a model is what it was then.
 _YOUNGER_ARCH: dict[str, Any] = {"relations": []}
+_YOUNGER_DATA: dict[str, Any] = {"fresh": None}
 _YOUNGER_ENCODER: dict[str, Any] = {"relations": []}
 _YOUNGER_MEMORY: dict[str, Any] = {"colour_path": False, "evidence": []}
 # What changes the arithmetic of the recursion but the shape of no weight.
@@ -147,7 +148,12 @@ def trained_config(info: dict[str, Any]) -> dict[str, Any]:
     if encoder:
         of_kind = _YOUNGER_MEMORY if encoder["name"] == "memory" else {}
         encoder = {**_YOUNGER_ENCODER, **of_kind, **encoder}
-    return {**config, "arch": {**_YOUNGER_ARCH, **config["arch"]}, "encoder": encoder}
+    return {
+        **config,
+        "arch": {**_YOUNGER_ARCH, **config["arch"]},
+        "encoder": encoder,
+        "data": {**_YOUNGER_DATA, **config["data"]},
+    }
 
 
 def load_checkpoint(path: Path, weights: str) -> tuple[RecursiveModel, dict[str, Any]]:
