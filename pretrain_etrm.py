@@ -6,6 +6,7 @@ Configuration -> run (device, data, model, optimisers) -> resume -> loop (step, 
 """
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -41,7 +42,7 @@ def train(config: PretrainConfig) -> None:
     """One training run from its configuration to its last checkpoint."""
     run = prepare(config, World.from_environment())
     check_best_metric(config, run.store)
-    with alone_in(run):
+    with alone_in(run), closing(run):
         damaged = resume(run)
         decoder_report = None if run.state.step else start_from_pretrained(run, run.folder)
         logger = open_logger(run)
@@ -173,7 +174,7 @@ class Loop:
         """Keep the batch of a skipped step; after too many of them in a row the run is lost, and more steps
         help nobody."""
         run, step = self.run, self.state.step
-        dumped = dump_batch(run.folder, step - result.steps, samples, result, run.store, run.world)
+        dumped = dump_batch(run.folder, step - result.steps, samples, result, run.sampled_store, run.world)
         if self.skipped_in_a_row >= self.config.max_nonfinite_steps:
             raise UserError(
                 f"step {step}: the gradient was not finite {self.skipped_in_a_row} times in a row; "
@@ -187,7 +188,8 @@ class Loop:
         with self.meter.paused(), explains_out_of_memory(f"what is measured at step {step}", LESS_MEMORY):
             values["timing/peak_memory_gb"] = peak_memory_gb(run.device)
             values |= context_diagnostics(
-                run.state.model, samples, run.store, run.table, run.config.seed, step, run.world
+                *(run.state.model, samples, run.sampled_store, run.sampled_table),
+                *(run.config.seed, step, run.world),
             )
             log_step(self.logger, run.state, run.config, values)
 

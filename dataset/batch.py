@@ -23,6 +23,18 @@ TASKS = "tasks"
 QuerySampling = Literal["any", "test", "all"]
 
 
+class FreshConfig(Config):
+    """Training tasks that are made while a model trains, and replaced by others (`dataset.fresh`).
+
+    tasks: how many of them each training subset has at a time, in the place of the stored ones.
+    steps: how long they stay. workers: processes that make the next ones; 0: training makes them itself.
+    """
+
+    tasks: dict[str, PositiveInt]
+    steps: PositiveInt
+    workers: NonNegativeInt
+
+
 class DataConfig(Config):
     """How a dataset becomes batches. A builder makes the dataset itself (tasks, augmentations, layout).
 
@@ -47,6 +59,7 @@ class DataConfig(Config):
     error_interval: PositiveInt
     max_train_groups: NonNegativeInt | None
     max_eval_groups: NonNegativeInt | None
+    fresh: FreshConfig | None
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
@@ -60,6 +73,15 @@ class DataConfig(Config):
             )
         if self.subset_shares is not None and not any(self.subset_shares.values()):
             raise ValueError(f"data.subset_shares={self.subset_shares} leaves nothing to train on")
+        if self.fresh and self.error_weighted is not None:
+            raise ValueError(
+                f"data.fresh makes ever new tasks, and data.error_weighted={self.error_weighted} remembers "
+                "how each was answered"
+            )
+        if self.fresh and self.max_train_groups is not None:
+            raise ValueError(
+                "data.fresh makes ever new tasks, and data.max_train_groups keeps the first alone"
+            )
         if self.min_demos > self.max_demos:
             raise ValueError(
                 f"data.min_demos={self.min_demos} is larger than data.max_demos={self.max_demos}"

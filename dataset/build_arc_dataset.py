@@ -212,6 +212,7 @@ def build(options: argparse.Namespace) -> Metadata:
         task_ids = [task.id for subset in tasks.values() for task in subset]
         _require_same_tasks(options.identifiers, augmentations.keys(), task_ids, left_out)
         num_aug = max(len(dihedral) - 1 for dihedral, _ in augmentations.values())
+    made_by = {name: about for name, about in offer.made_by.items() if name in tasks}
     return writer.write_dataset(
         options.output_dir,
         tasks,
@@ -225,6 +226,7 @@ def build(options: argparse.Namespace) -> Metadata:
         left_out={reason: ids for reason, ids in left_out.items() if ids},
         identifiers_start=start,
         augmentations=augmentations,
+        details={"made_by": made_by} if made_by else {},
     )
 
 

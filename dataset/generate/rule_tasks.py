@@ -6,7 +6,7 @@ guarantees.
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -16,7 +16,7 @@ import numpy as np
 
 from dataset.generate.rule_families import FAMILIES
 from dataset.generate.rules import Library, Rule, Stages, apply, draw_inputs, stages_of
-from dataset.task import Pair
+from dataset.task import Pair, Task
 from utils.errors import UserError
 
 HELD_OUT_RULES = 10  # one rule of so many is kept for test_rules
@@ -167,6 +167,14 @@ class Generator:
                     ]
                     made[i] = Made(draw.rule, tuple(demonstrations), asked, draw.number)
         return [task for task in made if task is not None]
+
+    def training_tasks(self, numbers: Sequence[int]) -> list[Task]:
+        """The training tasks of these numbers, each with a rule of its own."""
+        made = self.make([("train", number, None) for number in numbers])
+        return [
+            Task(f"{number:06d}_{'+'.join(stages_of(one.rule))}", one.demonstrations, (one.query,))
+            for number, one in zip(numbers, made, strict=True)
+        ]
 
     def _give_up(self, job: Job) -> NoReturn:
         plan, stages = self.plan, "+".join(self._stages_of(job))
