@@ -60,7 +60,7 @@ class Game:
 
     def _valid(self, inputs: np.ndarray, answers: np.ndarray, side: int) -> np.ndarray:
         first, size = self.vocabulary.first, self.vocabulary.size
-        cells = ((answers >= first) & (answers < size)).all(axis=1)
+        cells: np.ndarray = np.all((answers >= first) & (answers < size), axis=1)
         # Tokens that are no cell become value 0, and the answer counts as invalid whatever the check says.
         grids = (
             np.where(tokens >= first, tokens - first, 0).astype(np.uint8).reshape(-1, side, side)
