@@ -109,6 +109,7 @@ class Loop:
         self.checkpoints = run.folder / "checkpoints"
         self.meter = Meter()
         self.skipped_in_a_row = 0
+        self.cycles: tuple[int, int] | None = None
         self.started = self.saved_at = time.monotonic()
         self.saved = self.state.step
 
@@ -162,6 +163,7 @@ class Loop:
 
     def step(self, samples: Samples) -> None:
         """One sampled batch. Raises `UserError` when the gradient is not finite for too many in a row."""
+        self.announce_depth()
         what = f"training step {self.state.step + 1}, {self.run.batch_line(samples)}"
         with explains_out_of_memory(what, LESS_MEMORY):
             result = self.run.step(samples)
@@ -169,6 +171,13 @@ class Loop:
         self.skipped_in_a_row = 0 if result.updated else self.skipped_in_a_row + 1
         if not result.updated:
             self.refuse_to_go_on(samples, result)
+
+    def announce_depth(self) -> None:
+        """Say how deep the recursion is from this step on, where it changes in the course of the training."""
+        cycles = self.config.cycles_at(self.state.step)
+        if cycles and cycles != self.cycles:
+            self.cycles = cycles
+            self.logger.say(f"step {self.state.step}: depth (H, L) = {cycles}")
 
     def refuse_to_go_on(self, samples: Samples, result: StepResult) -> None:
         """Keep the batch of a skipped step; after too many of them in a row the run is lost, and more steps

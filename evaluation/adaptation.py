@@ -84,9 +84,9 @@ class AsItIs(Adaptation[AsItIsConfig]):
     adapts = False
 
 
-def as_it_is(respondent: Respondent, batch_size: int) -> Adaptation:
+def as_it_is(respondent: Respondent, batch_size: int, seed: int = 0) -> Adaptation:
     """The adaptation that does nothing."""
-    return AsItIs(AS_IT_IS, respondent, seed=0, batch_size=batch_size)
+    return AsItIs(AS_IT_IS, respondent, seed, batch_size)
 
 
 class LatentSearch(Adaptation[LatentSearchConfig]):

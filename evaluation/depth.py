@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,14 +106,12 @@ def by_depth(
 
 def best_of(answers: list[AnsweredQuery]) -> list[AnsweredQuery]:
     """The same answers, with the one first that has the most cells right: what an oracle would choose."""
-    return [
-        AnsweredQuery(
-            query.task,
-            sorted(query.candidates, key=lambda one: -AnsweredQuery(0, [one], query.truth).share_of_cells),
-            query.truth,
-        )
-        for query in answers
-    ]
+    found = []
+    for query in answers:
+        shares = [replace(query, candidates=[one]).share_of_cells for one in query.candidates]
+        order = np.argsort(-np.array(shares), kind="stable").tolist()
+        found.append(replace(query, candidates=[query.candidates[i] for i in order]))
+    return found
 
 
 def _scores(

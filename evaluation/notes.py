@@ -56,13 +56,17 @@ def _too_few_to_adapt(questions: EvaluationSet) -> int:
 def _about_questions(questions: EvaluationSet, config: VotingConfig) -> Iterator[str]:
     """What could not be asked as configured."""
     data = questions.config
+    attempts = questions.rollouts
     if questions.store.layout.shares_rule:
-        yield (
-            "every puzzle is asked once, without votes; "
-            "it has no demonstrations, so only copy_input can be a control"
-        )
+        how = f"in {attempts} attempts" if attempts > 1 else "once, without votes"
+        yield (f"every puzzle is asked {how}; it has no demonstrations, so only copy_input can be a control")
     elif questions.num_views < config.num_views:
         yield f"one view instead of {config.num_views}: the model was trained without turned grids"
+    if attempts > 1:
+        yield (
+            f"{attempts} attempts at each view; "
+            "oracle scores the best of them by the known answer, an upper bound of every selection"
+        )
     if questions.truncated:
         yield (
             f"{len(questions.truncated)} tasks have more than data.max_demos={data.max_demos} "

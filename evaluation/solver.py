@@ -257,6 +257,8 @@ class Solver:
             notes.append("one view only: the model was trained without turned grids")
         elif (views := questions.num_views_of(questions.queries[0])) < num_views:
             notes.append(f"{views} views only: the task is so regular that it has no more")
+        if questions.rollouts > 1:
+            notes.append(f"each view was asked in {questions.rollouts} attempts")
         notes += self._answers_that_do_not_fit(questions)
         if adaptation.adapts and not questions.can_adapt(questions.queries[0]):
             name = adaptation.config.name

@@ -95,6 +95,7 @@ class RecursiveModel(nn.Module):
     # The name of a network -> the configuration key that holds its number of layers.
     networks: dict[str, str]
     every_cycle_answers = False
+    cycles: tuple[int, int] | None = None  # H and L cycles inside `at_depth`
 
     def __init__(self, config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig | None = None):
         super().__init__()
@@ -335,6 +336,19 @@ def answers_after_every_cycle(model: RecursiveModel, wanted: bool) -> Iterator[N
         yield
     finally:
         model.every_cycle_answers = False
+
+
+@contextmanager
+def at_depth(model: RecursiveModel, cycles: tuple[int, int] | None) -> Iterator[None]:
+    """Inside the context an ACT step has other H and L cycles than the architecture says; None: the same.
+
+    No weight and no state depends on their number. Fewer H cycles than carry a gradient all carry one.
+    """
+    model.cycles = cycles
+    try:
+        yield
+    finally:
+        model.cycles = None
 
 
 def _puzzle_rows(config: ArchConfig, sizes: DataSizes) -> PuzzleEmbedding:

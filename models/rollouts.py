@@ -17,6 +17,7 @@ from models.core import States
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # SplitMix64's constants as signed integers
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64
 _HALF, _LOW = 2**-32, 2**32 - 1
+_AT_ONCE = 2**24  # numbers
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,10 @@ class Rollouts:
 
     @staticmethod
     def _normal(keys: Tensor, stream: int, like: Tensor) -> Tensor:
-        return hashed_normal(_mix(keys + stream), like[0].numel()).view(like.shape)
+        count = like[0].numel()
+        # In portions, since what a number is made of takes several times its memory.
+        parts = _mix(keys + stream).split(max(1, _AT_ONCE // count))
+        return torch.cat([hashed_normal(part, count) for part in parts]).view(like.shape)
 
 
 def residual(before: States, after: States) -> Tensor:

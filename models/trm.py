@@ -53,7 +53,8 @@ class TRM(RecursiveModel):
     @property
     def updates(self) -> tuple[int, int, int]:
         config = self.config
-        return config.L_cycles, config.H_cycles, config.grad_cycles * (config.L_cycles + 1)
+        answers, latent = self.cycles or (config.H_cycles, config.L_cycles)
+        return latent, answers, min(config.grad_cycles, answers) * (latent + 1)
 
     def think(self, states: States, tokens: Tensor, step: int, apply: Apply) -> States:
         z_H, z_L = states
@@ -139,7 +140,8 @@ class HRM(TRM):
 
     @property
     def updates(self) -> tuple[int, int, int]:
-        return self.config.L_cycles, self.config.H_cycles, 2
+        answers, latent = self.cycles or (self.config.H_cycles, self.config.L_cycles)
+        return latent, answers, 2
 
     def answer(self, states: States, tokens: Tensor, apply: Apply) -> States:
         z_H, z_L = states

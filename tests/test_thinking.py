@@ -5,19 +5,26 @@ import pytest
 import torch
 
 from config import compose
+from evaluation.adaptation import as_it_is
+from evaluation.inference import Inference, VoteStop
 from evaluation.predictions import Predictions
+from evaluation.run import Ask
 from evaluation.selection import Selection
-from evaluation.session import EvaluateConfig
-from evaluation.voting import key_of
+from evaluation.session import EvaluateConfig, Session
+from evaluation.voting import grid_of, key_of
+from experiments import depth_width
 from models.act import solve
 from models.rollouts import Rollouts, hashed_normal, residual
 from tests.support.predictions import NOTHING, A, B, C
 from tests.support.respondents import inference
-from tests.support.thinking import answers_in, asked, evaluated, restless, write_sudokus
+from tests.support.runs import called, untrained
+from tests.support.thinking import answers_in, asked, evaluated, restless, thinking, write_sudokus
 from utils.distributed import World
 from utils.errors import UserError
+from utils.files import read_json
 
 WIDE = {"rollouts": 5, "sigma": 0.5}
+GAME = ("data=sudoku", "data.buckets=[4]")
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +35,7 @@ def arc(fewshot):
 @pytest.fixture(scope="module")
 def game(tmp_path_factory):
     store = write_sudokus(tmp_path_factory.mktemp("data") / "sudoku")
-    return restless(store, "data=sudoku", "data.buckets=[4]", f"data.path={store.path}")
+    return restless(store, *GAME, f"data.path={store.path}")
 
 
 def test_one_attempt_without_noise_is_the_plain_answer_to_the_bit(arc):
@@ -42,6 +49,14 @@ def test_one_attempt_without_noise_is_the_plain_answer_to_the_bit(arc):
     still, known = solve(model, data, rollouts=quiet), solve(model, data)
     assert torch.equal(still.logits, known.logits) and torch.equal(still.q_halt_logits, known.q_halt_logits)
     assert known.residual is None and (still.residual > 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_draws_the_noise_of_a_cpu():
+    keys = torch.arange(8) << 60
+    ours, theirs = (hashed_normal(keys.to(device), 1001).cpu() for device in ("cuda", "cpu"))
+    assert torch.allclose(ours, theirs, atol=1e-4)
 
 
 @pytest.mark.parametrize("how", [{"sigma": 0.5}, {"random_init": True}])
@@ -80,6 +95,15 @@ def test_no_forward_pass_has_more_rows_than_the_batch(arc):
     steps = arc.state.model.config.halt_max_steps
     buckets = len({(ours.questions.side_of(q), len(q.demos)) for q in ours.questions.queries})
     assert len(rows) <= steps * (5 * views // 8 + buckets)
+
+
+def test_stopping_the_votes_of_several_attempts_keeps_the_first_answer(arc):
+    whole = asked(arc, **WIDE).collect()
+    stopped = asked(arc, **WIDE).collect(stop=VoteStop(1, "votes"))
+    answered = asked(arc, **WIDE).predict("votes", VoteStop(1, "votes"))
+    for query in range(len(asked(arc).questions.queries)):
+        firsts = [votes.ranked(query)[0].grid.tolist() for votes in (whole.vote(), stopped.vote(), answered)]
+        assert firsts[0] == firsts[1] == firsts[2]
 
 
 @pytest.mark.parametrize("which", ["arc", "game"])
@@ -190,6 +214,44 @@ def test_the_oracle_is_right_where_any_attempt_is(game, monkeypatch):
         found[select] = {s.name: s.value for s in scores if s.metric == "all.exact_accuracy"}
     wrong = {"all.exact_accuracy": 0.0, "all.exact_accuracy/oracle": 0.5}
     assert found == {"votes": wrong, "halting": wrong, "verifier": wrong | {"all.exact_accuracy": 0.5}}
+
+
+def test_the_table_of_depth_and_width_holds_what_each_of_them_answers(game, tmp_path, monkeypatch, capsys):
+    """What counts as right is what the plain model answers after two steps."""
+    folder = untrained(game.store, tmp_path, *GAME, f"data.path={game.store.path}")
+    options = [f"checkpoint={folder}", "device=cpu", "sigma=0.5", "batch_size=8", f"output_dir={tmp_path}"]
+    config = compose.load(EvaluateConfig, "evaluate", options)
+    respondent = Session.open(config).respondent
+    found: dict[tuple[int, int], dict] = {}
+    for width in (1, 3):
+        think = thinking(rollouts=width, sigma=0.5 if width > 1 else 0.0)
+        questions = Ask(seed=0, thinking=think).questions(respondent, 1)
+        asked_so = Inference(respondent, questions, as_it_is(respondent, 8), think).collect(record_steps=True)
+        found |= {(depth, width): answers_in(asked_so, depth) for depth in (2, 3)}
+    truth = {query: answer for (query, _, _), (answer, _) in found[2, 1].items()}
+    monkeypatch.setattr(
+        depth_width, "known_output", lambda of, query: grid_of(truth[of.queries.index(query)])
+    )
+    called(monkeypatch, depth_width.main, *options, "--depths", "3", "2", "--widths", "1", "3")
+    result = read_json(tmp_path / "depth_width.json")
+    assert [(row["depth"], row["width"]) for row in result["rows"]] == [(2, 1), (2, 3), (3, 1), (3, 3)]
+    for row in result["rows"]:
+        answers = found[row["depth"], row["width"]]
+        right = {key: answer == truth[key[0]] for key, (answer, _) in answers.items()}
+        surest = {
+            query: max((k for k in answers if k[0] == query), key=lambda k: answers[k][1]) for query in truth
+        }
+        accuracy = {name: of["value"] for name, of in row["accuracy"].items()}
+        assert list(accuracy) == ["votes", "halting", "residual", "verifier", "oracle"]
+        assert accuracy["halting"] == np.mean([right[key] for key in surest.values()])
+        assert accuracy["oracle"] == np.mean([any(right[k] for k in right if k[0] == q) for q in truth])
+        assert all(of["ci95"][0] <= of["value"] <= of["ci95"][1] for of in row["accuracy"].values())
+    assert result["rows"][0]["accuracy"]["votes"]["value"] == 1 > accuracy["votes"]
+    assert result["rows"][2]["model_seconds"] > result["rows"][0]["model_seconds"]
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    with pytest.raises(SystemExit):
+        called(monkeypatch, depth_width.main, f"checkpoint={folder}", "device=cpu", "--widths", "3")
+    assert "--widths above 1 need sigma" in capsys.readouterr().err
 
 
 def test_contradictory_thinking_is_refused(arc):

@@ -89,6 +89,35 @@ class TrainingConfig(StepConfig, PretrainedConfig):
         return self
 
     @model_validator(mode="after")
+    def _check_depth(self) -> "TrainingConfig":
+        stages, arch = self.depth_schedule, self.arch
+        if stages is None:
+            return self
+        named = f"depth_schedule={stages}"
+        own = getattr(arch, "H_cycles", None), getattr(arch, "L_cycles", None)
+        if None in own:
+            raise ValueError(f"{named}: arch={arch.name} has no H_cycles and L_cycles to schedule")
+        if not all(len(stage) == 3 and all(type(n) is int and n > 0 for n in stage[1:]) for stage in stages):
+            raise ValueError(f"{named} must hold [share of the training, H_cycles, L_cycles] each")
+        starts = [stage[0] for stage in stages]
+        if starts != sorted(set(starts)) or not starts or starts[0] != 0 or starts[-1] >= 1:
+            raise ValueError(f"{named} must have ascending shares below 1, the first one 0")
+        if tuple(stages[-1][1:]) != own:
+            raise ValueError(
+                f"{named} must end with the depth that is evaluated, arch.H_cycles={own[0]} "
+                f"arch.L_cycles={own[1]}"
+            )
+        if "cycle" in self.objective.axes:
+            split = f"objective.split={self.objective.split}"
+            raise ValueError(f"{named} changes the number of H cycles, which {split} compares")
+        latents = getattr(arch, "num_latents", 1)
+        if latents > min(stage[2] for stage in stages):
+            raise ValueError(
+                f"{named}: arch.num_latents={latents} needs L_cycles of at least that throughout"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_optimisation(self) -> "TrainingConfig":
         for name in ("encoder_lr", "encoder_weight_decay"):
             if getattr(self, name) is not None and not self.encoder:

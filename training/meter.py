@@ -10,9 +10,8 @@ from torch import Tensor
 
 from models.losses import is_per_row
 from training.aggregation import ANCESTORS_NAMES
-from training.optim import OptimConfig
 from training.state import TrainState
-from training.step import StepResult
+from training.step import StepConfig, StepResult
 from utils import distributed
 from utils.logging import RunLogger
 
@@ -95,7 +94,7 @@ class Meter:
         self._start = time.perf_counter()
 
 
-def log_step(logger: RunLogger, state: TrainState, config: OptimConfig, values: dict) -> None:
+def log_step(logger: RunLogger, state: TrainState, config: StepConfig, values: dict) -> None:
     """A line in metrics.jsonl and beside the progress bar, with rates and stage of the last update."""
     rates = {
         group["part"]: group["lr"] for o in state.optimizers for group in o.param_groups if "part" in group
@@ -105,6 +104,8 @@ def log_step(logger: RunLogger, state: TrainState, config: OptimConfig, values: 
     staging = {"train/lr": rate, "train/decoder_frozen": float(frozen["core"])}
     if "encoder" in rates:
         staging |= {"train/encoder_frozen": float(frozen["encoder"]), "train/encoder_lr": rates["encoder"]}
+    if cycles := config.cycles_at(state.step - config.mode.updates):
+        staging |= dict(zip(("train/H_cycles", "train/L_cycles"), map(float, cycles), strict=True))
     logger.log(state.step, {**values, **staging})
     shown = {"loss": "train/lm_loss", "acc": "train/accuracy", "exact": "train/exact_accuracy"}
     texts = {short: f"{values[name]:.3f}" for short, name in shown.items() if values.get(name) is not None}

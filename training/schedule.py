@@ -1,6 +1,8 @@
-"""The learning-rate schedule, a pure function of the step."""
+"""What changes over a training: the learning rate and the depth of the recursion, pure functions of the
+step."""
 
 import math
+from collections.abc import Sequence
 
 
 def learning_rate(step: int, base: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -13,3 +15,14 @@ def learning_rate(step: int, base: float, warmup_steps: int, total_steps: int, m
         return base * step / warmup_steps
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return base * (min_ratio + (1 - min_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def cycles_at(step: int, stages: Sequence[Sequence[float]], total_steps: int) -> tuple[int, int]:
+    """H and L cycles of the update after `step` others.
+
+    stages: [share of the training at which it begins, H cycles, L cycles] each, in order, the first from 0.
+    Source: the curriculum of depth of CGAR (arXiv 2511.08653).
+    """
+    begun = [stage for stage in stages if step >= stage[0] * total_steps]
+    _, answers, latent = begun[-1]
+    return int(answers), int(latent)

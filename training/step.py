@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, SerializeAsAny, field_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, SerializeAsAny, field_validator
 from torch import Tensor
 
 from dataset.batch import Batch, BatchData
@@ -21,7 +21,7 @@ from dataset.canvas import IGNORE_LABEL_ID
 from dataset.samplers import Stream, local_samples, step_rng
 from models.act import Carry, StepOutput, act_step, exploration, initial_carry, refresh, remembering
 from models.context import Context
-from models.core import RecursiveModel
+from models.core import RecursiveModel, at_depth
 from models.latent_search import inner_step
 from models.losses import act_loss
 from models.noise import WORD, Noise
@@ -29,7 +29,7 @@ from training.diagnostics import gradient_norms, watch_gradient
 from training.jacobian import GradientConfig, Jacobian, OneObjective, Rows, objectives_of
 from training.objectives import auxiliary_losses
 from training.optim import OptimConfig, SparseSignSGD, set_trainable
-from training.schedule import learning_rate
+from training.schedule import cycles_at, learning_rate
 from training.state import TrainState
 from utils import distributed
 from utils.config import Config
@@ -69,15 +69,24 @@ class CachedConfig(ModeConfig):
 
 
 class StepConfig(OptimConfig, GradientConfig):
-    """What a step needs to know of its run."""
+    """What a step needs to know of its run.
+
+    depth_schedule: [share of the training, H_cycles, L_cycles] from which on; null: always the
+        architecture's own.
+    """
 
     mode: SerializeAsAny[ModeConfig]
     train_steps: NonNegativeInt
+    depth_schedule: list[list[NonNegativeInt | NonNegativeFloat]] | None
 
     @field_validator("mode", mode="before")
     @classmethod
     def _typed_mode(cls, value: Any) -> ModeConfig:
         return value if isinstance(value, ModeConfig) else mode_config(value)
+
+    def cycles_at(self, step: int) -> tuple[int, int] | None:
+        """H and L cycles of the batch that is sampled after `step` updates; None: the architecture's own."""
+        return None if self.depth_schedule is None else cycles_at(step, self.depth_schedule, self.train_steps)
 
 
 @dataclass
@@ -101,7 +110,8 @@ def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World
     """Train on one sampled batch in the configured mode."""
     state.model.train()
     batch = replace(batch, data=state.model.placed(batch.data))  # once for all its ACT steps
-    result = MODES[config.mode.name][1](state, batch, config, world)
+    with at_depth(state.model, config.cycles_at(state.step)):
+        result = MODES[config.mode.name][1](state, batch, config, world)
     if state.task_errors:
         state.task_errors.advance(state.step)
     return result
