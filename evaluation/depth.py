@@ -123,7 +123,7 @@ def _scores(
         for answered, was_asked in zip(answers, questions.asked, strict=True)
         if was_asked and answered.truth is not None
     ]
-    return scores_of(known, config, questions.store.layout, control)
+    return scores_of(known, config, questions.store, control)
 
 
 def depth_lines(depths: list[Depth]) -> Iterator[str]:
