@@ -109,7 +109,7 @@ class Session:
     config: EvaluateConfig
     trained: TrainedModel
     respondent: Respondent
-    notes: list[str]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, config: EvaluateConfig) -> "Session":
@@ -143,7 +143,7 @@ class Session:
                 trained_pairs=trained.trained_pairs,
                 world=world,
             ),
-            [note for note in (trained.slow_on(device), threads) if note],
+            tuple(note for note in (trained.slow_on(device), threads) if note),
         )
 
     def questions(self) -> EvaluationSet:

@@ -60,6 +60,8 @@ def test_frames_tell_right_wrong_and_changed():
         "num_views": 1,
         "seed": 0,
         "device": "cpu",
+        "threads": "auto",
+        "forward_dtype": "checkpoint",
         "protocol": {"name": "auto"},
         "output": "t.png",
     }

@@ -55,7 +55,7 @@ def config_for(trained, task, *overrides: str):
         "batch_size": 64,
     }
     values |= {"seed": 0, "device": "cpu", "format": "text", "page": None, "protocol": {"name": "auto"}}
-    values |= AS_TRAINED.model_dump()
+    values |= AS_TRAINED.model_dump() | {"threads": 1, "forward_dtype": "checkpoint"}
     return predict.PredictConfig(**values | dict(override.split("=", 1) for override in overrides))
 
 
@@ -290,6 +290,8 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
         "num_views": 1,
         "seed": 0,
         "device": "cpu",
+        "threads": "auto",
+        "forward_dtype": "checkpoint",
         "protocol": {"name": "auto"},
     }
     values |= {
