@@ -163,7 +163,7 @@ class Store:
             **arrays,
         )
 
-    @cached_property
+    @property
     def game(self) -> Game:
         """What the grids are, on boards of this size."""
         return GAMES[self.metadata.game].of_side(self.metadata.max_grid_size)

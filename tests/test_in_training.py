@@ -108,9 +108,9 @@ def test_a_model_that_knows_the_answers_scores_full_marks(fewshot, monkeypatch):
         asked.append(samples)
         return materialise(samples, *arguments, **options)
 
-    def answer(model, data, watch, shift):
+    def answer(model, data, watch, shift, rollouts=None):
         logits = knowing(data, asked[-1])
-        return Answer(logits, torch.zeros(len(logits)), torch.ones(len(logits)))
+        return Answer(logits, torch.zeros(len(logits)), torch.ones(len(logits), dtype=torch.int32))
 
     monkeypatch.setattr(inference, "materialise", remember)
     monkeypatch.setattr(inference, "solve", answer)

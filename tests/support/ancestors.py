@@ -151,7 +151,7 @@ HARMLESS = {  # keys without a counterpart, with a value that asks for nothing
     "intermediate_loss_weight": "0",
 }
 MISTAKES = [
-    ("start_step=5", "start_step=5 has no counterpart here: `resume` reads it from the checkpoint"),
+    ("start_step=5", "start_step=5 has no counterpart here: resume reads it from the checkpoint"),
     ("--embed-lr 1e-4", "--embed-lr 1e-4 has no counterpart here: embeddings learn with lr"),
     ("--val-split x", "--val-split x has no counterpart"),
     ("min_eval_interval=5", "min_eval_interval=5 has no counterpart"),

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from dataset.generate import sudoku
+from dataset.puzzle_writer import write_pairs
 from dataset.store import Store
-from dataset.writer import write_pairs
 from evaluation.adaptation import AS_IT_IS
 from evaluation.in_training import respondent_of
 from evaluation.inference import Inference
