@@ -89,7 +89,8 @@ def test_every_logged_name_is_documented_and_every_documented_name_is_logged(
 ):
     internal = ("objective.split=internal", "objective.aggregator=mean")
     lines = run_of_everything[1] + trained(fewshot, tmp_path / "internal", "encoder=memory", *internal)
-    lines += trained(fewshot, tmp_path / "scheduled", "encoder=memory", "depth_schedule=[[0,1,1],[0.5,2,1]]")
+    changing = ("encoder=memory", "depth_schedule=[[0,1,1],[0.5,2,1]]", "objective.differential_weight=0.1")
+    lines += trained(fewshot, tmp_path / "changing", *changing)
     logged = {as_documented(name) for line in lines for name in line if name not in ("step", "protocol")}
     assert logged == documented()
 
