@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
+import pretrain_etrm
 from config import compose
 from config.schema import PretrainConfig
 from tests.support.grids import write_store
-from tests.support.runs import ROOT, called, metrics_of
+from tests.support.runs import ROOT, TINY, called, metrics_of, weights_of
 from tests.support.sweeps import DRIVER, SCRIPT, score, write_space
 from tools import sweep, sweep_runs, sweep_space
+from utils import checkpoint
 from utils.errors import UserError
 from utils.files import exclusive
 
@@ -301,3 +304,58 @@ def test_wandb_itself_reads_that_file_and_makes_that_command(ancestors_data):
     arguments = utils.create_sweep_command_args({"args": drawn})["args_no_hyphens"]
     assert "run_name=sweep-${oc.env:WANDB_RUN_ID}" in command and command[-1] == "${args_no_hyphens}"
     assert arguments == [f"{key}={found['value']}" for key, found in drawn.items()]
+
+
+@pytest.mark.slow
+def test_six_real_trials_two_at_a_time_killed_twice_end_as_each_would_alone(
+    fewshot, tmp_path, monkeypatch, capsys
+):
+    settings = [
+        "validation=2",
+        "eval_interval=3",
+        "train_steps=6",
+        "checkpoint_interval=1",
+        "evaluation.num_views=1",
+    ]
+    overrides = [f"data.path={fewshot.path}", *TINY, *settings]
+    space = tmp_path / "space.yaml"
+    lines = "\n".join(f"  - {override}" for override in overrides)
+    space.write_text(f"overrides:\n{lines}\nspace: {{lr: {{low: 1e-4, high: 1e-2, log: true}}}}\ntrials: 6\n")
+    words = [
+        sys.executable,
+        "-m",
+        "tools.sweep",
+        space,
+        "--output-dir",
+        tmp_path,
+        "--name",
+        "s",
+        "--jobs",
+        "2",
+    ]
+    runs = tmp_path / "s" / "runs"
+    for run in ("trial_0001-seed_0", "trial_0003-seed_0"):
+        process = subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.DEVNULL)
+        wait_for(runs / run / "metrics.jsonl", process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = run_sweep(monkeypatch, tmp_path, space, "--jobs", "2", "--page", tmp_path / "page.html")
+    assert not done.trials("COMPLETE", "PRUNED")[6:] and done.trials("RUNNING")
+    done = run_sweep(monkeypatch, tmp_path, space, "--jobs", "2")
+    assert [row[1] for row in rows_of(done)] == ["COMPLETE"] * 6
+    capsys.readouterr()
+    called(monkeypatch, sweep.main, tmp_path / "s", "--table", "--page", tmp_path / "page.html")
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 6 + 1
+    assert (tmp_path / "page.html").read_text().count('"state":"complete"') == 6
+    for trial in done.trials():
+        alone = tmp_path / "alone" / str(trial.number)
+        own = [f"lr={trial.params['lr']!r}", "seed=0", "run_name=r", f"output_dir={alone}"]
+        pretrain_etrm.train(compose.load(PretrainConfig, "pretrain", [*overrides, *own]))
+        expected = weights_of(alone, 6, "ema")
+        run = runs / sweep.run_name(trial.number, 0)
+        found = checkpoint.load_weights(run / "checkpoints" / "step_6", "ema")
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        scores = [
+            line["validation/ARC/pass@1"] for line in metrics_of(run) if "validation/ARC/pass@1" in line
+        ]
+        assert len(scores) == 2 and trial.value == scores[-1]

@@ -56,16 +56,16 @@ class Sweep:
             load_if_exists=True,
         )
 
-    def work(self, metric: str, wanted: int, places: list[Slot]) -> None:
-        """Run trials until `wanted` have a score or are pruned. Raises `Stopped` after a signal."""
+    def work(self, places: list[Slot]) -> None:
+        """Run trials until enough of them have a score or are pruned. Raises `Stopped` after a signal."""
         if self.config.sampler == "grid":
             self._enqueue_grid()
         free, active = list(reversed(places)), []
         interrupted = self.trials("RUNNING")
         with StopRequest() as stop:
             while True:
-                while free and not stop.signal and (trial := self._next(interrupted, len(active), wanted)):
-                    active.append(Attempt(self, trial, metric, free.pop()))
+                while free and not stop.signal and (trial := self._next(interrupted, len(active))):
+                    active.append(Attempt(self, trial, free.pop()))
                 if not active:
                     break
                 if stop.signal:
@@ -82,13 +82,14 @@ class Sweep:
         wanted = [self.optuna.trial.TrialState[state] for state in states] or None
         return self.study.get_trials(deepcopy=False, states=wanted)
 
-    def _next(self, interrupted: list[Any], active: int, wanted: int) -> Any:
+    def _next(self, interrupted: list[Any], active: int) -> Any:
         """An interrupted trial, a new one, or None where none is to be started now."""
         if interrupted:
             known = interrupted.pop(0)
             self.study.sampler = self._sampler(known.number)
             found = self.optuna.trial.Trial(self.study, known._trial_id)
         else:
+            wanted = self.config.wanted
             scored, failed = len(self.trials("COMPLETE", "PRUNED")), len(self.trials("FAIL"))
             if not scored and not active and failed >= MOST_FAILURES:
                 last = self.trials("FAIL")[-1].user_attrs[FAILURE]
@@ -135,8 +136,8 @@ class Sweep:
 class Attempt:
     """A trial at work: its seeds one after the other, each as a run with a folder of its own."""
 
-    def __init__(self, sweep: Sweep, trial: Any, metric: str, slot: Slot):
-        self.sweep, self.trial, self.metric, self.slot = sweep, trial, metric, slot
+    def __init__(self, sweep: Sweep, trial: Any, slot: Slot):
+        self.sweep, self.trial, self.slot, self.metric = sweep, trial, slot, sweep.config.metric
         self.known = set(self._frozen().intermediate_values)
         self.undecided, self.pruned = bool(self.known), False
         self.process = self._start()
@@ -244,7 +245,7 @@ def _end(active: list[Attempt]) -> None:
         process.wait()
 
 
-def begun(folder: Path, config: SweepConfig) -> SweepConfig:
+def begun(folder: Path, config: SweepConfig) -> None:
     """Note in a new folder what its sweep searches.
 
     Raises `UserError` for a folder of another sweep. How many trials there are may change.
@@ -256,7 +257,6 @@ def begun(folder: Path, config: SweepConfig) -> SweepConfig:
         if differing:
             raise UserError(f"{folder} is a sweep with another {differing[0]}; give this one another --name")
     write_atomically(file, lambda path: OmegaConf.save(config.model_dump(), path))
-    return config
 
 
 def opened(options: argparse.Namespace) -> tuple[Path, SweepConfig]:
@@ -302,10 +302,11 @@ def main() -> None:
             write_page(options.page, folder, sweep.trials(), config)
             print(f"{options.page}: {len(sweep.trials())} trials")
         return
-    metric = config.chosen_metric(config.first_run())
+    config = config.model_copy(update={"metric": config.chosen_metric(config.first_run())})
     with exclusive(folder, "works on this sweep"):
-        sweep = Sweep(folder, begun(folder, config))
-        sweep.work(metric, config.wanted, slots(options.jobs, config.processes))
+        begun(folder, config)
+        sweep = Sweep(folder, config)
+        sweep.work(slots(options.jobs, config.processes))
     print("\n".join([table(sweep.trials(), config), "", *best_line(sweep.trials(), config)]))
 
 

@@ -15,7 +15,7 @@ def write_page(path: Path, folder: Path, trials: list[Any], config: SweepConfig)
     """Write the trials as one page that a browser opens without a network."""
     data = {
         "folder": str(folder),
-        "metric": config.metric or "best_metric on the validation tasks",
+        "metric": config.metric,
         "direction": config.direction,
         "score": config.score,
         "seeds": config.seeds,
