@@ -148,20 +148,21 @@ def evaluate(
     board = Scoreboard(respondent.store, questions.tasks, config)
     left_out: Mapping[str, int] = {}
     depths: list[Depth] = []
+    only_for_curve = ask.depth_curve and not ask.record_steps
     labelled = any(known_output(questions, query) is not None for query in questions.queries)
     if labelled:
         board.add(questions, answers)
         if predictions and questions.rollouts > 1:
             every = answers if selection.select == "votes" else answers_of(questions, predictions.vote())
             board.add(questions, best_of(every), ORACLE)
-        if predictions and ask.depth_curve:
+        if predictions is not None and ask.depth_curve:
             depths = by_depth(questions, predictions, config, selection, inference.clock.until())
         left_out = _score_controls(board, respondent, ask, adaptation, questions, progress)
     return Evaluation(
         protocol=protocol,
         adaptation=ask.protocol.name if adaptation.adapts else None,
         questions=questions,
-        predictions=predictions.last() if predictions and not ask.record_steps else predictions,
+        predictions=predictions.last() if predictions and only_for_curve else predictions,
         prediction_seconds=prediction_seconds,
         scores=board.scores,
         by_subset=board.by_subset,
