@@ -12,14 +12,13 @@ from dataset.views import EvaluationSet
 from evaluation.metrics import AnsweredQuery, Score
 from evaluation.predictions import Predictions
 from evaluation.records import answers_of
-from evaluation.scoreboard import scores_of
+from evaluation.scoreboard import HEADLINES, known_answers, scores_of
 from evaluation.selection import Selection
 from evaluation.voting import VotingConfig
 from utils import distributed
 from utils.device import clock
 
 ORACLE = "oracle"  # as the control of a score: any of the attempts is right, an upper bound of all selections
-HEADLINES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy")
 
 
 @dataclass
@@ -117,13 +116,7 @@ def best_of(answers: list[AnsweredQuery]) -> list[AnsweredQuery]:
 def _scores(
     questions: EvaluationSet, answers: list[AnsweredQuery], config: VotingConfig, control: str = "none"
 ) -> list[Score]:
-    """The scores of the queries that were asked and whose answer is known."""
-    known = [
-        answered
-        for answered, was_asked in zip(answers, questions.asked, strict=True)
-        if was_asked and answered.truth is not None
-    ]
-    return scores_of(known, config, questions.store, control)
+    return scores_of(known_answers(questions, answers), config, questions.store, control)
 
 
 def depth_lines(depths: list[Depth]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataset.store import Store
 from evaluation import pictures
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, Split, evaluate
-from evaluation.scoreboard import metric_names
+from evaluation.scoreboard import HEADLINES, metric_names
 from evaluation.voting import VotingConfig
 from training.config import TrainingConfig
 from training.meter import Meter
@@ -21,8 +21,6 @@ from utils import checkpoint, distributed
 from utils.device import explains_out_of_memory
 from utils.errors import UserError, nearest
 from utils.logging import LoggingConfig, RunLogger
-
-SHOWN_SCORES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy")
 
 
 class MonitoredConfig(TrainingConfig):
@@ -113,7 +111,7 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     logger.log(state.step, {**named, **values, **meter.evaluated(asked, seconds)})
     if run.world.is_main:
         checkpoint.record_evaluation(saved, {"split": split, "protocol": result.protocol, **metrics}, score)
-    shown_scores = (*SHOWN_SCORES, *(f"all.{name}" for name in run.store.checks))
+    shown_scores = (*HEADLINES, *(f"all.{name}" for name in run.store.checks))
     shown = (s for s in result.scores if s.metric in shown_scores and s.control == "none")
     words = ", ".join(f"{s.metric} {s.value:.3f} [{s.ci_low:.3f}, {s.ci_high:.3f}]" for s in shown)
     trained_on = run.info["data"].get("trained_on")

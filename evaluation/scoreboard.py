@@ -9,6 +9,8 @@ from evaluation.canvas_scores import NAMES
 from evaluation.metrics import AnsweredQuery, Score, score, score_pairs
 from evaluation.voting import Controls, VotingConfig
 
+HEADLINES = ("ARC/pass@1", "ARC/pass@2", "all.exact_accuracy", "all.accuracy")  # where there is room for few
+
 
 def metric_names(config: VotingConfig, store: Store) -> list[str]:
     """What `Evaluation.metrics` has where answers are known and fit their canvas."""
@@ -29,6 +31,15 @@ def scores_of(answers: list[AnsweredQuery], config: VotingConfig, store: Store, 
     return score(answers, config.pass_ks, control)
 
 
+def known_answers(questions: EvaluationSet, answers: list[AnsweredQuery]) -> list[AnsweredQuery]:
+    """The queries that were asked and have a known answer."""
+    return [
+        answered
+        for answered, was_asked in zip(answers, questions.asked, strict=True)
+        if was_asked and answered.truth is not None
+    ]
+
+
 class Scoreboard:
     """The scores of all tasks, and those of each subset where there are several."""
 
@@ -40,11 +51,7 @@ class Scoreboard:
 
     def add(self, questions: EvaluationSet, answers: list[AnsweredQuery], control: str = "none") -> None:
         """Score the queries that were asked and have a known answer."""
-        known = [
-            answered
-            for answered, was_asked in zip(answers, questions.asked, strict=True)
-            if was_asked and answered.truth is not None
-        ]
+        known = known_answers(questions, answers)
         self.scores.extend(scores_of(known, self.config, self.store, control))
         names = dict.fromkeys(self.subset_of.values())
         if len(names) > 1:

@@ -14,7 +14,6 @@ import argparse
 import json
 import re
 import shlex
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,12 +26,13 @@ if not __package__:  # called by its path: import from the project's folder, not
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ladder import ROOT, run_python
 from utils.arguments import parser_of
 from utils.environment import git_commit
-from utils.errors import UserError, reports_user_errors
-from utils.files import write_atomically
+from utils.errors import reports_user_errors
+from utils.files import read_json, write_atomically
+from utils.logging import read_metrics
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).with_name("descent.jsonl")
 PICTURE = ROOT / "docs" / "jacobian-descent.png"
 SIMILARITY = "jacobian/gd_similarity"
@@ -147,7 +147,7 @@ def run(task: str, setting: str, seed: int, options: argparse.Namespace) -> dict
     what = TASKS[task]
     data = options.data_dir / f"descent-{task}"
     if not data.is_dir():
-        _python("-m", *shlex.split(what.build), "--output-dir", str(data))
+        run_python("-m", *shlex.split(what.build), "--output-dir", str(data))
     supervised = "mode=supervised" in SETTINGS[setting]
     name = f"{task}-{re.sub('[, ]+', '-', setting)}-seed{seed}"
     own = (
@@ -158,10 +158,9 @@ def run(task: str, setting: str, seed: int, options: argparse.Namespace) -> dict
         f"train_steps={what.steps // 2 if supervised else what.steps}",
         f"arch.halt_max_steps={what.act_steps[supervised]}",
     )
-    _python("pretrain_etrm.py", *SHARED, *what.overrides, *SETTINGS[setting], *own)
+    run_python("pretrain_etrm.py", *SHARED, *what.overrides, *SETTINGS[setting], *own)
     folder = options.output_dir / name
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    environment = json.loads((folder / "environment.json").read_text())
+    metrics, environment = read_metrics(folder / "metrics.jsonl"), read_json(folder / "environment.json")
     return {
         "task": task,
         "setting": setting,
@@ -181,12 +180,6 @@ def run(task: str, setting: str, seed: int, options: argparse.Namespace) -> dict
 def _series(metrics: list[dict[str, Any]], name: str) -> list[tuple[int, float]]:
     """The logged values of a metric, by step; the last one counts where a run logged a step twice."""
     return sorted({line["step"]: line[name] for line in metrics if name in line}.items())
-
-
-def _python(*arguments: str) -> None:
-    """Run a Python command to its end. Raises `UserError` if it fails."""
-    if status := subprocess.run([sys.executable, *arguments], cwd=ROOT).returncode:
-        raise UserError(f"{shlex.join(arguments)} ended with status {status}; the same command continues")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

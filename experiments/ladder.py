@@ -190,7 +190,7 @@ def dataset(name: str, ladder: Ladder, data_dir: Path) -> Path:
     if not folder.is_dir():
         # The definition first: after an interruption its folder is missing, and is built again.
         write_atomically(definition, lambda path: path.write_text(command + "\n"))
-        _python("-m", *shlex.split(command), "--output-dir", str(folder))
+        run_python("-m", *shlex.split(command), "--output-dir", str(folder))
     if not definition.is_file() or definition.read_text().strip() != command:
         raise UserError(
             f"{folder} was not built by what {RECIPES.name} says now, {command}; delete it to have it built"
@@ -214,7 +214,7 @@ def run(name: str, recipe: Recipe, data: Path, seed: int, options: argparse.Name
             )
         own += [f"load_pretrained_decoder={before}", "pretrained_encoder=load"]
     # A run that is finished already ends at once, without another step.
-    _python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
+    run_python("pretrain_etrm.py", *recipe.overrides, *own, *options.overrides)
     training = {
         "recipe": name,
         "rung": recipe.rung,
@@ -252,7 +252,7 @@ def _evaluated(run_folder: Path, recipe: Recipe, protocol: str, subset: str) -> 
         f"output_dir={folder}",
     )
     if not _is_done(folder, command, run_folder):
-        _python(*command)
+        run_python(*command)
     return read_json(folder / "results.json")
 
 
@@ -270,7 +270,7 @@ def _command(name: str, seed: int, options: argparse.Namespace) -> str:
     return shlex.join(["python", "-m", "experiments.ladder", name, "--seeds", str(seed), *more])
 
 
-def _python(*arguments: str) -> None:
+def run_python(*arguments: str) -> None:
     """Run a Python command to its end. Raises `UserError` if it fails."""
     process = subprocess.Popen([sys.executable, *arguments], cwd=ROOT)
     # A request to stop is handed on, so that training saves before it stops.

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tests.support.runs import ALONE, CPU, Trainer, metrics_of, run, steps_of, train_here
-from training.start import newest_whole
 from utils import checkpoint
 from utils.errors import UserError
 from utils.files import exclusive
@@ -56,7 +55,7 @@ def test_a_resumed_run_goes_back_to_the_newest_whole_checkpoint_and_keeps_the_da
     folder = train_here(fewshot, tmp_path, "train_steps=4", "checkpoint_interval=2")
     damaged = folder / "checkpoints" / "step_4"
     flip_a_bit(damaged / "ema.safetensors")
-    assert newest_whole(folder / "checkpoints")[0].name == "step_2"
+    assert checkpoint.newest_whole(folder / "checkpoints")[0].name == "step_2"
     train_here(fewshot, tmp_path, "train_steps=6", "checkpoint_interval=2")
     said = capsys.readouterr().err
     assert "resumed at step 2" in said and "ema.safetensors is damaged" in said and "damaged_step_4" in said

@@ -11,8 +11,6 @@ import pytest
 
 from dataset import npy
 from dataset.batch import DataConfig, materialise
-from dataset.generate import sudoku
-from dataset.puzzle_writer import write_pairs
 from dataset.samplers import SAMPLERS
 from dataset.store import Leak, Store
 from dataset.task import Pair, Task
@@ -20,6 +18,7 @@ from dataset.views import EvaluationSet
 from dataset.writer import write_dataset
 from tests.support.grids import write_store
 from tests.support.runs import load_config
+from tests.support.thinking import write_sudokus
 from tools import info, info_page, info_text
 
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
@@ -30,20 +29,7 @@ def small_config(store, **changes) -> DataConfig:
 
 
 def sudoku_store(folder):
-    puzzles, answers, _ = sudoku.generate(4, 6, np.random.default_rng(0))
-    splits = {"train": (puzzles[:4], answers[:4]), "test": (puzzles[4:], answers[4:])}
-    prints = {"train": np.arange(4, dtype=np.uint64), "test": np.arange(4, 6, dtype=np.uint64)}
-    write_pairs(
-        folder,
-        splits,
-        game="sudoku",
-        source="generated",
-        seed=0,
-        num_aug=5,
-        details={"size": 4},
-        fingerprints=prints,
-    )
-    return Store.load(folder)
+    return write_sudokus(folder, train=4, test=2, num_aug=5)
 
 
 def grid(rows: int, columns: int) -> np.ndarray:

@@ -76,7 +76,7 @@ def test_a_dataset_may_be_made_of_another(tmp_path, monkeypatch):
         built.append(arguments)
         Path(arguments[-1]).mkdir(parents=True)
 
-    monkeypatch.setattr(ladder, "_python", build)
+    monkeypatch.setattr(ladder, "run_python", build)
     recipes = Ladder(datasets={"a": "build a", "b": "build b --dataset x=@a"}, recipes={})
     data = tmp_path / "with space"
     assert ladder.dataset("b", recipes, data) == ladder.dataset("b", recipes, data) == data / "ladder-b"
@@ -179,7 +179,7 @@ def test_a_request_to_stop_reaches_the_training_run_which_saves(tmp_path):
 
     threading.Thread(target=stop, daemon=True).start()
     with pytest.raises(UserError, match="status 75; the same command continues"):
-        ladder._python("-c", f"{child}; time.sleep(60)")
+        ladder.run_python("-c", f"{child}; time.sleep(60)")
 
 
 def test_the_command_lists_the_recipes(monkeypatch, capsys):

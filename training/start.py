@@ -30,6 +30,7 @@ from training.state import TrainState
 from training.step import StepResult, train_step
 from training.task_errors import TaskErrors
 from utils import checkpoint, distributed
+from utils.config import flatten
 from utils.device import choose_device, describe, faster_dtype, only_deterministic, should_compile
 from utils.distributed import World
 from utils.environment import git_commit
@@ -323,7 +324,7 @@ def resume(run: Run) -> dict[Path, str]:
     """
     config, folder = run.config, run.folder
     # All continue what the first process sees.
-    looked_at = newest_whole(folder / "checkpoints") if run.world.is_main else (None, {})
+    looked_at = checkpoint.newest_whole(folder / "checkpoints") if run.world.is_main else (None, {})
     existing, damaged = distributed.gather_objects(looked_at)[0]
     how = "auto" if existing and run.world.restarts else config.resume
     if how == "never":
@@ -358,17 +359,6 @@ def _info_to_continue(run: Run) -> dict[str, Any] | None:
         with suppress(UserError):  # a damaged one is passed over, or `resume` will say what is wrong
             return checkpoint.load_info(checkpoint.resolve(path))
     return None
-
-
-def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest undamaged checkpoint in `folder`, and the damaged ones that are newer, each with its
-    damage."""
-    damaged: dict[Path, str] = {}
-    for path in reversed(checkpoint.steps(folder)):
-        if not (found := checkpoint.damage(path)):
-            return path, damaged
-        damaged[path] = found
-    return None, damaged
 
 
 def _check_same_run(run: Run, path: Path) -> None:
@@ -407,11 +397,3 @@ def start_from_pretrained(run: Run, folder: Path) -> str | None:
     if run.world.is_main:
         write_json(folder / "pretrained_decoder.json", vars(report), indent=1)
     return report.summary()
-
-
-def flatten(values: dict, prefix: str = "") -> dict:
-    """Nested keys joined by dots."""
-    flat: dict = {}
-    for key, value in values.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

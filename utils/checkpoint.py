@@ -269,6 +269,17 @@ def damage(path: Path) -> str:
     return ""
 
 
+def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """The newest undamaged checkpoint in `folder`, and the damaged ones that are newer, each with its
+    damage."""
+    damaged: dict[Path, str] = {}
+    for path in reversed(steps(folder)):
+        if not (found := damage(path)):
+            return path, damaged
+        damaged[path] = found
+    return None, damaged
+
+
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that nothing takes it for one and nothing is lost; its new place."""
     aside = path.with_name(f"damaged_{path.name}")

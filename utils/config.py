@@ -13,3 +13,11 @@ class NamedConfig(Config):
     """One of several choices, whose `name` is that of its YAML file."""
 
     name: str
+
+
+def flatten(values: dict, prefix: str = "") -> dict:
+    """Nested keys joined by dots."""
+    flat: dict = {}
+    for key, value in values.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

@@ -10,7 +10,6 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "torchjd": "jacobian",
     "optuna": "sweep",
-    "huggingface_hub": "hub",
 }
 
 

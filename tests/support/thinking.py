@@ -20,18 +20,19 @@ from tests.support.runs import ALONE, Trainer
 SIZE = 4
 
 
-def write_sudokus(folder, test: int = 6) -> Store:
+def write_sudokus(folder, train: int = 2, test: int = 6, num_aug: int = 3) -> Store:
     """Sudokus of 4x4."""
-    puzzles, answers, _ = sudoku.generate(SIZE, 2 + test, np.random.default_rng(0))
-    splits = {"train": (puzzles[:2], answers[:2]), "test": (puzzles[2:], answers[2:])}
-    prints = {"train": np.arange(2, dtype=np.uint64), "test": np.arange(2, 2 + test, dtype=np.uint64)}
+    total = train + test
+    puzzles, answers, _ = sudoku.generate(SIZE, total, np.random.default_rng(0))
+    splits = {"train": (puzzles[:train], answers[:train]), "test": (puzzles[train:], answers[train:])}
+    prints = {"train": np.arange(train, dtype=np.uint64), "test": np.arange(train, total, dtype=np.uint64)}
     write_pairs(
         folder,
         splits,
         game="sudoku",
         source="generated",
         seed=0,
-        num_aug=3,
+        num_aug=num_aug,
         details={"size": SIZE},
         fingerprints=prints,
     )
