@@ -11,7 +11,7 @@ import torch
 from dataset.views import EvaluationSet
 from evaluation.metrics import AnsweredQuery, Score
 from evaluation.predictions import Predictions
-from evaluation.records import answers_of
+from evaluation.records import answers_from, answers_of
 from evaluation.scoreboard import HEADLINES, known_answers, scores_of
 from evaluation.selection import Selection
 from evaluation.voting import VotingConfig
@@ -97,20 +97,20 @@ def by_depth(
         scores = _scores(questions, answers, config)
         if questions.rollouts > 1:
             every = answers_of(questions, predictions.vote(config.ranking, step))
-            scores += _scores(questions, best_of(every), config, ORACLE)
+            scores += _scores(questions, best_of(questions, every), config, ORACLE)
         at_work = float((predictions.rows(step)["step"] == step).mean())
         found.append(Depth(step, until, at_work, scores))
     return found
 
 
-def best_of(answers: list[AnsweredQuery]) -> list[AnsweredQuery]:
+def best_of(questions: EvaluationSet, answers: list[AnsweredQuery]) -> list[AnsweredQuery]:
     """The same answers, with the one first that has the most cells right: what an oracle would choose."""
-    found = []
+    ranked = []
     for query in answers:
         shares = [replace(query, candidates=[one]).share_of_cells for one in query.candidates]
         order = np.argsort(-np.array(shares), kind="stable").tolist()
-        found.append(replace(query, candidates=[query.candidates[i] for i in order]))
-    return found
+        ranked.append([query.candidates[i] for i in order])
+    return answers_from(questions, ranked)
 
 
 def _scores(

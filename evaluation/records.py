@@ -26,7 +26,11 @@ def known_output(questions: EvaluationSet, query: Query) -> np.ndarray | None:
 
 def answers_of(questions: EvaluationSet, votes: VoteTable) -> list[AnsweredQuery]:
     """Every query with its answers, ranked here and nowhere else."""
-    ranked = [votes.ranked(number) for number in range(len(questions.queries))]
+    return answers_from(questions, [votes.ranked(number) for number in range(len(questions.queries))])
+
+
+def answers_from(questions: EvaluationSet, ranked: list[list[Candidate]]) -> list[AnsweredQuery]:
+    """Every query with its answers, best first."""
     passed = _passed(questions, ranked)
     return [
         AnsweredQuery(query.task, candidates, known_output(questions, query), checks)

@@ -154,7 +154,7 @@ def evaluate(
         board.add(questions, answers)
         if predictions and questions.rollouts > 1:
             every = answers if selection.select == "votes" else answers_of(questions, predictions.vote())
-            board.add(questions, best_of(every), ORACLE)
+            board.add(questions, best_of(questions, every), ORACLE)
         if predictions is not None and ask.depth_curve:
             depths = by_depth(questions, predictions, config, selection, inference.clock.until())
         left_out = _score_controls(board, respondent, ask, adaptation, questions, progress)

@@ -65,7 +65,7 @@ class Selection:
 def verifier_of(questions: EvaluationSet) -> Verifier:
     """The rules of the game that is asked. Raises `UserError` for one without rules that check an answer."""
     store = questions.store
-    valid, first = store.game.valid, store.game.vocabulary.first
+    valid, first = store.game.valid if store.checks else None, store.game.vocabulary.first
     if valid is None:
         raise UserError(
             f"select=verifier: {store.metadata.game} has no rules by which an answer could be checked "

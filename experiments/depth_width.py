@@ -95,7 +95,7 @@ def accuracies(
 ) -> dict[str, dict[str, Any]]:
     """How a rollout is chosen -> the mean over tasks after `depth` ACT steps, with its interval."""
     known = _known(questions)
-    names: list[Select] = [*ALWAYS, *(["verifier"] if questions.store.game.valid else [])]
+    names: list[Select] = [*ALWAYS, *(["verifier"] if questions.store.checks else [])]
     ranks: dict[str, list[int | None]] = {}
     for name in names:
         votes = predictions.vote(config.ranking, depth, selection=Selection(name, questions))

@@ -6,12 +6,14 @@ import torch
 
 from config import compose
 from evaluation.adaptation import as_it_is
+from evaluation.depth import best_of
 from evaluation.inference import Inference, VoteStop
 from evaluation.predictions import Predictions
+from evaluation.records import answers_of
 from evaluation.run import Ask
 from evaluation.selection import Selection
 from evaluation.session import EvaluateConfig, Session
-from evaluation.voting import grid_of, key_of
+from evaluation.voting import VoteTable, grid_of, key_of
 from experiments import depth_width
 from models.act import solve
 from models.rollouts import Rollouts, hashed_normal, residual
@@ -252,6 +254,18 @@ def test_the_table_of_depth_and_width_holds_what_each_of_them_answers(game, tmp_
     with pytest.raises(SystemExit):
         called(monkeypatch, depth_width.main, f"checkpoint={folder}", "device=cpu", "--widths", "3")
     assert "--widths above 1 need sigma" in capsys.readouterr().err
+
+
+def test_what_the_oracle_chooses_is_judged_by_the_games_rules_itself(game):
+    questions = asked(game).questions
+    votes = VoteTable()
+    for number, query in enumerate(questions.queries):
+        pair = questions.store.pair(query.pair)
+        for view, grid in enumerate((pair.input, pair.input, pair.output)):
+            votes.add(number, view, grid, 0.0)
+    first = answers_of(questions, votes)
+    assert not any(query.passed["valid"] for query in first)
+    assert all(query.passed["valid"] and query.rank == 1 for query in best_of(questions, first))
 
 
 def test_contradictory_thinking_is_refused(arc):
