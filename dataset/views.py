@@ -134,13 +134,13 @@ class EvaluationSet:
                 number += 1
 
     def rollout_keys(self, batch: ViewBatch, seed: int) -> np.ndarray:
-        """(B,) int64, a number for each row: a function of seed, task, query, view and rollout alone."""
+        """(B,) a word of 32 bits for each row: a function of seed, task, query, view and rollout alone."""
         queries = [self.queries[number] for number in batch.query.tolist()]
         tasks = [augment.task_key(self.store.task_ids[query.task]) for query in queries]
         numbers = [query.number for query in queries]
         columns = (np.full(len(tasks), seed), numbers, batch.view, batch.rollout)
         keys = np.stack([np.array(tasks, np.uint64), *(np.asarray(c).astype(np.uint64) for c in columns)], 1)
-        return augment.hashed(keys).view(np.int64)
+        return (augment.hashed(keys) >> np.uint64(32)).astype(np.int64)
 
     def view(self, query: Query, number: int) -> tuple[int, np.ndarray]:
         """(dihedral, colours) of a query's view, to undo it in a prediction."""
