@@ -192,8 +192,9 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     for task in dict.fromkeys(line["task"] for line in lines):
         own = [line for line in lines if line["task"] == task]
         cost = {s: min(x["ms_per_step"] for x in own if x["setting"] == s) for s in _settings(own)}
-        yield f"| {task} | seeds | half the updates | all updates | at equal time | time of an update |"
-        yield "|---|---|---|---|---|---|"
+        columns = "half the updates | all updates | at equal time | time of an update | cosine | conflicts"
+        yield f"| {task} | seeds | {columns} |"
+        yield "|---|---|---|---|---|---|---|---|"
         for setting in cost:
             runs = [line for line in own if line["setting"] == setting]
             baseline = BASELINE["supervised" if "mode=supervised" in SETTINGS[setting] else "act"]
@@ -204,7 +205,8 @@ def table(lines: list[dict[str, Any]]) -> Iterator[str]:
             cells = [
                 _spread([_at(line["curve"], share * steps) for line in runs]) for share in (0.5, 1, 1 / ratio)
             ]
-            yield f"| {setting} | {len(runs)} | {' | '.join(cells)} | {ratio:.2f} |"
+            cells += [f"{ratio:.2f}", *(_mean(runs, key) for key in ("similarity", "conflicts"))]
+            yield f"| {setting} | {len(runs)} | {' | '.join(cells)} |"
         yield ""
 
 
@@ -216,6 +218,12 @@ def _at(curve: list[list[float]], step: float) -> float:
     """The score after so many updates, on the line between the evaluations before and after it."""
     steps, scores = zip(*curve, strict=True)
     return float(np.interp(step, (0, *steps), (0.0, *scores)))
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> str:
+    """Of all that was logged; a dash without objectives to compare."""
+    values = [value for run in runs for _, value in run[key]]
+    return f"{sum(values) / len(values):.3f}" if values else "-"
 
 
 def _spread(values: list[float]) -> str:
