@@ -5,6 +5,7 @@ Configuration -> run (device, data, model, optimisers) -> resume -> loop (step, 
 `--cfg job` prints the resolved configuration.
 """
 
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from dataset.batch import Samples
 from evaluation.in_training import best_line, check_best_metric, log_evaluation, log_pictures
 from evaluation.report import training_curves
 from training.diagnostics import context_diagnostics
-from training.meter import Meter, log_step
+from training.meter import Meter, Pace, log_step
 from training.nonfinite import dump_batch
 from training.start import Run, alone_in, prepare, resume, start_from_pretrained
 from training.step import StepResult
@@ -52,22 +53,33 @@ def train(config: PretrainConfig) -> None:
         if decoder_report:
             logger.say(decoder_report)
 
+        loop = Loop(run, logger)
         try:
-            stopped_by = Loop(run, logger).train()
+            stopped_by = loop.train()
         finally:
             logger.close()
 
         if run.world.is_main:
-            curves = training_curves(read_metrics(run.folder / "metrics.jsonl"))
-            write_curves(run.folder / "curves.png", curves)
+            draw_curves(run.folder)
     # torchrun ends all processes as soon as one has ended as stopped, also one that still draws.
     distributed.barrier()
     distributed.close()
     where = f"step {run.state.step}: checkpoint {run.folder}/checkpoints/step_{run.state.step}"
     if stopped_by:
         raise Stopped(f"stopped by {stopped_by} at {where}; the same command continues it")
+    unfinished = f"max_seconds={config.max_seconds}: {config.train_steps - run.state.step} steps are left, "
+    ended_early = loop.out_of_time and run.state.step < config.train_steps
     if run.world.is_main:
-        print("\n".join([where, *best_line(run)]))
+        early = [unfinished + "and the same command continues"] if ended_early else []
+        print("\n".join([where, *early, *best_line(run)]))
+
+
+def draw_curves(folder: Path) -> None:
+    """curves.png. A training that has ended well does not fail for want of a picture."""
+    try:
+        write_curves(folder / "curves.png", training_curves(read_metrics(folder / "metrics.jsonl")))
+    except UserError as error:
+        print(f"no curves.png: {error}", file=sys.stderr)
 
 
 def open_logger(run: Run[PretrainConfig]) -> RunLogger:
@@ -107,9 +119,10 @@ class Loop:
     def __init__(self, run: Run[PretrainConfig], logger: RunLogger):
         self.run, self.config, self.state, self.logger = run, run.config, run.state, logger
         self.checkpoints = run.folder / "checkpoints"
-        self.meter = Meter()
+        self.meter, self.pace = Meter(), Pace()
         self.skipped_in_a_row = 0
         self.cycles: tuple[int, int] | None = None
+        self.out_of_time = False
         self.started = self.saved_at = time.monotonic()
         self.saved = self.state.step
 
@@ -127,13 +140,13 @@ class Loop:
                 self.step(samples)
                 # One collective for all three, since every process has to take the same turn below.
                 now = time.monotonic()
-                stopping, out_of_time, overdue = distributed.any_true(
+                stopping, self.out_of_time, overdue = distributed.any_true(
                     stop.signal is not None,
                     config.max_seconds is not None and now - self.started > config.max_seconds,
                     config.checkpoint_minutes is not None
                     and now - self.saved_at > 60 * config.checkpoint_minutes,
                 )
-                last = stopping or out_of_time or state.step == config.train_steps
+                last = stopping or self.out_of_time or state.step == config.train_steps
                 if self.due(config.log_interval) or last:
                     self.log(samples)
                 # What follows is no training: it stays out of the measured speed.
@@ -148,7 +161,7 @@ class Loop:
                         log_pictures(self.run, self.logger)
                 if stopping:
                     return stop.signal or "a signal to another process"
-                if out_of_time:
+                if self.out_of_time:
                     break
         return None
 
@@ -165,9 +178,14 @@ class Loop:
         """One sampled batch. Raises `UserError` when the gradient is not finite for too many in a row."""
         self.announce_depth()
         what = f"training step {self.state.step + 1}, {self.run.batch_line(samples)}"
+        started = time.monotonic()
         with explains_out_of_memory(what, LESS_MEMORY):
             result = self.run.step(samples)
         self.meter.add(result, self.config.global_batch_size)
+        if self.pace.add(time.monotonic() - started, result.steps):
+            limit = self.config.max_seconds
+            left = None if limit is None else limit - (time.monotonic() - self.started)
+            self.logger.say(self.pace.forecast(self.state.step, self.config.train_steps, left))
         self.skipped_in_a_row = 0 if result.updated else self.skipped_in_a_row + 1
         if not result.updated:
             self.refuse_to_go_on(samples, result)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import data, loaders, processes, scaling, votes
+from benchmarks import data, loaders, precision, processes, scaling, votes
 from benchmarks.equality import examples
 from dataset import npy
 from dataset.store import Store
@@ -53,6 +53,7 @@ class PuzzleDataset(IterableDataset):
             yield "all", {name: torch.from_numpy(values) for name, values in batch.items()}, len(inputs)
 """
 
+SMALL_RULES = ["arch.hidden_size=32", "arch.num_heads=2", "global_batch_size=4", "encoder.num_layers=1"]
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
@@ -189,3 +190,24 @@ def test_loaders_take_turns() -> None:
     rates = loaders.alternate(contestants, rounds=3, seconds=0)
     assert turns == ["a", "b"] * 3
     assert rates["a"].rounds == [1, 3, 5] and str(rates["b"]) == "4 [2, 6]"
+
+
+def test_precisions_and_threads_take_turns_and_are_recorded(
+    fewshot: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    results = tmp_path / "RESULTS.md"
+    results.write_text(data.RESULTS.read_text())
+    monkeypatch.setattr(precision, "RESULTS", results)
+    monkeypatch.setattr(precision, "rules_dataset", lambda folder: fewshot.path)
+    # One thread beside one: the same contestants, whatever the machine has.
+    called(
+        monkeypatch, precision.main, "--rounds", 2, "--steps", 1, "--threads", 1, "--record", *SMALL_RULES
+    )
+    printed = capsys.readouterr().out
+    assert "arch.forward_dtype=auto: " in printed.splitlines()[0]
+    section = results.read_text().partition("## Precision and threads\n")[2].partition("\n## ")[0]
+    heading, _, *rows = [line for line in section.splitlines() if line.startswith("|")]
+    rows = rows[-2:]
+    assert [row.split(" | ")[4] for row in rows] == ["float32, 1 thread", "bfloat16, 1 thread"]
+    assert all(row.count("|") == heading.count("|") for row in rows)
+    assert rows[0].endswith("| 1.00 [1.00, 1.00] |")

@@ -94,6 +94,42 @@ class Meter:
         self._start = time.perf_counter()
 
 
+class Pace:
+    """How fast a run's first rounds are, once what is slow for once (compiling, warming up) is over."""
+
+    SKIPPED, TIMED = 5, 10  # rounds
+
+    def __init__(self) -> None:
+        self._rounds = self._steps = 0
+        self._seconds = 0.0
+
+    def add(self, seconds: float, steps: int) -> bool:
+        """Take a round of `steps` updates. True once, when enough of them have been timed."""
+        self._rounds += 1
+        if self.SKIPPED < self._rounds <= self.SKIPPED + self.TIMED:
+            self._steps += steps
+            self._seconds += seconds
+        return self._rounds == self.SKIPPED + self.TIMED
+
+    def forecast(self, step: int, last: int, seconds_left: float | None) -> str:
+        """How long it will take from `step` to the step `last`, and where a limit of time ends it before."""
+        per_step = self._seconds / self._steps
+        words = f"about {duration(per_step * (last - step))} for the {last - step} steps left"
+        words += f", at {per_step:.2g} s a step"
+        if seconds_left is None or per_step * (last - step) <= seconds_left:
+            return words
+        reached = step + int(max(0, seconds_left) / per_step)
+        return f"{words}; max_seconds ends it near step {reached}, and the same command continues"
+
+
+def duration(seconds: float) -> str:
+    """So many seconds in words."""
+    for limit, unit, name in ((100, 1, "s"), (6000, 60, "minutes")):
+        if seconds < limit:
+            return f"{max(1, round(seconds / unit))} {name}"
+    return f"{seconds / 3600:.1f} hours"
+
+
 def log_step(logger: RunLogger, state: TrainState, config: StepConfig, values: dict) -> None:
     """A line in metrics.jsonl and beside the progress bar, with rates and stage of the last update."""
     rates = {

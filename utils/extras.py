@@ -1,4 +1,4 @@
-"""Packages that only a part of the framework needs: the extras of pyproject.toml."""
+"""Packages that only a part of the framework needs: the extras of pyproject.toml, and what draws pictures."""
 
 from importlib.util import find_spec
 
@@ -11,10 +11,14 @@ EXTRAS = {
     "torchjd": "jacobian",
     "optuna": "sweep",
 }
+# The package that is imported -> its name, of those that every installation with a network has.
+DRAWING = {"PIL": "pillow", "matplotlib": "matplotlib"}
 
 
 def install(package: str) -> str:
     """The command that installs what `package` belongs to, from the project's folder."""
+    if package in DRAWING:
+        return f"pip install {DRAWING[package]}"
     return f"pip install -e '.[{EXTRAS[package]}]'"
 
 
@@ -25,4 +29,5 @@ def require(package: str, what: str, otherwise: str = "") -> None:
     """
     if find_spec(package) is None:
         or_else = f", or {otherwise}" if otherwise else ""
-        raise UserError(f"{what} needs {package}, which is not installed: {install(package)}{or_else}")
+        name = DRAWING.get(package, package)
+        raise UserError(f"{what} needs {name}, which is not installed: {install(package)}{or_else}")

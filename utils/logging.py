@@ -207,6 +207,8 @@ def require_extras(config: LoggingConfig) -> None:
         require("wandb", f"logging.wandb={config.wandb}", "logging.wandb=disabled")
     if config.tensorboard:
         require("tensorboard", "logging.tensorboard=true", "logging.tensorboard=false")
+    if config.images_interval is not None:
+        require("PIL", f"logging.images_interval={config.images_interval}", "logging.images_interval=null")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
