@@ -55,6 +55,7 @@ class PuzzleDataset(IterableDataset):
 
 SMALL_RULES = ["arch.hidden_size=32", "arch.num_heads=2", "global_batch_size=4", "encoder.num_layers=1"]
 
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A toy checkout: its builder writes the store's tasks as the original does, its loader shows all."""
@@ -200,9 +201,7 @@ def test_precisions_and_threads_take_turns_and_are_recorded(
     monkeypatch.setattr(precision, "RESULTS", results)
     monkeypatch.setattr(precision, "rules_dataset", lambda folder: fewshot.path)
     # One thread beside one: the same contestants, whatever the machine has.
-    called(
-        monkeypatch, precision.main, "--rounds", 2, "--steps", 1, "--threads", 1, "--record", *SMALL_RULES
-    )
+    called(monkeypatch, precision.main, "--rounds", 2, "--steps", 1, "--threads", 1, "--record", *SMALL_RULES)
     printed = capsys.readouterr().out
     assert "arch.forward_dtype=auto: " in printed.splitlines()[0]
     section = results.read_text().partition("## Precision and threads\n")[2].partition("\n## ")[0]
