@@ -49,7 +49,6 @@ LAYOUTS: dict[str, Layout] = {
             "pairs",
             "every pair is a task of its own, without demonstrations and without a row of its own",
             shares_rule=True,
-            unknown="was trained on puzzles that share one rule, and reads no demonstrations",
         ),
     )
 }

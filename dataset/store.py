@@ -191,6 +191,8 @@ class Store:
             self.metadata.details.get("offered_train_puzzles"),
         )
         count = f"{puzzles:,} of {offered:,} puzzles" if offered else f"{puzzles:,} puzzles"
+        if puzzles == offered:
+            count = f"all {puzzles:,} puzzles"
         copies = {
             "table": f"{self.metadata.num_aug + 1:,} symmetric copies of each",
             "none": "no augmentation",

@@ -14,6 +14,8 @@ from pydantic import NonNegativeInt, PositiveInt, field_validator
 
 from dataset.batch import DataConfig
 from dataset.canvas import smallest_bucket
+from dataset.games import GAMES, Game
+from dataset.games.game import Facts
 from dataset.leaks import tasks_seen
 from dataset.sources import file_source
 from dataset.task import Task
@@ -67,6 +69,7 @@ class Solution:
     answers: per query, best first.
     records: per query, as in an evaluation's per_example.jsonl.
     notes: what else a reader of the answers should know.
+    facts: what is known of a game's puzzle without the model.
     """
 
     task: Task
@@ -75,6 +78,7 @@ class Solution:
     answers: list[list[Candidate]]
     records: list[dict[str, Any]]
     notes: list[str]
+    facts: Facts | None = None
 
 
 class Solver:
@@ -84,6 +88,8 @@ class Solver:
         self.trained = trained
         self.model: RecursiveModel = trained.model.to(device)
         self.data: DataConfig = trained.data()
+        self.side = self.data.sides[-1]
+        self.game: Game = GAMES[trained.game].of_side(self.side)
 
     @classmethod
     def from_pretrained(
@@ -99,18 +105,47 @@ class Solver:
         Raises `UserError` for one that knows its tasks otherwise than by their demonstrations.
         """
         where = choose_device(device, World())
-        trained = TrainedModel.load(path, weights, where, forward_dtype)
-        if not trained.encoder:
-            raise UserError(
-                f"{trained.path}: this model (arch={trained.arch} without an encoder) "
-                f"{trained.layout.unknown}; train one with an encoder"
-            )
-        return cls(trained, where)
+        return cls.of(TrainedModel.load(path, weights, where, forward_dtype), where)
+
+    @classmethod
+    def of(cls, trained: TrainedModel, device: torch.device) -> "Solver":
+        """The same for a model that was read already."""
+        if reason := cls._refused(trained):
+            raise UserError(f"{trained.path}: this model (arch={trained.arch}) {reason}")
+        return cls(trained, device)
+
+    @classmethod
+    def _refused(cls, trained: TrainedModel) -> str | None:
+        """Why a model cannot be asked, None if it can."""
+        if trained.layout.shares_rule:
+            return f"was trained on {trained.game} puzzles and answers no tasks; predict.py asks it puzzles"
+        if trained.encoder:
+            return None
+        return f"without an encoder {trained.layout.unknown}; train one with an encoder"
 
     def deepened(self, thinking: ThinkingConfig) -> "Solver":
         """This solver, from now on with as many ACT steps as `thinking` says."""
         self.model.config = thinking.deepened(self.model.config)
         return self
+
+    def read(self, source: str, task_id: str | None = None) -> list[Task]:
+        """The task of a file, or the one of several with that id, alone in a list."""
+        return [read_task(source, task_id)]
+
+    def ask_all(
+        self,
+        tasks: list[Task],
+        num_views: int,
+        seed: int,
+        batch_size: int,
+        protocol: ProtocolConfig = AS_IT_IS,
+        record_steps: bool = False,
+        thinking: ThinkingConfig = AS_TRAINED,
+    ) -> list[Solution]:
+        """The answers to each task (`ask`)."""
+        return [
+            self.ask(task, num_views, seed, batch_size, protocol, record_steps, thinking) for task in tasks
+        ]
 
     def solve(
         self,

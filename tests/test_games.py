@@ -59,9 +59,10 @@ def test_a_game_trains_evaluates_and_is_scored_under_the_ancestors_names(tmp_pat
         for control in ("none", "copy_input")
         for name in ("exact_accuracy", "accuracy", "valid")
     }
+    trained = Store.load(tmp_path / "d").metadata.subsets["train"]
     assert found["none", "all.valid"]["n"] == 6 and found["copy_input", "all.valid"]["value"] == 0
-    assert "trained on 40 of 40 puzzles, 4 symmetric copies of each" in done.stdout
-    assert results["trained_on"] == "40 of 40 puzzles, 4 symmetric copies of each"
+    assert f"trained on all {trained} puzzles, 4 symmetric copies of each" in done.stdout
+    assert results["trained_on"] == f"all {trained} puzzles, 4 symmetric copies of each"
     assert (
         found["copy_input", "all.accuracy"]["value"] == pytest.approx(0.5)
         and results["protocol"] == "inductive"

@@ -46,3 +46,9 @@ def rgb(colour: str) -> tuple[int, int, int]:
     """`#rrggbb` as numbers."""
     red, green, blue = bytes.fromhex(colour.removeprefix("#"))
     return red, green, blue
+
+
+def ink(paper: str) -> tuple[int, int, int]:
+    """The colour of letters on a cell of the colour `paper`."""
+    red, green, blue = rgb(paper)
+    return (29, 29, 27) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)

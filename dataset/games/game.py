@@ -76,6 +76,8 @@ class Game:
     notation: how puzzles are written as text, by side. None: tasks in the ARC format.
     checks: by the name of their score, strictest first. The first one says whether an answer is valid.
     checkable: whether the checks mean something for a dataset with such details.
+    recognise: for puzzles (B, side, side) the fingerprints (B,) uint64 that datasets hold of them, equal for
+        puzzles that a symmetry maps to each other. 0 for a puzzle that has none.
     flaw: why a grid (side, side) is no puzzle of the game; None: it is one.
     facts: what is known of puzzles (B, side, side) without a model.
     tie_break: which of several right answers is the label, where that rule does not turn with the grid.
@@ -90,6 +92,7 @@ class Game:
     drawing: Callable[[int], Drawing]
     vocabulary_of: Callable[[int], Vocabulary] | None = None
     notation: Callable[[int], Notation] | None = None
+    recognise: Callable[[np.ndarray], np.ndarray] = lambda inputs: np.zeros(len(inputs), np.uint64)
     checks: Mapping[str, Check] = field(default_factory=dict)
     checkable: Callable[[Mapping[str, Any]], bool] = lambda details: True
     flaw: Callable[[np.ndarray], str | None] = lambda grid: None

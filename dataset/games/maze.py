@@ -69,6 +69,7 @@ GAME = Game(
         "the path that a breadth-first search from the start finds first; it looks down, left, right, up",
         maze.first_paths,
     ),
+    recognise=maze.fingerprints,
     flaw=_flaw,
     facts=_facts,
 )

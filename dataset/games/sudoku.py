@@ -81,6 +81,12 @@ def _facts(puzzles: np.ndarray) -> list[Facts]:
     ]
 
 
+def _recognise(puzzles: np.ndarray) -> np.ndarray:
+    solutions, _, answers = sudoku.solve(puzzles)
+    # A fingerprint takes in the only answer. A puzzle with several, or none, has no such number.
+    return np.where(solutions == 1, sudoku.fingerprints(puzzles, answers) | np.uint64(1), np.uint64(0))
+
+
 GAME = Game(
     name="sudoku",
     title="Sudoku",
@@ -92,6 +98,7 @@ GAME = Game(
     drawing=_drawing,
     notation=_notation,
     checks={"valid": Check("valid", sudoku.solves)},
+    recognise=_recognise,
     flaw=_flaw,
     facts=_facts,
 )

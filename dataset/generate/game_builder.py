@@ -361,7 +361,7 @@ def disjoint(
     for split, puzzles in splits.items():
         (keys[split],) = batched(lambda *pair: (fingerprints(*pair),), puzzles.inputs, puzzles.answers)
     fresh = np.flatnonzero(~np.isin(keys["train"], keys["test"]))
-    dropped = len(splits["train"]) - len(fresh)
+    dropped, offered = len(splits["train"]) - len(fresh), len(fresh)
     if not len(fresh):
         raise UserError(
             f"all {dropped} training puzzles equal a test puzzle up to symmetry; "
@@ -374,7 +374,10 @@ def disjoint(
             )
         # Sorted, so that a subsample keeps the order of the whole.
         fresh = np.sort(np.random.default_rng(seed).choice(fresh, subsample_size, replace=False))
-    record = {"dropped_train_puzzles": dropped, "distinct_test_puzzles": len(np.unique(keys["test"]))}
-    record["offered_train_puzzles"] = len(splits["train"])
+    record = {
+        "dropped_train_puzzles": dropped,
+        "offered_train_puzzles": offered,
+        "distinct_test_puzzles": len(np.unique(keys["test"])),
+    }
     keys["train"] = keys["train"][fresh]
     return {"train": splits["train"][fresh], "test": splits["test"]}, keys, record
