@@ -69,7 +69,7 @@ def run(config: PredictConfig) -> None:
         print("\n\n".join(text(one, solver.game, coloured, width) for one in solutions), flush=True)
     if config.page:
         puzzles = {task.id: task.to_json() for task in tasks}
-        write_report(Path(config.page), about, records, puzzles)
+        write_report(Path(config.page), about, records, puzzles, game=solver.game)
         if config.format != "json":
             print(f"\n{config.page}: the answers after every ACT step")
 

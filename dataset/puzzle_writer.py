@@ -24,7 +24,29 @@ def write_pairs(
     details: Mapping[str, Any],
     fingerprints: Mapping[SplitName, np.ndarray],
 ) -> Metadata:
-    """Write a dataset of puzzles that share one rule.
+    """Write a dataset of puzzles that share one rule. The arguments but the first are those of `pack`."""
+    return pack(
+        splits,
+        game=game,
+        source=source,
+        seed=seed,
+        num_aug=num_aug,
+        details=details,
+        fingerprints=fingerprints,
+    ).save(output)
+
+
+def pack(
+    splits: Splits,
+    *,
+    game: str,
+    source: str,
+    seed: int,
+    num_aug: int,
+    details: Mapping[str, Any],
+    fingerprints: Mapping[SplitName, np.ndarray],
+) -> Packed:
+    """A dataset of puzzles that share one rule.
 
     splits: inputs and answers of each split, both (n, rows, columns) uint8.
     num_aug: number of symmetric copies of each training puzzle that `data.augmentation=table` draws from.
@@ -62,7 +84,7 @@ def write_pairs(
         details=dict(details),
         sha256={},
     )
-    return Packed(arrays, table, {"identifiers.json": [BLANK_IDENTIFIER]}, metadata).save(output)
+    return Packed(arrays, table, {"identifiers.json": [BLANK_IDENTIFIER]}, metadata)
 
 
 def _add_turned_answers(arrays: dict[str, np.ndarray], game: Game) -> None:

@@ -50,7 +50,13 @@ def write_files(
             save_predictions(temporary / stored.FILE, evaluation)
         if with_report:
             write_report(
-                temporary / REPORT, results, evaluation.records, evaluation.puzzles, metrics, contexts
+                temporary / REPORT,
+                results,
+                evaluation.records,
+                evaluation.puzzles,
+                metrics,
+                contexts,
+                evaluation.questions.store.game,
             )
 
 

@@ -124,6 +124,7 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
 def log_pictures(run: Run[MonitoredConfig], logger: RunLogger) -> None:
     """Draw what the averaged weights answer to a few training and evaluation tasks (the ancestors' names)."""
     config = run.config
+    look = run.store.game.drawing(run.store.metadata.max_grid_size)
     drawn: dict[str, Split] = {"train_predictions": "train", "eval_predictions": "test"}
     for name, split in drawn.items():
         with averaged_weights(run.state), less_memory_to_answer("the pictures", run):
@@ -131,7 +132,11 @@ def log_pictures(run: Run[MonitoredConfig], logger: RunLogger) -> None:
                 respondent_of(run), split, config.logging.images_samples, config.evaluation.batch_size
             )
         if answered:
-            logger.image(run.state.step, name, pictures.draw(answered))
+            logger.image(
+                run.state.step,
+                name,
+                pictures.draw(answered, look),
+            )
 
 
 def less_memory_to_answer(what: str, run: Run[MonitoredConfig]) -> AbstractContextManager:

@@ -1,22 +1,19 @@
-"""Predictions as pixels in ARC's colours, a row per query, with its demonstrations and its answer."""
+"""Predictions as pixels in their game's look, a row per query, with its demonstrations and its answer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dataset.games.drawing import Drawing
 from dataset.task import Pair
 from evaluation.adaptation import as_it_is
+from evaluation.drawing import LINE, PAPER, RIGHT, WRONG, grid_pixels
 from evaluation.inference import Inference
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, Split
 
-_HEX = ("000000", "0074D9", "FF4136", "2ECC40", "FFDC00", "AAAAAA", "F012BE", "FF851B", "7FDBFF", "870C25")
-COLOURS = np.array([tuple(bytes.fromhex(colour)) for colour in _HEX], np.uint8)
-PAPER, LINE, RIGHT, WRONG = (
-    np.array(colour, np.uint8) for colour in ((247, 247, 245), (85, 85, 85), (24, 121, 78), (194, 47, 36))
-)
-CELL, GAP, FRAME = 8, 12, 3  # pixels
+GAP, FRAME = 12, 3  # pixels
 
 
 @dataclass(frozen=True)
@@ -44,34 +41,44 @@ def predictions(respondent: Respondent, split: Split, tasks: int, batch_size: in
     return examples
 
 
-def draw(examples: Sequence[Example]) -> np.ndarray:
+def draw(examples: Sequence[Example], drawing: Drawing) -> np.ndarray:
     """(H, W, 3) uint8, a row per example.
 
     From the left: each demonstration, input above output; the query's input; the prediction; the truth. The
     prediction is framed in green when it is right and in red when it is wrong.
     """
-    return stack([_row(example) for example in examples], axis=0)
+    return stack([_row(example, drawing) for example in examples], axis=0)
 
 
-def _row(example: Example) -> np.ndarray:
+def _row(example: Example, drawing: Drawing) -> np.ndarray:
     truth, prediction = example.truth, example.prediction
     right = truth is not None and prediction is not None and np.array_equal(prediction, truth)
-    columns = [stack([_grid(pair.input), _grid(pair.output)], axis=0) for pair in example.demonstrations]
+    columns = [
+        stack([_grid(pair.input, drawing), _grid(pair.output, drawing)], axis=0)
+        for pair in example.demonstrations
+    ]
     frame = LINE if truth is None else RIGHT if right else WRONG
-    answers = (_grid(example.query), _grid(prediction, frame), _grid(truth))
+    given = example.query > 0
+    answers = (
+        _grid(example.query, drawing, given=given),
+        _grid(prediction, drawing, frame, given),
+        _grid(truth, drawing, given=given),
+    )
     return stack([*columns, *(stack([grid], axis=0) for grid in answers)], axis=1)
 
 
-def _grid(grid: np.ndarray | None, frame: np.ndarray = PAPER) -> np.ndarray:
-    """Cells with lines between and around them; an empty frame where there is no grid."""
+def _grid(
+    grid: np.ndarray | None,
+    drawing: Drawing,
+    frame: np.ndarray = PAPER,
+    given: np.ndarray | None = None,
+) -> np.ndarray:
+    """A grid within a frame; an empty frame where there is no grid. `given` shades a grid of its shape."""
     if grid is None:
-        pixels = np.tile(PAPER, (CELL, CELL, 1))
+        pixels = np.tile(PAPER, (drawing.cell, drawing.cell, 1))
     else:
-        height, width = (side * CELL + 1 for side in grid.shape)
-        pixels = np.tile(LINE, (height, width, 1))
-        coloured = COLOURS[grid].repeat(CELL, axis=0).repeat(CELL, axis=1)
-        inside = (np.arange(height - 1) % CELL > 0)[:, None] & (np.arange(width - 1) % CELL > 0)
-        pixels[:-1, :-1][inside] = coloured[inside]
+        shaded = given if given is not None and given.shape == grid.shape else None
+        pixels = grid_pixels(grid, drawing, drawing.cell, shaded)
     framed = np.tile(frame, (pixels.shape[0] + 2 * FRAME, pixels.shape[1] + 2 * FRAME, 1))
     framed[FRAME:-FRAME, FRAME:-FRAME] = pixels
     return framed

@@ -9,12 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from dataset.games import GAMES, Game
 from utils.files import json_in_page, write_atomically
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PLACEHOLDER = "__REPORT_DATA__"
 # Metrics that the page draws over steps.
-CURVES = ("train/lm_loss", "train/exact_accuracy", "ARC/pass@1", "all.exact_accuracy")
+CURVES = (
+    "train/lm_loss",
+    "train/exact_accuracy",
+    "ARC/pass@1",
+    "all.exact_accuracy",
+    "all.valid",
+    "all.shortest",
+)
 CURVE_POINTS = 400  # at most, per curve: more than a screen shows
 
 
@@ -57,6 +65,7 @@ def render_report(
     puzzles: dict[str, dict],
     metrics: Sequence[Mapping[str, Any]] = (),
     contexts: Mapping[str, Sequence[float]] | None = None,
+    game: Game = GAMES["arc"],
 ) -> str:
     """Return the report page as HTML text.
 
@@ -68,17 +77,16 @@ def render_report(
         metrics: the lines of the run's metrics.jsonl, for the training curves.
         contexts: task id to the vector that the model computed from its demonstrations, all of one length.
             They make the map of which tasks look alike to the model. Tasks without a record are left out.
+        game: what the puzzles are.
 
     Raises:
         TypeError: a value is neither a JSON type nor something with `tolist()`.
         OSError: the template beside this module cannot be read.
     """
     shown = {record["task"] for record in records}
-    data = {
-        "results": results,
-        "records": records,
-        "puzzles": {task: puzzle for task, puzzle in puzzles.items() if task in shown},
-    }
+    asked = {task: puzzle for task, puzzle in puzzles.items() if task in shown}
+    side = max((len(pair["input"]) for puzzle in asked.values() for pair in puzzle["test"]), default=1)
+    data = {"game": game.to_page(side), "results": results, "records": records, "puzzles": asked}
     if curves := training_curves(metrics):
         data["curves"] = curves
     if vectors := {task: vector for task, vector in (contexts or {}).items() if task in shown}:
@@ -95,16 +103,17 @@ def write_report(
     puzzles: dict[str, dict],
     metrics: Sequence[Mapping[str, Any]] = (),
     contexts: Mapping[str, Sequence[float]] | None = None,
+    game: Game = GAMES["arc"],
 ) -> None:
     """Write the report page to `path`, replacing an older one only once the new one is complete.
 
     Args:
         path: where the page goes; missing parent folders are made.
-        results, records, puzzles, metrics, contexts: see `render_report`.
+        results, records, puzzles, metrics, contexts, game: see `render_report`.
 
     Raises:
         TypeError: the data cannot be written as JSON; a report already at `path` stays as it was.
         OSError: the template cannot be read. UserError: the page cannot be written; likewise.
     """
-    page = render_report(results, records, puzzles, metrics, contexts)
+    page = render_report(results, records, puzzles, metrics, contexts, game)
     write_atomically(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from dataset.games.arc import DRAWING
+from evaluation import drawing
 from evaluation.refinement import agreeing
 from tests.support.images import read_gif
 from tools import timeline
@@ -11,18 +13,18 @@ from utils.images import lettering, write_gif
 def test_an_animation_comes_back_as_it_was_drawn(tmp_path):
     palette = np.array(
         [
-            timeline.PAPER,
-            timeline.LINE,
-            timeline.RIGHT,
-            timeline.WRONG,
-            timeline.CHANGED,
-            timeline.INK,
-            *timeline.COLOURS,
+            drawing.PAPER,
+            drawing.LINE,
+            drawing.RIGHT,
+            drawing.WRONG,
+            drawing.CHANGED,
+            drawing.INK,
+            *np.array(DRAWING.rgb, np.uint8),
         ]
     )
     frames = [palette[np.random.default_rng(0).integers(0, len(palette), (90, 120))]]
     frames.append(frames[0].copy())
-    frames[1][10:20, 30:33] = timeline.CHANGED
+    frames[1][10:20, 30:33] = drawing.CHANGED
     write_gif(tmp_path / "a.gif", frames, [0.5, 2])
     read, times = read_gif(tmp_path / "a.gif")
     assert times == [500, 2000] and len(read) == 2
@@ -76,17 +78,17 @@ def test_frames_tell_right_wrong_and_changed():
         dpi=100,
         columns=1,
     )
-    panels = timeline.draw(truth, steps, truth, 4, config)
+    panels = timeline.draw(truth, steps, truth, 4, config, DRAWING)
     assert len(panels) == 6
     outer = [panels[2][-15, 1 + 30 * cell] for cell in range(4)]
     inner = [panels[2][-15, 1 + 30 * cell + 4] for cell in range(4)]
     assert [colour.tolist() for colour in outer] == [
-        c.tolist() for c in [timeline.RIGHT] * 2 + [timeline.WRONG] * 2
+        c.tolist() for c in [drawing.RIGHT] * 2 + [drawing.WRONG] * 2
     ]
-    assert [(colour == timeline.CHANGED).all() for colour in inner] == [False, True, False, True]
-    assert not (panels[1] == timeline.CHANGED).all(axis=-1).any(), "the first step has no step before it"
-    assert not (panels[3] == timeline.WRONG).all(axis=-1).any(), "no answer, no cells"
+    assert [(colour == drawing.CHANGED).all() for colour in inner] == [False, True, False, True]
+    assert not (panels[1] == drawing.CHANGED).all(axis=-1).any(), "the first step has no step before it"
+    assert not (panels[3] == drawing.WRONG).all(axis=-1).any(), "no answer, no cells"
     assert [tuple(panels[4][-15 - 30 * row, 1]) for row in (1, 0)] == [
-        tuple(timeline.RIGHT),
-        tuple(timeline.WRONG),
+        tuple(drawing.RIGHT),
+        tuple(drawing.WRONG),
     ]

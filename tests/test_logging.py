@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 
 from dataset.batch import materialise
+from dataset.games.arc import DRAWING
+from dataset.games.drawing import rgb
 from dataset.store import Store
 from dataset.task import Pair
 from dataset.views import EvaluationSet
@@ -214,19 +216,20 @@ def test_a_run_draws_what_it_predicts(run_of_everything):
 
 def test_a_picture_shows_cells_in_their_colours_and_frames_the_prediction():
     grid = np.array([[1, 2], [3, 4]], np.uint8)
-    red = pictures.COLOURS[2]
+    red = np.array(rgb(DRAWING.colours[2]))
     for prediction, frame in ((grid, pictures.RIGHT), (grid.T, pictures.WRONG), (None, pictures.WRONG)):
-        pixels = pictures.draw([pictures.Example([Pair(grid, grid)], grid, prediction, grid)])
+        pixels = pictures.draw([pictures.Example([Pair(grid, grid)], grid, prediction, grid)], DRAWING)
         count = (pixels == red).all(-1).sum()
         # a pair, the query, the truth, and a prediction if there is one, each with a red cell in its lines
-        assert count == (4 + (prediction is not None)) * (pictures.CELL - 1) ** 2
+        assert count == (4 + (prediction is not None)) * (DRAWING.cell - 1) ** 2
         assert (pixels == frame).all(-1).any()
         assert not (pixels == (pictures.WRONG if frame is pictures.RIGHT else pictures.RIGHT)).all(-1).any()
 
 
 def test_an_unknown_truth_is_neither_right_nor_wrong():
     pixels = pictures.draw(
-        [pictures.Example([], np.zeros((3, 1), np.uint8), np.zeros((1, 1), np.uint8), None)]
+        [pictures.Example([], np.zeros((3, 1), np.uint8), np.zeros((1, 1), np.uint8), None)],
+        DRAWING,
     )
     assert not any((pixels == colour).all(-1).any() for colour in (pictures.RIGHT, pictures.WRONG))
 

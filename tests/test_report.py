@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dataset.games import GAMES
 from evaluation import report
 from evaluation.report import write_report
 from tests.support.report import DATA, embedded
 from utils import files
 from utils.errors import UserError
 
+ARC = GAMES["arc"].to_page(1)
 HOSTILE = "</script><script>document.title = 'broken'</script><!--<script>"
 
 
@@ -86,7 +88,12 @@ def test_data_round_trip(tmp_path):
     path = tmp_path / "deep" / "report.html"
     records, puzzles = [record(), record("ffff0000")], {"ffff0000": puzzle(), "a1b2c3d4": puzzle()}
     write_report(path, results(), records, puzzles)
-    assert embedded(path) == {"results": results(), "records": records, "puzzles": puzzles}
+    assert embedded(path) == {
+        "game": ARC,
+        "results": results(),
+        "records": records,
+        "puzzles": puzzles,
+    }
     assert report.PLACEHOLDER not in path.read_text(encoding="utf-8")
 
 
@@ -150,7 +157,7 @@ def test_cases_without_a_score(tmp_path):
     assert [item["top1_correct"] for item in data["records"]] == [None, None, None]
     assert "output" not in data["puzzles"]["unlabelled"]["test"][0]
     write_report(path, {}, [], {})
-    assert embedded(path) == {"results": {}, "records": [], "puzzles": {}}
+    assert embedded(path) == {"game": ARC, "results": {}, "records": [], "puzzles": {}}
 
 
 def test_failing_serialisation_leaves_the_old_report(tmp_path):

@@ -8,7 +8,6 @@ import numpy as np
 
 from dataset import augment
 from dataset.batch import DataConfig, Samples, materialise
-from dataset.generate import sudoku
 from dataset.samplers import SAMPLERS
 from dataset.store import TEST, Store
 from tools.info_text import MEANING
@@ -90,10 +89,8 @@ def write_page(path: Path, source: Store, config: DataConfig, count: int, seed: 
             "layout": f"{metadata.layout}: {MEANING[metadata.layout]}",
             "protocol": f"{metadata.protocol}: {MEANING[metadata.protocol]}",
         },
-        "game": metadata.game,
-        "boxes": sudoku.BOXES.get(metadata.max_grid_size) if metadata.game == "sudoku" else None,
+        "game": source.game.to_page(metadata.max_grid_size),
         "first": vocabulary.first,
-        "symbols": vocabulary.symbols,
         "eos": vocabulary.eos,
         "seed": seed,
         "settings": config.model_dump(exclude={"path"}),

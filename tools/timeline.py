@@ -19,16 +19,18 @@ if not __package__:  # called by its path: import from the project's folder, not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from config.compose import launch
+from dataset.games.drawing import Drawing
 from dataset.task import Task
-from evaluation.pictures import COLOURS, LINE, PAPER, RIGHT, WRONG, stack
+from evaluation.drawing import INK, PAPER, grid_pixels
+from evaluation.pictures import stack
+from evaluation.puzzle_solver import open_solver
 from evaluation.refinement import Step, agreeing
-from evaluation.solver import AskConfig, Solver, read_task
+from evaluation.solver import AskConfig
 from models.trial import settle_threads
 from utils.errors import UserError, reports_user_errors
 from utils.images import lettering, write_curves, write_gif, write_png
 
 CELL_INCHES = 0.3  # as in the ancestor's pictures
-INK, CHANGED = np.array((29, 29, 27), np.uint8), np.array((255, 212, 0), np.uint8)
 SECONDS, LAST_SECONDS = 0.6, 2.5  # how long the GIF shows a step, and the last one
 
 
@@ -54,15 +56,19 @@ def run(config: TimelineConfig) -> None:
         raise UserError(
             f"output={output} should end in .png; the animation is written beside it as {animation}"
         )
-    task = read_task(config.task, config.task_id)
-    solver = Solver.from_pretrained(config.checkpoint, config.weights, config.device, config.forward_dtype)
+    solver = open_solver(config.checkpoint, config.weights, config.device, config.forward_dtype)
+    tasks = solver.read(config.task, config.task_id)
+    if len(tasks) > 1:
+        raise UserError(f"{config.task} holds {len(tasks)} puzzles; say which one with task_id=1 and so on")
+    (task,) = tasks
     settle_threads(config.threads, solver.model, solver.data, config.num_views)
     # The first view is the task as it is, whatever the number of views.
     num_views = config.num_views if config.view else 1
     steps = solver.refine(task, config.pair_index, config.view, num_views, config.seed, config.protocol)
     query = task.queries[config.pair_index]
-    panels = draw(query.input, steps, query.output, solver.model.config.halt_max_steps, config)
-    shown = pair_panels(task, config) if config.demonstrations else []
+    drawing, max_steps = solver.game.drawing(len(query.input)), solver.model.config.halt_max_steps
+    panels = draw(query.input, steps, query.output, max_steps, config, drawing)
+    shown = pair_panels(task, config, drawing) if config.demonstrations else []
     rows = [stack(part, axis=1) for group in (shown, panels) for part in in_rows(group, config.columns)]
     write_png(output, stack(rows, axis=0))
     write_gif(animation, frames(panels, len(steps)), [SECONDS] * (len(steps) - 1) + [LAST_SECONDS])
@@ -78,11 +84,11 @@ def in_rows(panels: list[np.ndarray], columns: int) -> list[list[np.ndarray]]:
     return [panels[start : start + columns] for start in range(0, len(panels), columns)]
 
 
-def pair_panels(task: Task, config: TimelineConfig) -> list[np.ndarray]:
+def pair_panels(task: Task, config: TimelineConfig, drawing: Drawing) -> list[np.ndarray]:
     """A panel for the input and one for the output of every demonstration."""
     cell = round(CELL_INCHES * config.dpi)
     return [
-        panel([f"PAIR {number} {name}"], grid, cell)
+        panel([f"PAIR {number} {name}"], grid, cell, drawing)
         for number, pair in enumerate(task.demonstrations)
         for name, grid in (("INPUT", pair.input), ("OUTPUT", pair.answer))
     ]
@@ -95,7 +101,12 @@ def curves_of(steps: list[Step]) -> dict[str, list[tuple[float, float]]]:
 
 
 def draw(
-    grid: np.ndarray, steps: list[Step], truth: np.ndarray | None, max_steps: int, config: TimelineConfig
+    grid: np.ndarray,
+    steps: list[Step],
+    truth: np.ndarray | None,
+    max_steps: int,
+    config: TimelineConfig,
+    drawing: Drawing,
 ) -> list[np.ndarray]:
     """The panels from the input to the known answer, each (H, W, 3) uint8 with its caption.
 
@@ -103,28 +114,35 @@ def draw(
     steps the model ends without having halted.
     """
     cell = round(CELL_INCHES * config.dpi)
-    panels, before = [panel(["INPUT"], grid, cell)], None
+    given = grid > 0
+    panels, before = [panel(["INPUT"], grid, cell, drawing, given)], None
     for number, step in enumerate(steps):
         # Tokens that form no grid are no answer, and drawn as an empty panel.
         answer = np.array(step["grid"] or [[]], np.uint8)
         ending = "" if not step["halted"] else "HALTED" if number + 1 < max_steps else "LAST STEP"
         right = agreeing(answer, truth) if config.diff and truth is not None else None
         changed = ~agreeing(answer, before) if config.diff and before is not None else None
-        panels.append(panel([f"STEP {number} CONF {step['q']:.3f}", ending], answer, cell, right, changed))
+        caption = [f"STEP {number} CONF {step['q']:.3f}", ending]
+        panels.append(panel(caption, answer, cell, drawing, given, right, changed))
         before = answer
-    return panels + ([panel(["TARGET"], truth, cell)] if config.target and truth is not None else [])
+    if config.target and truth is not None:
+        panels.append(panel(["TARGET"], truth, cell, drawing, given))
+    return panels
 
 
 def panel(
     caption: list[str],
     grid: np.ndarray,
     cell: int,
+    drawing: Drawing,
+    given: np.ndarray | None = None,
     right: np.ndarray | None = None,
     changed: np.ndarray | None = None,
 ) -> np.ndarray:
     """A caption of at most two lines above a grid of `cell` pixels per cell, (H, W, 3) uint8.
 
-    right and changed: masks of the grid's shape, which frame cells. An empty grid leaves the caption alone.
+    given: the cells that the question fills, shaded in a grid of its shape. right and changed: masks of the
+    grid's shape, which frame cells. An empty grid leaves the caption alone.
     """
     size, gap = max(10, cell // 2), max(4, cell // 8)
     # Always two lines, so that all grids of a row start at one height.
@@ -134,29 +152,10 @@ def panel(
     pixels = np.tile(PAPER, (top + rows * cell + 1, max(lines_wide, columns * cell + 1), 1))
     for number, line in enumerate(written):
         pixels[number * (len(line) + gap) :][: len(line), : line.shape[1]] = line
-    if not grid.size:
-        return pixels
-    drawn = pixels[top:, : columns * cell + 1]
-    drawn[:] = LINE
-    for row, column in np.ndindex(grid.shape):
-        inside = drawn[row * cell + 1 : (row + 1) * cell, column * cell + 1 : (column + 1) * cell]
-        if right is not None:
-            inside = framed(inside, RIGHT if right[row, column] else WRONG)
-        if changed is not None and changed[row, column]:
-            inside = framed(inside, CHANGED)
-        inside[:] = COLOURS[grid[row, column]]
+    if grid.size:
+        shaded = given if given is not None and given.shape == grid.shape else None
+        pixels[top:, : columns * cell + 1] = grid_pixels(grid, drawing, cell, shaded, right, changed)
     return pixels
-
-
-def framed(pixels: np.ndarray, colour: np.ndarray) -> np.ndarray:
-    """Draw a frame into a cell (H, W, 3), and return the pixels that are left within it."""
-    side = min(pixels.shape[:2])
-    # A thin dark line inside the frame tells it from a cell of the same colour, where there is room.
-    thick, line = max(1, side // 8), int(side >= 12)
-    pixels[:] = colour
-    pixels = pixels[thick:-thick, thick:-thick]
-    pixels[:] = LINE
-    return pixels[line:-line, line:-line] if line else pixels
 
 
 def frames(panels: list[np.ndarray], steps: int) -> list[np.ndarray]:

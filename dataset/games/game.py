@@ -35,11 +35,13 @@ class Symmetries:
 class Check:
     """Something that an answer can be checked for without knowing the right one.
 
-    words: what an answer is that passes, such as "valid".
+    words: what an answer is that passes this check and no stricter one, such as "valid".
+    meaning: what the score counts, as the end of "puzzles whose answer ...".
     holds: for inputs and answers as cell values, both (B, side, side), which answers pass, (B,) bool.
     """
 
     words: str
+    meaning: str
     holds: Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
@@ -159,6 +161,17 @@ class Game:
     def passed(self, inputs: np.ndarray, answers: np.ndarray) -> dict[str, np.ndarray]:
         """The result (B,) bool of every check, by name, for cell values (B, side, side)."""
         return {name: check.holds(inputs, answers) for name, check in self.checks.items()}
+
+    def to_page(self, side: int) -> dict[str, Any]:
+        """What a page needs to show the game on side x side grids."""
+        return {
+            "name": self.name,
+            "title": self.title,
+            "puzzles": self.notation is not None,
+            "verdicts": {name: check.words for name, check in self.checks.items()},
+            "meanings": {name: check.meaning for name, check in self.checks.items()},
+            "drawing": self.drawing(side).to_json(),
+        }
 
     def verdict(self, passed: Mapping[str, bool]) -> str:
         """What an answer is that passed such checks, in words: the strictest it passed, or `not valid`."""

@@ -59,8 +59,8 @@ GAME = Game(
     drawing=lambda side: DRAWING,
     notation=lambda side: NOTATION,
     checks={
-        "shortest": Check("a shortest path", maze.marks_shortest_path),
-        "path": Check("a path, but not a shortest one", maze.marks_path),
+        "shortest": Check("a shortest path", "marks a shortest path", maze.marks_shortest_path),
+        "path": Check("a path, but not a shortest one", "marks a path", maze.marks_path),
     },
     # Where every shortest path is marked at once, the marks are no path.
     checkable=lambda details: details.get("paths") != "all",
