@@ -9,12 +9,15 @@ from PIL import Image
 
 import predict
 from dataset.batch import materialise
+from dataset.games import GAMES
 from dataset.task import Pair, Task
 from dataset.views import EvaluationSet
 from evaluation.adaptation import as_it_is
+from evaluation.drawing import CHANGED, RIGHT, WRONG
 from evaluation.inference import Inference
 from evaluation.report import PLACEHOLDER
 from evaluation.solver import Solver, read_task
+from evaluation.terminal import _visible
 from evaluation.thinking import AS_TRAINED
 from evaluation.voting import Candidate
 from models.act import act_steps, solve
@@ -186,7 +189,7 @@ def test_unusual_queries_are_answered_and_said(solver, tmp_path):
         "unlabelled",
     ]
     assert "query 1: the known answer is 9x9, larger than the 6x6 canvas" in solution.notes[0]
-    text = predict.text(solution, coloured=False, width=200)
+    text = predict.text(solution, GAMES["arc"], coloured=False, width=200)
     assert text.count("task mine, query") == 3 and "answer unknown" in text and solution.notes[0] in text
 
 
@@ -242,12 +245,12 @@ def test_at_most_two_attempts_stand_beside_each_other_as_far_as_the_terminal_goe
         (Pair(np.full((3, 2), 7, np.uint8), candidates[1].grid),),
     )
     solution = predict.Solution(task, "inductive", 9, [candidates], [], [])
-    wide = predict.text(solution, coloured=False, width=200).splitlines()
+    wide = predict.text(solution, GAMES["arc"], coloured=False, width=200).splitlines()
     assert wide[0] == "task t, query 0: 3 different answers in 9 views, inductive"
     assert " ".join(wide[2].split()) == "input attempt 1: wrong attempt 2: right known answer"
     assert "4 of 9 votes, halting 0.250" in wide[3] and wide[4].split("    ")[0] == "7 7"
-    narrow = predict.text(solution, coloured=True, width=30).splitlines()
-    assert max(map(predict._visible, narrow[2:])) <= 30 and sum("attempt" in line for line in narrow) == 2
+    narrow = predict.text(solution, GAMES["arc"], coloured=True, width=30).splitlines()
+    assert max(map(_visible, narrow[2:])) <= 30 and sum("attempt" in line for line in narrow) == 2
 
 
 def test_programs_read_json_alone_and_the_page_holds_the_steps(trained, tmp_path):
@@ -309,16 +312,14 @@ def test_a_timeline_frames_cells_and_plays_every_step(solver, trained, tmp_path,
     picture = np.array(Image.open(tmp_path / "t.png"))
     frames, times = read_gif(tmp_path / "t.gif")
     assert len(frames) == 3 and times == [600, 600, 2500] and "3 ACT steps" in capsys.readouterr().out
-    assert (picture == timeline.WRONG).all(axis=-1).any()
+    assert (picture == WRONG).all(axis=-1).any()
     assert Image.open(tmp_path / "t_curves.png").size[0] > 1000, "a panel each for accuracy, loss and halting"
     timeline.run(timeline.TimelineConfig(**values | {"demonstrations": True, "curves": False}))
     with_pairs = np.array(Image.open(tmp_path / "t.png"))
     assert len(with_pairs) > len(picture) and "t_curves" not in capsys.readouterr().out
     timeline.run(timeline.TimelineConfig(**values | {"diff": False, "target": False}))
     plain = np.array(Image.open(tmp_path / "t.png"))
-    assert not any(
-        (plain == colour).all(axis=-1).any() for colour in (timeline.RIGHT, timeline.WRONG, timeline.CHANGED)
-    )
+    assert not any((plain == colour).all(axis=-1).any() for colour in (RIGHT, WRONG, CHANGED))
     with pytest.raises(UserError, match="should end in .png"):
         timeline.run(timeline.TimelineConfig(**values | {"output": "t.jpg"}))
 
