@@ -97,6 +97,7 @@ class PuzzleSolver(Solver):
         records = records_of(questions, answers, protocol.name, steps)
         inputs = np.stack([task.queries[0].input for task in tasks])
         facts = self.game.facts(inputs) if self.game.facts else [None] * len(tasks)
+        attempts = [f"each view was asked in {thinking.rollouts} attempts"] if thinking.rollouts > 1 else []
         solutions = []
         for number, (task, answered, known) in enumerate(zip(tasks, answers, facts, strict=True)):
             name = label(protocol, store, tasks_seen(store, np.array([number]), respondent.trained_pairs))
@@ -108,7 +109,7 @@ class PuzzleSolver(Solver):
                     num_views=questions.num_views,
                     answers=[answered.candidates],
                     records=[records[number] | about],
-                    notes=[REMEMBERED] if name == "transductive" else [],
+                    notes=([REMEMBERED] if name == "transductive" else []) + attempts,
                     facts=known,
                 )
             )

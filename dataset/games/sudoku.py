@@ -55,9 +55,10 @@ def _notation(side: int) -> Notation:
 
 
 def _drawing(side: int) -> Drawing:
-    digits = DIGITS[:side]
+    # A model of small puzzles can answer every digit of the vocabulary, and wrong answers are drawn, too.
+    digits = DIGITS[: _vocabulary(side).symbols - 1]
     return Drawing(
-        colours=[PAPER] * (side + 1),
+        colours=[PAPER] * (len(digits) + 1),
         names=["blank", *digits],
         characters="." + digits,
         written=" " + digits,

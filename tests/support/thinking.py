@@ -25,7 +25,8 @@ def write_sudokus(folder, train: int = 2, test: int = 6, num_aug: int = 3) -> St
     total = train + test
     puzzles, answers, _ = sudoku.generate(SIZE, total, np.random.default_rng(0))
     splits = {"train": (puzzles[:train], answers[:train]), "test": (puzzles[train:], answers[train:])}
-    prints = {"train": np.arange(train, dtype=np.uint64), "test": np.arange(train, total, dtype=np.uint64)}
+    found = sudoku.fingerprints(puzzles, answers)
+    prints = {"train": found[:train], "test": found[train:]}
     write_pairs(
         folder,
         splits,
