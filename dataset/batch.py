@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from torch import Tensor
 
 from dataset import canvas
-from dataset.canvas import GridTable
+from dataset.canvas import ARC, GridTable, Vocabulary
 from dataset.store import TRAIN, Store
 from dataset.task import MAX_SIDE
 from utils.config import Config
@@ -140,17 +140,25 @@ class DataSizes:
     """What the data decides of a model's shape.
 
     seq_len: the cells of the canvas, or None when there are several canvases.
+    eos: whether the vocabulary has a token for the end of a grid.
     """
 
     vocab_size: int
     num_puzzle_identifiers: int
     seq_len: int | None
+    eos: bool = ARC.eos
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens of the grids."""
+        return Vocabulary(self.vocab_size - 1 - self.eos, self.eos)
 
     @classmethod
     def of(cls, store: Store, data: DataConfig) -> "DataSizes":
         """The sizes of a dataset on the canvases of `data`."""
         cells = data.sides[0] ** 2 if len(data.sides) == 1 else None
-        return cls(store.game.vocabulary.size, store.metadata.num_puzzle_identifiers, cells)
+        vocabulary = store.game.vocabulary
+        return cls(vocabulary.size, store.metadata.num_puzzle_identifiers, cells, vocabulary.eos)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dataset.batch import BatchData, DataSizes
-from dataset.canvas import PAD, VOCAB_SIZE
+from dataset.canvas import PAD
 from models.arch import ArchConfig
 from models.colours import looked_at
 from models.context import Context, EncoderConfig, PuzzleEmbedding
@@ -100,6 +100,7 @@ class RecursiveModel(nn.Module):
     def __init__(self, config: ArchConfig, sizes: DataSizes, encoder: EncoderConfig | None = None):
         super().__init__()
         self.config = config
+        self.vocabulary = sizes.vocabulary
         hidden = config.hidden_size
         # The order in which modules are made is that of their random draws: it belongs to what a seed means.
         self.context = build_encoder(encoder, config) if encoder else _puzzle_rows(config, sizes)
@@ -123,10 +124,6 @@ class RecursiveModel(nn.Module):
             branch = relate(hidden, config.relations)
             return AttentionBlock(hidden, config.num_heads, config.expansion, branch)
 
-        if config.relations and sizes.vocab_size != VOCAB_SIZE:
-            raise ValueError(
-                f"arch.relations={config.relations} are those of ARC grids, which this dataset has none of"
-            )
         evidence = encoder.colour_evidence if encoder else None
         self.colour_proj = Linear(hidden, hidden) if evidence is not None else None
         # All relations whose places are looked at, the core's own first.
@@ -165,7 +162,7 @@ class RecursiveModel(nn.Module):
         """`data` with the places that this model looks at, unless they are there or it looks at none."""
         if not self.place_names or PLACES in data:
             return data
-        return {**data, PLACES: places_of(self.place_names, data["inputs"])}
+        return {**data, PLACES: places_of(self.place_names, data["inputs"], self.vocabulary)}
 
     def forward(
         self,
@@ -181,7 +178,7 @@ class RecursiveModel(nn.Module):
         draws: for dropout, in the cycles without gradient, too. Without them nothing is dropped.
         """
         if self.place_names and places is None:
-            places = places_of(self.place_names, inputs)
+            places = places_of(self.place_names, inputs, self.vocabulary)
         tokens = self._embed(inputs, context, places)
         rate = self.config.dropout
         drop = partial(draws.dropped, rate=rate) if draws is not None and rate else kept

@@ -20,7 +20,7 @@ from einops import rearrange
 from pydantic import AfterValidator
 from torch import Tensor
 
-from dataset.canvas import ARC, sources
+from dataset.canvas import ARC, Vocabulary, sources
 
 NONE = -1  # in the place of a cell: there is none
 RelationName = Literal["symmetries", "neighbours", "around", "shifts", "rays", "lines", "objects", "colours"]
@@ -36,7 +36,7 @@ Relations = Annotated[list[RelationName], AfterValidator(_each_once)]
 
 
 class Grids:
-    """Where N grids stand on their canvases, read off tokens (N, L).
+    """Where N grids stand on their canvases, read off tokens (N, L) of a vocabulary.
 
     canvas: (N, C, C) tokens.
     inside: (N, C, C), the cells that belong to the grid.
@@ -44,10 +44,11 @@ class Grids:
     rows, columns: (N, 1, 1, 1), how many the grid has; zero where a canvas shows none.
     """
 
-    def __init__(self, tokens: Tensor):
+    def __init__(self, tokens: Tensor, vocabulary: Vocabulary):
+        self.vocabulary = vocabulary
         self.side = round(tokens.shape[-1] ** 0.5)
         self.canvas = rearrange(tokens, "n (r c) -> n r c", c=self.side)
-        self.inside = self.canvas >= ARC.first
+        self.inside = self.canvas >= vocabulary.first
         line = torch.arange(self.side, device=tokens.device)
         row, rows = self._along(self.inside.any(2), line)
         column, columns = self._along(self.inside.any(1), line)
@@ -114,7 +115,7 @@ def _over_the_border(reach: int) -> Callable[[Grids], Tensor]:
 
 def _rays(grids: Grids) -> Tensor:
     """The next coloured cell to the right, below, to the left and above."""
-    coloured = grids.canvas > ARC.first
+    coloured = grids.canvas > grids.vocabulary.first
     line = torch.arange(grids.side, device=grids.canvas.device)
 
     def following(cells: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ def _colours(grids: Grids) -> Tensor:
     """The first cell of the same colour."""
     tokens, cells = rearrange(grids.canvas, "n r c -> n (r c)"), grids.side**2
     number = torch.arange(cells, device=tokens.device)
-    alphabet = rearrange(torch.arange(ARC.size, device=tokens.device), "v -> v 1")
+    alphabet = rearrange(torch.arange(grids.vocabulary.size, device=tokens.device), "v -> v 1")
     first = torch.where(tokens[:, None] == alphabet, number, cells - 1).amin(2)  # (N, V)
     return grids.of_cells(rearrange(first.gather(1, tokens.long()), "n (r c) -> n r c 1", c=grids.side))
 
@@ -218,9 +219,9 @@ def chosen(places: Tensor, names: Sequence[str], wanted: Sequence[str]) -> Tenso
 
 
 @torch.no_grad()
-def places_of(names: Sequence[str], tokens: Tensor) -> Tensor:
+def places_of(names: Sequence[str], tokens: Tensor, vocabulary: Vocabulary = ARC) -> Tensor:
     """The places (N, L, R) int32 that relations name for each cell of canvases (N, L), or `NONE`."""
-    grids = Grids(tokens)
+    grids = Grids(tokens, vocabulary)
     return torch.cat([RELATIONS[name].places(grids) for name in names], dim=-1).to(torch.int32)
 
 

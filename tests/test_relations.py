@@ -9,7 +9,7 @@ import torch
 
 from dataset.augment import dihedral
 from dataset.batch import leave_one_out
-from dataset.canvas import PAD, VOCAB_SIZE, encode
+from dataset.canvas import ARC, PAD, Vocabulary, encode
 from dataset.views import EvaluationSet
 from evaluation.in_training import respondent_of
 from evaluation.lessons import lessons_of
@@ -20,11 +20,11 @@ from models.latent_search import LeaveOneOut
 from models.layers import Relate
 from models.pretrained import load_checkpoint
 from models.relations import NONE, RELATIONS, Index, places_of
-from models.trm import DataSizes, build_model
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
 from tests.support.protocols import outspoken, ttt_config
 from tests.support.relations import EVIDENCE, NAMES, ON, PREFIX
 from tests.support.runs import ROOT, Trainer, load_config
+from tests.support.thinking import write_sudokus
 from training.objectives import reconstruction_loss
 
 MIXER = ["encoder=standard", "arch.mlp_t=true", "arch.pos_encodings=none"]
@@ -289,7 +289,7 @@ def test_places_are_computed_once_per_batch_in_evaluation_and_stay_with_a_row(fe
 
     seen = []
     monkeypatch.setattr(
-        core, "places_of", lambda names, tokens: seen.append(len(tokens)) or places_of(names, tokens)
+        core, "places_of", lambda names, tokens, _: seen.append(len(tokens)) or places_of(names, tokens)
     )
     solve(model.eval(), data)
     assert seen == [4] and model.config.halt_max_steps > 1
@@ -353,10 +353,18 @@ def test_what_relations_cannot_be_is_said(overrides, words, fewshot):
         load_config(fewshot, *overrides)
 
 
-def test_relations_of_other_grids_than_arcs_are_refused(fewshot):
-    config = load_config(fewshot, "arch.relations=[symmetries]")
-    with pytest.raises(ValueError, match="ARC grids"):
-        build_model(config.arch, DataSizes(VOCAB_SIZE - 1, 1, SIDE**2), config.encoder)
+def test_the_grids_of_a_game_have_the_relations_of_the_same_arc_grids(tmp_path):
+    values = np.random.default_rng(0).integers(0, 5, (3, 16), np.uint8)
+    game, names = Vocabulary(5, eos=False), list(RELATIONS)
+    found = places_of(names, torch.from_numpy(values + game.first), game)
+    assert torch.equal(found, places_of(names, torch.from_numpy(values + ARC.first)))
+    store = write_sudokus(tmp_path / "sudoku")
+    trainer = Trainer(store, "data=sudoku", "data.buckets=[4]", "arch.relations=[neighbours]")
+    inputs = trainer.batch().data["inputs"]
+    assert torch.equal(
+        trainer.state.model.placed({"inputs": inputs})["places"],
+        places_of(["neighbours"], inputs, store.game.vocabulary),
+    )
 
 
 def test_the_names_that_a_configuration_takes_are_the_table():
