@@ -4,7 +4,7 @@ Mazes come from one of three sources:
 
   (default)      generated
   --source hub   the ancestors' Maze-Hard
-  --input-dir    its csv files in a folder
+  --input-dir    its csv files in a folder, or the .npy files that the ancestors train on
 
 If a maze has several shortest paths, a rule says which one is the answer: the one that a breadth-first search
 finds first (--paths first). All labels of Maze-Hard follow it. The rule does not turn with the maze, so that
@@ -24,8 +24,8 @@ if not __package__:  # called by its path: import from the project's folder, not
 
 from dataset import writer
 from dataset.games.maze import BREADTH_FIRST, NOTATION
-from dataset.generate import game_builder, maze, scattered_maze
-from dataset.generate.game_builder import Lines, Puzzles
+from dataset.generate import game_builder, maze, puzzle_files, scattered_maze
+from dataset.generate.puzzle_files import Lines, Puzzles
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--paths",
         choices=["first", "unique", "all", "given"],
         help="first: the one that a breadth-first search finds first (generated: default); "
-        "unique: only mazes with one shortest path; all: mark every one; given: as in the csv (its default)",
+        "unique: only mazes with one shortest path; all: mark every one; given: as in files (default)",
     )
     parser.add_argument(
         "--aug",
@@ -84,7 +84,7 @@ def make(rng: np.random.Generator, side: int, loops: float | None, least: int, p
 
 
 def check(puzzles: Puzzles, lines: Lines) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All shortest paths of the mazes of a csv file, their lengths, and which are unique.
+    """All shortest paths of the mazes of a file, their lengths, and which are unique.
 
     Raises `UserError` for the first wrong maze.
     """
@@ -99,18 +99,18 @@ def check(puzzles: Puzzles, lines: Lines) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def read(options: argparse.Namespace, paths: str) -> tuple[dict[str, Puzzles], dict[str, Any]]:
-    """The wanted mazes of csv files, and what to record of them."""
+    """The wanted mazes of files, and what to record of them."""
     splits: dict[str, Puzzles] = {}
-    record: dict[str, Any] = {}
     all_by_rule = True
-    files = game_builder.read_csv(options, lambda side, text: NOTATION.alphabet(text))
+    files = puzzle_files.read(options, lambda side, text: NOTATION.alphabet(text))
+    record: dict[str, Any] = puzzle_files.copies(files)
     for split, (puzzles, lines) in files.items():
         marked, length, unique = check(puzzles, lines)
         (first,) = game_builder.batched(lambda mazes: (maze.first_paths(mazes),), puzzles.inputs)
         by_rule = (first == puzzles.answers).all(axis=(1, 2))
         all_by_rule &= bool(by_rule.all())
-        record[f"unique_shortest_paths_{split}_csv"] = int(unique.sum())
-        record[f"labels_by_rule_{split}_csv"] = f"{by_rule.sum()} of {len(by_rule)}"
+        record[f"unique_shortest_paths_{split}_files"] = int(unique.sum())
+        record[f"labels_by_rule_{split}_files"] = f"{by_rule.sum()} of {len(by_rule)}"
         answers = {"given": puzzles.answers, "first": first}.get(paths, marked)
         wanted = (length >= options.min_path_length) & (unique | (paths != "unique"))
         splits[split] = Puzzles(puzzles.inputs, answers, length)[wanted]
@@ -140,14 +140,15 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
     }
     if generated:
         if paths == "given":
-            raise UserError("--paths given goes with csv files")
+            raise UserError("--paths given goes with the ancestors' files")
         block = partial(make, side=options.side, loops=loops, least=least, paths=paths)
         splits = game_builder.generate_splits(block, options)
         source = f"generated: maze {options.side}x{options.side}, {paths} shortest paths"
         record |= {"walls": options.walls, "loops": loops}
     else:
         splits, found = read(options, paths)
-        source, record = f"{game_builder.origin(options)}, {paths} paths", record | found
+        source, record = f"{puzzle_files.origin(options)}, {paths} paths", record | found
+        print(*(f"{name}: {value}" for name, value in found.items()), sep="\n")
     return game_builder.write(
         "maze",
         splits,

@@ -4,9 +4,9 @@ Puzzles of size 4, 6, 9 or 16 come from one of three sources:
 
   (default)      generated, with one solution each
   --source hub   the ancestors' Sudoku-Extreme
-  --input-dir    its csv files in a folder
+  --input-dir    its csv files in a folder, or the .npy files that the ancestors train on
 
-The solutions of csv files are checked, but not whether each is the only one. No test puzzle is in training,
+The solutions in files are checked, but not whether each is the only one. No test puzzle is in training,
 not even relabelled, reordered or transposed.
 """
 
@@ -23,8 +23,8 @@ if not __package__:  # called by its path: import from the project's folder, not
 
 from dataset import writer
 from dataset.games.sudoku import alphabet as of_game
-from dataset.generate import game_builder, sudoku
-from dataset.generate.game_builder import Lines, Puzzles
+from dataset.generate import game_builder, puzzle_files, sudoku
+from dataset.generate.puzzle_files import Lines, Puzzles
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
@@ -75,7 +75,7 @@ def make(rng: np.random.Generator, size: int, clues: int | None, least: int, mos
 
 
 def check(puzzles: Puzzles, lines: Lines) -> Puzzles:
-    """The puzzles of a csv file. Raises `UserError` for the first wrong one."""
+    """The puzzles of a file. Raises `UserError` for the first wrong one."""
     side = puzzles.inputs.shape[-1]
     if len(puzzles) and side not in sudoku.BOXES:
         sizes = ", ".join(map(str, sudoku.BOXES))
@@ -109,12 +109,15 @@ def build(options: argparse.Namespace) -> dict[str, Puzzles]:
             "difficulty": "guesses beyond singles",
         }
     else:
-        files = game_builder.read_csv(
-            options, alphabet, lambda rating: least <= rating <= (rating if most is None else most)
+        filters = least > 0 or most is not None
+        files = puzzle_files.read(
+            options,
+            alphabet,
+            (lambda rating: least <= rating <= (rating if most is None else most)) if filters else None,
         )
         splits = {split: check(*file) for split, file in files.items()}
-        source = game_builder.origin(options)
-        record |= {"difficulty": "rating of the csv files"}
+        source = puzzle_files.origin(options)
+        record |= {"difficulty": "rating of the csv files; 0 in .npy files"} | puzzle_files.copies(files)
     return game_builder.write(
         "sudoku",
         splits,

@@ -143,7 +143,7 @@ def test_what_cannot_be_generated_is_refused(written, monkeypatch):
         ),
         (build_sudoku_dataset, ("--revision", "x"), "--revision goes with --source hub"),
         (build_maze_dataset, ("--input-dir", "x", "--side", 9), "--side goes with --source generated"),
-        (build_maze_dataset, ("--paths", "given"), "goes with csv files"),
+        (build_maze_dataset, ("--paths", "given"), "goes with the ancestors"),
         (build_maze_dataset, ("--side", 4), "--side >= 5"),
         (build_maze_dataset, ("--workers", 0), "--workers must be >= 1"),
         (build_maze_dataset, ("--seed", -1), "--seed must be >= 0"),
@@ -203,8 +203,8 @@ def test_the_ancestors_maze_files_are_read_and_marked_as_asked(paths, marks, wri
     drawn = [int((answer == maze.PATH).sum()) for answer in call.splits["train"][1]]
     assert drawn == marks and call.details["paths"] == paths
     assert (
-        call.details["unique_shortest_paths_train_csv"] == 1
-        and call.details["unique_shortest_paths_test_csv"] == 1
+        call.details["unique_shortest_paths_train_files"] == 1
+        and call.details["unique_shortest_paths_test_files"] == 1
     )
     with pytest.raises(UserError, match="no puzzle is left in the test split"):
         build(build_maze_dataset, written, "--input-dir", tmp_path, "--paths", paths, "--min-path-length", 3)
@@ -212,6 +212,56 @@ def test_the_ancestors_maze_files_are_read_and_marked_as_asked(paths, marks, wri
 
 EASY = sudoku_rows(1, 0)[0]
 Q, A = EASY.split(",")[1:3]
+
+
+def write_npy(folder: Path, inputs: np.ndarray, answers: np.ndarray, copies: int = 1) -> Path:
+    """Both splits in the layout that the ancestors train on: `copies` examples of each puzzle."""
+    for split in ("train", "test"):
+        (folder / split).mkdir(parents=True)
+        examples = np.arange(len(inputs) * copies + 1, dtype=np.int32)
+        arrays = {"inputs": inputs, "labels": answers}
+        tokens = {name: grids.reshape(len(grids), -1) + 1 for name, grids in arrays.items()}
+        tokens = {name: np.repeat(rows, copies, axis=0) for name, rows in tokens.items()}
+        tokens |= {"puzzle_indices": examples, "group_indices": examples[::copies]}
+        for name, array in tokens.items():
+            np.save(folder / split / f"all__{name}.npy", array)
+    return folder
+
+
+def test_the_arrays_that_ancestors_train_on_are_read_without_their_copies(written, tmp_path):
+    puzzles, answers, _ = sudoku.generate(9, 12, np.random.default_rng(0))
+    write_npy(tmp_path, puzzles[:4], answers[:4], copies=3)
+    others = write_npy(tmp_path / "others", puzzles[4:], answers[4:])
+    (tmp_path / "train").rename(tmp_path / "unused")
+    (others / "train").rename(tmp_path / "train")
+    call = build(build_sudoku_dataset, written, "--input-dir", tmp_path)
+    assert np.array_equal(call.splits["test"][0], puzzles[:4])
+    assert np.array_equal(call.splits["train"][1], answers[4:])
+    assert call.details["copies_test_files"] == 8 and "copies_train_files" not in call.details
+    with pytest.raises(UserError, match="hold no rating"):
+        build(build_sudoku_dataset, written, "--input-dir", tmp_path, "--min-difficulty", 1)
+    tokens = (answers[:4] + 1).repeat(3, 0).reshape(12, 81)
+    tokens[3:6] = 0
+    np.save(tmp_path / "test" / "all__labels.npy", tokens)
+    with pytest.raises(UserError, match="example 3: labels has a token that is no cell"):
+        build(build_sudoku_dataset, written, "--input-dir", tmp_path)
+    np.save(tmp_path / "test" / "all__group_indices.npy", np.arange(9))
+    with pytest.raises(UserError, match="do not belong together"):
+        build(build_sudoku_dataset, written, "--input-dir", tmp_path)
+
+
+def test_arrays_of_mazes_say_how_many_labels_follow_the_rule(written, tmp_path, capsys):
+    mazes = maze.generate(7, 60, 0.3, 4, np.random.default_rng(1))
+    paths = maze.first_paths(mazes)
+    write_npy(tmp_path / "m", mazes[:5], paths[:5])
+    tokens = mazes[5:].reshape(len(mazes) - 5, -1) + 1
+    for name, array in (("inputs", tokens), ("labels", paths[5:].reshape(tokens.shape) + 1)):
+        np.save(tmp_path / "m" / "train" / f"all__{name}.npy", array)
+    for name in ("puzzle_indices", "group_indices"):
+        np.save(tmp_path / "m" / "train" / f"all__{name}.npy", np.arange(len(tokens) + 1))
+    call = build(build_maze_dataset, written, "--input-dir", tmp_path / "m")
+    assert call.details["labels"] == "breadth_first"
+    assert f"labels_by_rule_train_files: {len(tokens)} of {len(tokens)}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
