@@ -37,6 +37,7 @@ from utils.errors import reports_user_errors
 
 STEPS = 3  # after the first one; the fastest counts
 CELL_GROUPS = 10  # each costs a backward pass
+STEP_GROUPS = 64  # of samples at every ACT step, the most that UPGrad takes
 PUZZLES = 1000
 HEAD = 64  # channels of a head
 
@@ -47,7 +48,7 @@ def configuration(split: str, hidden: int, options: argparse.Namespace) -> Pretr
     if "cell" in SPLITS[split]:
         groups = CELL_GROUPS
     elif "sample" in SPLITS[split]:
-        groups = options.groups
+        groups = options.groups or (STEP_GROUPS if "step" in SPLITS[split] else None)
     own = [
         "experiment=trm_sudoku",
         f"arch.hidden_size={hidden}",
@@ -107,7 +108,7 @@ def main() -> None:
     add("--hidden", default="128,512", help="widths, with commas between them (default: %(default)s)")
     add("--batch", type=int, default=16, help="samples of an update (default: %(default)s)")
     add("--side", type=int, default=9, help="of the canvas (default: %(default)s)")
-    add("--groups", type=int, help="of samples; left out: every sample is an objective")
+    add("--groups", type=int, help="of samples; left out: every sample is one, 64 groups over ACT steps")
     add("--mode", default="act", help="of the splits that need no other (default: %(default)s)")
     add("--splits", default=splits, help="with commas between them (default: all)")
     add("--device", default="auto", help="auto, cpu or cuda")
