@@ -8,6 +8,7 @@ Shapes: B rows of a batch.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from models.fused import Fused
 
 WORD = 0xFFFFFFFF  # words of 32 bits are held in int64, so that no product of theirs overflows
+Word = TypeVar("Word", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Draws:
         return mixed(self.keys ^ mixed(self.count))
 
 
-def mixed(x):
+def mixed(x: Word) -> Word:
     """A hash of words, a number or a tensor, that no other word shares.
 
     Source: the constants of "hash-prospector", found by Chris Wellons and users of that program.

@@ -44,7 +44,10 @@ def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tens
         ("etrm memory", ["objective.split=loss_terms", "objective.aggregator=mean"]),
         ("etrm memory", ["mode=supervised", "objective.split=supervision", "objective.aggregator=sum"]),
         ("etrm prefix", ["objective.split=instance", "objective.aggregator=mean", "freeze_decoder_steps=2"]),
-        ("etrm memory", ["mode=cached", "objective.split=instance", "objective.aggregator=sum"]),
+        (
+            "etrm memory",
+            ["mode=cached", "arch.dropout=0.2", "objective.split=instance", "objective.aggregator=sum"],
+        ),
         (
             "etrm memory",
             [
@@ -83,6 +86,7 @@ def trained(trainer: Trainer, updates: int) -> tuple[list[float], dict[str, Tens
                 "mode=fct",
                 "mode.num_act_steps=2",
                 "arch.halt_max_steps=2",
+                "arch.dropout=0.2",
                 "objective.split=instance",
                 "objective.aggregator=mean",
             ],
