@@ -1,10 +1,14 @@
 """Sudoku: unique solutions, difficulty, symmetries and fingerprints."""
 
 import itertools
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dataset.games import GAMES
+from dataset.games.notation import read_puzzles
 from dataset.generate import sudoku
 from tests.support.grids import puzzle_of
 
@@ -165,3 +169,15 @@ def test_sudoku_fingerprints_are_equal_exactly_for_symmetric_puzzles_of_size_4()
     ]
     prints = sudoku.fingerprints(puzzles, answers).tolist()
     assert len(set(canonical)) == len(set(prints)) == len(set(zip(canonical, prints, strict=True))) < 40
+
+
+@pytest.mark.skipif(
+    "SUDOKU_LIST" not in os.environ, reason="SUDOKU_LIST names no file of puzzles with one solution"
+)
+def test_a_list_of_hard_puzzles_is_read_and_solved():
+    path, game = os.environ["SUDOKU_LIST"], GAMES["sudoku"]
+    puzzles = read_puzzles(Path(path).read_text(encoding="utf-8"), path, game.notation(9), 9)
+    questions = np.stack([puzzle.question for puzzle in puzzles])
+    solutions, _, answers = sudoku.solve(questions)
+    assert (solutions == 1).all() and sudoku.solves(questions, answers).all()
+    assert {fact.words for fact in game.facts(questions)} == {"one solution"}
