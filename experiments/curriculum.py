@@ -36,7 +36,7 @@ BUILDS = {
     4: "--size 4 --clues 6 --train-puzzles 3000 --test-puzzles 300",
     6: "--size 6 --train-puzzles 3000 --test-puzzles 500",
 }
-STEPS = {4: 120, 6: 800}  # of plain training, which does not solve everything by then
+STEPS = {4: 120, 6: 600}  # of plain training, which does not solve everything by then
 SETTINGS = ("plain", "curriculum")
 
 
