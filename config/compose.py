@@ -89,6 +89,18 @@ def _compose_as_typed(
     return compose(config_name, _as_typed(schema, overrides))
 
 
+def as_overrides(values: dict[str, Any]) -> list[str]:
+    """Plain values as overrides that mean exactly them."""
+    return [f"{key}={as_text(value)}" for key, value in values.items()]
+
+
+def as_text(value: Any) -> str:
+    """A plain value as it is typed on a command line."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return repr(value) if isinstance(value, float) else str(value)
+
+
 def compose(config_name: str, overrides: list[str]) -> tuple[DictConfig, list[str]]:
     """The composed configuration and the overrides without needless `+`, paths quoted. Raises `UserError` for
     what does not exist."""

@@ -237,7 +237,7 @@ class Session:
         return store.trained_on(data.augmentation, data.max_train_groups)
 
     def folder(self) -> Path:
-        """The named output folder, or one inside the run folder, named after checkpoint, split and protocol.
+        """The named output folder, or one of the model's, named after checkpoint, split and protocol.
 
         A number is added where that one holds an evaluation with other settings, which is not replaced.
         """
@@ -247,9 +247,9 @@ class Session:
         other_data = f"-{Path(config.data_path).name}" if config.data_path else ""
         how = f"-{config.protocol.name}" if adaptation_class(config.protocol).adapts else ""
         name = f"step_{trained.step}-{config.weights}-{config.split}{other_data}{how}"
-        evaluations = trained.run_folder / "evaluations"
         numbered = (
-            evaluations / (f"{name}-{number}" if number > 1 else name) for number in itertools.count(1)
+            trained.evaluations / (f"{name}-{number}" if number > 1 else name)
+            for number in itertools.count(1)
         )
         return next(folder for folder in numbered if self._may_replace(folder))
 

@@ -32,10 +32,12 @@ from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.trained_model import AskedDtype, TrainedModel
 from evaluation.voting import Candidate
 from models.core import RecursiveModel
+from utils import checkpoint, hub
 from utils.config import Config
 from utils.device import choose_device
 from utils.distributed import World
 from utils.errors import UserError, nearest
+from utils.files import sha256_of
 
 SUBSET = "asked"
 
@@ -98,14 +100,21 @@ class Solver:
         weights: str = "ema",
         device: str = "auto",
         forward_dtype: AskedDtype = "checkpoint",
+        revision: str | None = None,
+        sha256: str | None = None,
     ) -> "Solver":
-        """The model of a checkpoint folder, or of a run folder's newest checkpoint.
+        """The model of a checkpoint folder, of a run folder's newest checkpoint, or of `owner/name`, a hub's.
 
         forward_dtype: of its activations; `checkpoint`: as in training, `auto`: the faster one on the device.
+        revision: a commit, tag or branch on the hub. sha256: what the file of the weights has to have.
         Raises `UserError` for one that knows its tasks otherwise than by their demonstrations.
         """
         where = choose_device(device, World())
-        return cls.of(TrainedModel.load(path, weights, where, forward_dtype), where)
+        trained = TrainedModel.load(hub.reference(path, revision), weights, where, forward_dtype)
+        found = None if sha256 is None else sha256_of(trained.path / checkpoint.WEIGHTS[weights])
+        if found != sha256:
+            raise UserError(f"the weights of {path} have SHA-256 {found}, not {sha256}")
+        return cls.of(trained, where)
 
     @classmethod
     def of(cls, trained: TrainedModel, device: torch.device) -> "Solver":

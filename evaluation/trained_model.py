@@ -12,7 +12,7 @@ from dataset.layouts import LAYOUTS, Layout
 from models.core import RecursiveModel
 from models.losses import ObjectiveConfig
 from models.pretrained import load_checkpoint, trained_config
-from utils import checkpoint
+from utils import checkpoint, hub
 from utils.device import faster_dtype
 
 AskedDtype = Literal["checkpoint", "auto", "float32", "bfloat16"]
@@ -36,7 +36,8 @@ class TrainedModel:
     def load(
         cls, path: str | Path, weights: str, device: torch.device, forward_dtype: AskedDtype = "checkpoint"
     ) -> "TrainedModel":
-        """The model of a checkpoint folder, of a run folder's newest checkpoint, or of `<run folder>/best`.
+        """The model of a checkpoint folder, of a run folder's newest checkpoint, of `<run folder>/best`, or
+        of `hub:owner/name@revision`.
 
         device: where the caller will put it. forward_dtype: of its activations; `checkpoint`: as in training,
         `auto`: the faster one on the device.
@@ -58,6 +59,14 @@ class TrainedModel:
     def run_folder(self) -> Path:
         """The folder of the run that the checkpoint belongs to."""
         return self.path.parent.parent
+
+    @property
+    def evaluations(self) -> Path:
+        """Where its evaluations go unless another folder is named. A cache is no place for results."""
+        if not self.run_folder.is_relative_to(hub.cache_folder()):
+            return self.run_folder / "evaluations"
+        name = self.run_folder.relative_to(hub.cache_folder())
+        return Path("runs") / "hub" / "-".join(name.parts) / "evaluations"
 
     @property
     def step(self) -> int:

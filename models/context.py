@@ -268,4 +268,4 @@ class PuzzleEmbedding(ContextModule):
             rows.requires_grad_()
             self.gathered.append((identifiers, rows))
         padded = F.pad(rows.to(self.dtype), (0, self.length * self.hidden_size - rows.shape[-1]))
-        return Context(prefix=rearrange(padded, "b (p d) -> b p d", p=self.length))
+        return Context(prefix=rearrange(padded, "b (p d) -> b p d", d=self.hidden_size))

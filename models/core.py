@@ -349,11 +349,7 @@ def at_depth(model: RecursiveModel, cycles: tuple[int, int] | None) -> Iterator[
 
 
 def _puzzle_rows(config: ArchConfig, sizes: DataSizes) -> PuzzleEmbedding:
-    if not config.puzzle_emb_ndim:
-        raise ValueError(
-            "arch.puzzle_emb_ndim must be at least 1: "
-            "without an encoder the task is known only by its puzzle row"
-        )
+    # A row of no numbers is that of a model which was told nothing of its task: nano-trm's, for one rule.
     return PuzzleEmbedding(
         sizes.num_puzzle_identifiers,
         config.puzzle_emb_ndim,

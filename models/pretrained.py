@@ -16,10 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
-from yaml import YAMLError
 
 from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
@@ -28,20 +25,12 @@ from models.arch import ForwardDtype
 from models.context import EncoderConfig, PuzzleEmbedding
 from models.core import RecursiveModel
 from models.encoders import encoder_config
+from models.foreign import ROWS, read_foreign
 from models.trm import arch_config, build_model
-from utils import checkpoint
+from utils import checkpoint, hub
 from utils.config import Config
 from utils.errors import UserError
-from utils.files import read_json
 
-# What compiling, wrapping and the original's loss head put before a name.
-_PREFIXES = ("_orig_mod.", "module.", "model.", "inner.")
-_RENAMED = {
-    "embed_tokens.embedding_weight": "embed_tokens.weight",
-    "embed_pos.embedding_weight": "embed_pos.weight",
-    "puzzle_emb.weights": "context.weights",
-}
-_ROWS = "context.weights"
 # Settings that some checkpoints are older than, with the values under which a model is what it was then.
 _YOUNGER_ARCH: dict[str, Any] = {"relations": [], "dropout": 0.0, "carry_noise": 0.0}
 _YOUNGER_OBJECTIVE: dict[str, Any] = {"differential_weight": 0.0}
@@ -116,28 +105,6 @@ class DecoderReport:
         lines += [f"skipped {reasons.count(reason)}: {reason}" for reason in dict.fromkeys(reasons)]
         lines += [f"differs: {text}" for text in self.differing]
         return "\n".join(lines)
-
-
-def load_original(path: Path) -> dict[str, Tensor]:
-    """The state dict of an original TRM checkpoint, compiled or not, as float32 under our names.
-
-    Raises `UserError` when the file is missing, truncated or no state dict.
-    """
-    state = checkpoint.load_torch(path)
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} is not a state dict: expected names mapped to tensors")
-    return {_our_name(name): value.float() for name, value in state.items()}
-
-
-def original_name(name: str) -> str:
-    """The original's name (below `model.inner.`) of one of our parameters."""
-    return {ours: theirs for theirs, ours in _RENAMED.items()}.get(name, name)
-
-
-def _our_name(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return _RENAMED.get(name, name)
 
 
 def trained_config(info: dict[str, Any]) -> dict[str, Any]:
@@ -219,7 +186,7 @@ def load_decoder(model: RecursiveModel, config: PretrainedConfig, identifiers: l
     for name, value in source.weights.items():
         if reason := _reason_to_skip(name, own, model, config):
             report.skipped[name] = reason
-        elif name == _ROWS:
+        elif name == ROWS:
             new[name] = _matched_rows(value, own[name], source, identifiers, report)
         elif value.shape != own[name].shape:
             here, there = tuple(own[name].shape), tuple(value.shape)
@@ -246,7 +213,7 @@ def _reason_to_skip(
     name: str, own: dict[str, Tensor], model: RecursiveModel, config: PretrainedConfig
 ) -> str | None:
     """Why a weight of the file has no place among the model's `own`, whatever its shape; None: it has one."""
-    if name == _ROWS:
+    if name == ROWS:
         if not isinstance(model.context, PuzzleEmbedding):
             return "puzzle rows: this model has an encoder"
         return None if config.pretrained_puzzle_rows == "match" else "puzzle rows, as configured"
@@ -260,31 +227,17 @@ def _reason_to_skip(
 
 
 def _open(path: Path) -> Source:
-    """Read a checkpoint or run folder of ours, or an original's file.
-
-    Beside an original's file `all_config.yaml` and `identifiers.json` may lie.
-    """
+    """Read a checkpoint or run folder of ours, or another system's file (models/foreign.py)."""
     if _is_checkpoint(path):
         folder = checkpoint.resolve(path)
         info = checkpoint.load_info(folder)
         # The averaged weights are those that evaluations report.
-        which = "ema" if (folder / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
+        which = checkpoint.best_kind(folder)
         weights, config = checkpoint.load_weights(folder, which), trained_config(info)
         return Source(folder, weights, which, config["arch"], _trained_names(info), config["encoder"])
-    settings_file = path.with_name("all_config.yaml")
-    settings: dict[str, Any] | None = None
-    if settings_file.is_file():
-        try:
-            read: Any = OmegaConf.to_container(OmegaConf.load(settings_file))
-            settings = dict(read["arch"])
-            settings["name"] = settings["name"].split("@")[0].rsplit(".", 1)[-1]
-        except (OmegaConfBaseException, YAMLError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{settings_file} is no configuration of a TRM: {str(error).splitlines()[0]}"
-            ) from None
-    return Source(
-        path, load_original(path), "the file's", settings, _names(path.with_name("identifiers.json"))
-    )
+    foreign = read_foreign(path)
+    which = "the file's" if foreign.averaged is None else "ema"
+    return Source(path, foreign.best, which, foreign.settings, foreign.identifiers)
 
 
 def pairs_behind(path: Path) -> np.ndarray:
@@ -296,12 +249,9 @@ def pairs_behind(path: Path) -> np.ndarray:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    """Whether `path` is one of this framework, rather than an original's file. `RUN/best` is only a name."""
-    return path.is_dir() or (path.name == checkpoint.BEST and path.parent.is_dir())
-
-
-def _names(path: Path) -> list[str] | None:
-    return read_json(path) if path.is_file() else None
+    """Whether `path` is one of this framework, rather than an original's file. `RUN/best` is only a name, and
+    so is one of the hub."""
+    return hub.is_reference(path) or path.is_dir() or (path.name == checkpoint.BEST and path.parent.is_dir())
 
 
 def _trained_names(info: dict[str, Any]) -> list[str] | None:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from dataset.canvas import IGNORE_LABEL_ID
 from models.act import Answer, act_step, exploration, initial_carry
+from models.foreign import load_original
 from models.layers import Attention, Embedding, rms_norm, swiglu_width, truncated_normal
 from models.losses import act_loss, answer_metrics, softmax_cross_entropy, stablemax_cross_entropy
 from models.positions import rotary_line, rotary_square
-from models.pretrained import load_original
 from models.trm import RecursiveModel
 from tests.golden import check as golden
 from tests.support.models import OBJECTIVE, episodes, make_model, one_loss

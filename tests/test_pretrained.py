@@ -16,7 +16,8 @@ from dataset.batch import DataSizes
 from dataset.leaks import UNKNOWN_PAIRS
 from models.act import solve
 from models.core import RecursiveModel
-from models.pretrained import load_checkpoint, load_decoder, load_original, pairs_behind
+from models.foreign import load_original
+from models.pretrained import load_checkpoint, load_decoder, pairs_behind
 from models.trm import build_model
 from tests.support.architectures import CYCLES, GOLDEN, config_of
 from tests.support.grids import write_store

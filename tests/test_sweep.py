@@ -242,7 +242,7 @@ def test_several_processes_of_a_run_go_through_torchrun():
 
 def test_values_reach_a_run_exactly():
     values = {"a": 0.1 + 0.2, "b": True, "c": None, "d": 3, "e": "memory", "f": 1e-05}
-    assert sweep_space.texts(values) == [
+    assert compose.as_overrides(values) == [
         "a=0.30000000000000004",
         "b=true",
         "c=null",

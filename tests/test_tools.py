@@ -15,6 +15,7 @@ from tools import checkpoint as tool
 from tools import jobs
 from utils import checkpoint
 from utils.errors import Stopped, UserError
+from utils.files import sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,14 @@ def test_an_average_is_the_mean_of_the_weights_and_can_be_evaluated_and_asked(tr
     for name, value in mean.items():
         assert torch.allclose(value, (one[name] + other[name]) / 2, atol=1e-7), name
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
-    assert checkpoint.load_info(path)["average_of"] == [str(step) for step in steps]
+    origin = checkpoint.load_info(path)["average_of"]
+    assert [one["path"] for one in origin] == [str(step) for step in steps]
+    assert [one["step"] for one in origin] == [2, 4] and {one["weights"] for one in origin} == {"ema"}
+    assert [one["sha256"] for one in origin] == [sha256_of(step / "ema.safetensors") for step in steps]
+    raw = checkpoint.load_weights(tool.average(steps, tmp_path / "raw", "raw"), "ema")["lm_head.weight"]
+    assert torch.allclose(
+        raw, sum(checkpoint.load_weights(step, "raw")["lm_head.weight"] for step in steps) / 2
+    )
     assert checkpoint.damage(path) == ""
     evaluate_here(f"checkpoint={tmp_path / 'mean'}", "num_views=1", "controls=[]")
     Solver.from_pretrained(tmp_path / "mean", device="cpu").solve(fewshot.task(0), num_views=1)

@@ -1,15 +1,15 @@
-"""Look into a checkpoint, or average several.
+"""Look into checkpoints, compare them, average them, and take over those of other systems.
 
     python -m tools.checkpoint inspect runs/first
+    python -m tools.checkpoint diff runs/first runs/second
     python -m tools.checkpoint average runs/first/checkpoints/step_900 runs/second --output runs/mean
+    python -m tools.checkpoint convert step_518071 --output runs/original --data data/arc1-puzzle
 
-- inspect: what a checkpoint holds. These are its step, its configuration, statistics of every tensor, numbers
-  that are not finite, and damage. The path is that of a checkpoint, of a run, or of an original TRM's or
-  HRM's file.
-- average: the mean of the weights of several checkpoints of one model, as a checkpoint to evaluate and to
-  ask.
+inspect and diff also read files of the original TRM, HRM, the first ETRM and nano-trm; convert makes them
+checkpoints. docs/training.md says more.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -22,12 +22,15 @@ from torch import Tensor
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from models.pretrained import load_original
+from models.foreign import read_foreign
+from models.pretrained import trained_config
+from tools import checkpoint_diff
+from tools.checkpoint_convert import convert
 from utils import checkpoint
 from utils.arguments import parser_of
 from utils.distributed import World
 from utils.errors import UserError, reports_user_errors
-from utils.files import as_json
+from utils.files import as_json, sha256_of
 
 SHOWN = 12  # tensors of a terminal's table; --json has them all
 
@@ -49,11 +52,18 @@ def statistics(value: Tensor) -> dict[str, Any]:
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """What is in a checkpoint or in an original's file, as JSON values. Raises `UserError`."""
+    """What is in a checkpoint or in another system's file, as JSON values. Raises `UserError`."""
     weights: dict[str, dict[str, Tensor]]
     if path.is_file():
-        weights = {"the file's": load_original(path)}
-        about: dict[str, Any] = {"path": str(path), "kind": "a state dict of the original TRM or HRM"}
+        foreign = read_foreign(path)
+        weights = {"raw" if foreign.averaged else "the file's": foreign.weights}
+        weights |= {"ema": foreign.averaged} if foreign.averaged else {}
+        about: dict[str, Any] = {
+            "path": str(path),
+            "kind": f"a file of {foreign.kind}",
+            "game": foreign.game,
+            "settings": foreign.settings,
+        }
     else:
         path = checkpoint.resolve(path)
         info = checkpoint.load_info(path)
@@ -91,6 +101,12 @@ def lines_of(about: dict[str, Any]) -> list[str]:
             f"files: {files}",
             f"damage: {about['damage'] or 'none'}",
         ]
+        if origin := about.get("converted_from"):
+            lines.append(f"converted from {origin['path']}, a file of {origin['kind']}, {origin['sha256']}")
+        lines += [f"mean of {one['path']} ({one['weights']})" for one in about.get("average_of", [])]
+    elif about["settings"]:
+        settings = ", ".join(f"{key} {value}" for key, value in about["settings"].items())
+        lines.append(f"vocabulary of {about['game'] or 'no game'}; {settings}")
     for which, tensors in about["weights"].items():
         lines += ["", *_table(which, tensors)]
     return lines
@@ -115,22 +131,23 @@ def _table(which: str, tensors: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def average(paths: list[Path], output: Path) -> Path:
+def average(paths: list[Path], output: Path, which: str | None = None) -> Path:
     """Write the mean of several checkpoints of one model as a checkpoint in `output`, and return its path.
 
-    The mean is taken of the averaged weights where a checkpoint has them. Optimizers and carries have no
-    mean and are left out: the result can be evaluated, asked and started from, but not resumed. Raises
-    `UserError` for checkpoints of different models.
+    which: raw or ema; None: of each checkpoint what an evaluation would use. Optimizers and carries have no
+    mean and are left out: the result can be evaluated, asked and started from, but not resumed. Its
+    `average_of` says of what it is the mean. Raises `UserError` for checkpoints of different models.
     """
     found = [checkpoint.resolve(path) for path in paths]
     infos = [checkpoint.load_info(path) for path in found]
     for path, info in zip(found[1:], infos[1:], strict=True):
         for part in ("arch", "encoder"):
-            if info["config"][part] != infos[0]["config"][part]:
+            if trained_config(info)[part] != trained_config(infos[0])[part]:
                 raise UserError(f"{path} is another model than {found[0]}: their settings of {part} differ")
         if info["sizes"] != infos[0]["sizes"]:
             raise UserError(f"{path} was trained on data of other sizes than {found[0]}")
-    weights = [checkpoint.load_weights(path, _best_kind(path)) for path in found]
+    kinds = [which or checkpoint.best_kind(path) for path in found]
+    weights = [checkpoint.load_weights(path, kind) for path, kind in zip(found, kinds, strict=True)]
     mean = {name: _mean([tensors[name] for tensors in weights]) for name in weights[0]}
     # What any of them has seen, the mean has seen.
     pairs = np.unique(np.concatenate([checkpoint.load_trained_pairs(path) for path in found]))
@@ -138,15 +155,22 @@ def average(paths: list[Path], output: Path) -> Path:
     # `save` writes the first four anew, and the scores are of other weights.
     own = ("format", "step", "world_size", "sha256", "scores")
     info = {key: value for key, value in last.items() if key not in own}
-    info |= {"average_of": [str(path) for path in found], "scores": {}}
+    info |= {"scores": {}, "average_of": [_origin(*one) for one in zip(found, infos, kinds, strict=True)]}
     shared = {"trained_pairs": torch.from_numpy(pairs.view(np.int64))}
     content = checkpoint.Content({"raw": {}, "ema": mean}, shared, {}, info)
     return checkpoint.save(output / "checkpoints", last["step"], World(), content, checkpoint.Keep(newest=1))
 
 
-def _best_kind(path: Path) -> str:
-    """The kind of weights that an evaluation would use."""
-    return "ema" if (path / checkpoint.WEIGHTS["ema"]).is_file() else "raw"
+def _origin(path: Path, info: dict[str, Any], which: str) -> dict[str, Any]:
+    """Where one of the averaged weights is from."""
+    return {
+        "path": str(path),
+        "step": info["step"],
+        "weights": which,
+        "sha256": sha256_of(path / checkpoint.WEIGHTS[which]),
+        "seed": info["config"].get("seed"),
+        "git_commit": info["git_commit"],
+    }
 
 
 def _mean(values: list[Tensor]) -> Tensor:
@@ -159,17 +183,38 @@ def _mean(values: list[Tensor]) -> Tensor:
     return values[0]
 
 
-@reports_user_errors
-def main() -> None:
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = parser_of("tools.checkpoint", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    a_path = "a checkpoint, a run, or another system's file"
     looking = commands.add_parser("inspect", help="what a checkpoint holds")
-    looking.add_argument("path", type=Path, help="a checkpoint, a run, or an original's file")
-    looking.add_argument("--json", action="store_true", help="everything, as JSON")
+    looking.add_argument("path", type=Path, help=a_path)
+    comparing = commands.add_parser("diff", help="what two checkpoints differ in")
+    comparing.add_argument("paths", type=Path, nargs=2, metavar="path", help=a_path)
     averaging = commands.add_parser("average", help="the mean of several checkpoints")
     averaging.add_argument("paths", type=Path, nargs="+", metavar="path", help="checkpoints or runs")
-    averaging.add_argument("--output", type=Path, required=True, help="a run folder to be made")
-    options = parser.parse_args()
+    taking = commands.add_parser("convert", help="another system's file as a checkpoint")
+    taking.add_argument("path", type=Path, help="a file of the original TRM, HRM, the first ETRM or nano-trm")
+    data = "a dataset, with whose puzzles the rows of the file are matched by name"
+    taking.add_argument("--data", type=Path, metavar="FOLDER", help=data)
+    encoder = "of a first ETRM only the recursion, beside a new encoder"
+    taking.add_argument("--fresh-encoder", metavar="NAME", help=encoder)
+    settings = "of the model, where the file does not tell"
+    taking.add_argument("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help=settings)
+    for command in (looking, comparing):
+        command.add_argument("--json", action="store_true", help="everything, as JSON")
+    for command in (comparing, averaging):
+        which = "which weights (default: averaged ones, if there are any)"
+        command.add_argument("--weights", choices=list(checkpoint.WEIGHTS), help=which)
+    for command in (averaging, taking):
+        command.add_argument("--output", type=Path, required=True, help="a run folder to be made")
+    return parser.parse_args()
+
+
+@reports_user_errors
+def main() -> None:
+    options = parse_arguments()
     if options.command == "inspect":
         about = inspect(options.path)
         print(json.dumps(as_json(about), indent=1) if options.json else "\n".join(lines_of(about)))
@@ -177,10 +222,23 @@ def main() -> None:
         broken = any(statistic["not_finite"] for statistic in found)
         if broken or about.get("damage"):
             sys.exit(2)
-        return
-    if len(options.paths) < 2:
-        raise UserError("an average takes at least two checkpoints")
-    print(f"{average(options.paths, options.output)}: the mean of {len(options.paths)} checkpoints")
+    elif options.command == "diff":
+        both = [checkpoint_diff.held(path, options.weights) for path in options.paths]
+        found = checkpoint_diff.diff(*both)
+        print(
+            json.dumps(as_json(found), indent=1)
+            if options.json
+            else "\n".join(checkpoint_diff.lines_of(found))
+        )
+    elif options.command == "convert":
+        encoder = options.fresh_encoder
+        path = convert(options.path, options.output, options.data, encoder, options.overrides)
+        print(f"{path}: python evaluate.py checkpoint={options.output}")
+    else:
+        if len(options.paths) < 2:
+            raise UserError("an average takes at least two checkpoints")
+        path = average(options.paths, options.output, options.weights)
+        print(f"{path}: the mean of {len(options.paths)} checkpoints")
 
 
 if __name__ == "__main__":

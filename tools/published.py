@@ -1,8 +1,10 @@
 """Fetch and verify a published checkpoint.
 
     python -m tools.published arc_v1 --output-dir checkpoints/published
+    python -m tools.published hub:owner/name@revision
 
-The checkpoints are the ARC Prize verification runs of the original TRM at a pinned revision
+A model that this framework has published is named as in checkpoint=hub:owner/name@revision, and kept in a
+cache. The others are the ARC Prize verification runs of the original TRM at a pinned revision
 (huggingface.co/arcprize/trm_arc_prize_verification). The command writes the weights and all_config.yaml to
 the folder NAME in the output folder, and prints the path, size and SHA-256 of each. Weights without the
 published size and SHA-256 are not kept; the configuration is pinned by the revision alone. A file that is
@@ -14,6 +16,7 @@ import hashlib
 import os
 import sys
 import urllib.request
+from argparse import ArgumentTypeError
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +25,7 @@ from urllib.error import URLError
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from utils import checkpoint, hub
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 from utils.files import sha256_of, write_atomically
@@ -124,6 +128,15 @@ def check(path: Path, expected: Published, size: int, sha256: str, then: str) ->
         )
 
 
+def known(text: str) -> str:
+    """A name on the hub, or one of `CHECKPOINTS`."""
+    if not hub.is_reference(text) and text not in CHECKPOINTS:
+        raise ArgumentTypeError(
+            f"{text} is none of {', '.join(CHECKPOINTS)}, nor {hub.PREFIX}owner/name@revision"
+        )
+    return text
+
+
 def start_from(weights: Path, data: str) -> str:
     """The command that trains an ETRM from these weights."""
     # The positions and cycles that the weights were trained with; others would be refused.
@@ -135,9 +148,15 @@ def start_from(weights: Path, data: str) -> str:
 def main() -> None:
     parser = parser_of("tools.published", __doc__)
     add = parser.add_argument
-    add("name", choices=CHECKPOINTS, help="which checkpoint")
+    add("name", type=known, help=f"{', '.join(CHECKPOINTS)}, or {hub.PREFIX}owner/name@revision")
     add("--output-dir", type=Path, default=Path("checkpoints/published"), help="default: %(default)s")
     options = parser.parse_args()
+    if hub.is_reference(options.name):
+        folder = checkpoint.resolve(options.name)
+        for path in sorted(folder.iterdir()):
+            print(f"{path}: {path.stat().st_size:,} bytes, SHA-256 {sha256_of(path)}")
+        print(f"to evaluate it: python evaluate.py checkpoint={options.name}")
+        return
     files = fetch(CHECKPOINTS[options.name], options.output_dir / options.name)
     for path in files:
         print(f"{path}: {path.stat().st_size:,} bytes, SHA-256 {sha256_of(path)}")

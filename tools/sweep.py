@@ -22,9 +22,10 @@ if not __package__:  # called by its path: import from the project's folder, not
 
 from omegaconf import OmegaConf
 
+from config.compose import as_overrides
 from tools.sweep_page import write_page
 from tools.sweep_runs import Process, Slot, command, slots
-from tools.sweep_space import SweepConfig, find_space, read_space, texts
+from tools.sweep_space import SweepConfig, find_space, read_space
 from tools.sweep_text import FAILURE, SEED, best_line, table
 from utils.arguments import parser_of, positive
 from utils.errors import Stopped, UserError, reports_user_errors
@@ -130,7 +131,7 @@ class Sweep:
     def _line(self, number: int) -> str:
         trial = self.trials()[number]
         score = trial.user_attrs.get(FAILURE) if trial.state.name == "FAIL" else f"{trial.value:.4g}"
-        return f"trial {number} {trial.state.name.lower()}, {score}: {' '.join(texts(trial.params))}"
+        return f"trial {number} {trial.state.name.lower()}, {score}: {' '.join(as_overrides(trial.params))}"
 
 
 class Attempt:
@@ -183,7 +184,7 @@ class Attempt:
         runs = self.sweep.folder / "runs"
         name = run_name(self.trial.number, self.seed)
         own = [f"seed={self.seed}", f"run_name={name}", f"output_dir={runs}", "resume=auto"]
-        words = [*config.overrides, *texts(self._frozen().params), *own]
+        words = [*config.overrides, *as_overrides(self._frozen().params), *own]
         if not any(word.startswith("logging.progress=") for word in words):
             words.append("logging.progress=false")
         # What earlier seeds have logged comes before this one's values.

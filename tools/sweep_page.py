@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from tools.sweep_space import Range, SweepConfig, text
+from config.compose import as_text
+from tools.sweep_space import Range, SweepConfig
 from tools.sweep_text import FAILURE, SEED, ranked
 from utils.files import json_in_page, write_atomically
 
@@ -33,13 +34,13 @@ def _axis(key: str, range_: Any) -> dict[str, Any]:
     """What the page has to know of a key: its choices in words, or its limits."""
     if isinstance(range_, Range):
         return {"key": key, "low": range_.low, "high": range_.high, "log": range_.log, "whole": range_.whole}
-    return {"key": key, "choices": [text(value) for value in range_.choices]}
+    return {"key": key, "choices": [as_text(value) for value in range_.choices]}
 
 
 def _trial(trial: Any, config: SweepConfig) -> dict[str, Any]:
     """A trial as the page shows it; choices in words, as in `_axis`."""
     choices = {key for key, range_ in config.space.items() if not isinstance(range_, Range)}
-    params = {key: text(value) if key in choices else value for key, value in trial.params.items()}
+    params = {key: as_text(value) if key in choices else value for key, value in trial.params.items()}
     return {
         "number": trial.number,
         "state": trial.state.name.lower(),

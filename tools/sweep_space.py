@@ -17,7 +17,7 @@ from pydantic import (
 )
 from yaml import YAMLError
 
-from config.compose import CONFIG_DIR, load
+from config.compose import CONFIG_DIR, as_overrides, load
 from config.schema import PretrainConfig
 from utils.config import Config
 from utils.errors import UserError, nearest
@@ -166,8 +166,8 @@ class SweepConfig(Config):
         first = {key: range_.tried[0] for key, range_ in self.space.items()}
         for key, range_ in self.space.items():
             for value in range_.tried[1:]:
-                load(PretrainConfig, "pretrain", [*self.overrides, *texts({**first, key: value})])
-        return load(PretrainConfig, "pretrain", [*self.overrides, *texts(first)])
+                load(PretrainConfig, "pretrain", [*self.overrides, *as_overrides({**first, key: value})])
+        return load(PretrainConfig, "pretrain", [*self.overrides, *as_overrides(first)])
 
     def chosen_metric(self, run: PretrainConfig) -> str:
         """The name of what trials are judged by. Raises `UserError` where nothing would log it."""
@@ -183,18 +183,6 @@ class SweepConfig(Config):
         if metric.startswith("validation/") and run.validation is None:
             raise UserError(f"metric={metric} is that of validation tasks, and validation is null")
         return metric
-
-
-def texts(values: dict[str, Value]) -> list[str]:
-    """Values as overrides, exactly."""
-    return [f"{key}={text(value)}" for key, value in values.items()]
-
-
-def text(value: Value) -> str:
-    """A value as it is typed on a command line."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def read_space(path: Path) -> SweepConfig:

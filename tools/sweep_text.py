@@ -3,7 +3,8 @@
 import shlex
 from typing import Any
 
-from tools.sweep_space import SweepConfig, text, texts
+from config.compose import as_overrides, as_text
+from tools.sweep_space import SweepConfig
 
 SEED, FAILURE = "seed {}", "failure"  # what a trial remembers: the score of each seed, and why it failed
 
@@ -48,7 +49,7 @@ def best_line(trials: list[Any], config: SweepConfig) -> list[str]:
     if not found:
         return ["no trial has a score"]
     best = found[0]
-    words = shlex.join([*config.overrides, *texts(best.params)])
+    words = shlex.join([*config.overrides, *as_overrides(best.params)])
     seeds = f"mean over {len(config.seeds)} seeds" if len(config.seeds) > 1 else f"seed {config.seeds[0]}"
     return [
         f"best: trial {best.number}, {number(best.value)} ({seeds})",
@@ -63,4 +64,4 @@ def number(value: float | None) -> str:
 
 def shown(value: Any) -> str:
     """A setting's value, short enough for a table."""
-    return f"{value:.4g}" if isinstance(value, float) else text(value)
+    return f"{value:.4g}" if isinstance(value, float) else as_text(value)

@@ -30,12 +30,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from utils import distributed
+from utils import distributed, hub
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import as_json, read_json, replace_directory, sha256_of, write_json
 
 FORMAT = 1
+SHARED_FORMAT = 1  # of a model on the hub
 INFO, EVALUATION = "info.json", "evaluation.json"
 BEST = "best"  # RUN/best is a name, not a folder: the checkpoint with the best score
 WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
@@ -230,8 +231,11 @@ def steps(folder: Path) -> list[Path]:
 
 
 def resolve(path: Path | str) -> Path:
-    """A checkpoint directory from its own path, the newest one of a run folder, or `<run folder>/best`, the
-    one with the best score. Raises `UserError` otherwise."""
+    """A checkpoint directory from its own path, the newest one of a run folder, `<run folder>/best`, the one
+    with the best score, or a model of the hub (utils/hub.py). Raises `UserError` otherwise."""
+    if hub.is_reference(path):
+        folder, kept = hub.fetch(str(path))
+        return resolve(kept if folder is None else unpacked(folder, kept))
     path = Path(path)
     if (path / INFO).is_file():
         return path
@@ -245,12 +249,61 @@ def resolve(path: Path | str) -> Path:
         return best[0]
     found = latest(path) or latest(path / "checkpoints")
     if found is None:
+        if (path / hub.CONFIG).is_file() and (path / hub.WEIGHTS).is_file():
+            raise UserError(f"{path} is a model in the layout of the hub; ask for it as {hub.PREFIX}{path}")
         what = "is not a checkpoint directory of this framework" if path.exists() else "does not exist"
         raise UserError(
             f"checkpoint {path} {what}; expected a folder with info.json, or a run folder with "
             "checkpoints/step_N"
         )
     return found
+
+
+def unpacked(source: Path, kept: Path) -> Path:
+    """The run folder `kept` with a model of the hub, whose files are in `source`, as its only checkpoint.
+
+    A folder that is no commit of the hub has a place in `kept` by its weights. Raises `UserError` where a
+    file is missing, or is not the one that the model was published with.
+    """
+    about = read_json(source / hub.CONFIG)
+    if not isinstance(about, dict) or about.get("etrm_format") != SHARED_FORMAT:
+        raise UserError(f"{source / hub.CONFIG} is not of a model that this framework has published")
+    for name, digest in about["sha256"].items():
+        if not (source / name).is_file() or sha256_of(source / name) != digest:
+            raise UserError(f"{source / name} is missing or not the published one: its SHA-256 differs")
+    if source.parent.name != "snapshots":
+        kept = kept / about["sha256"][hub.WEIGHTS][:40]
+    if kept.is_dir():
+        return kept
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+    try:
+        target = temporary / "checkpoints" / f"step_{about['info']['step']}"
+        target.parent.mkdir(parents=True)
+        pairs = temporary / "trained_pairs.pt"
+        save_torch(load_file(source / hub.PAIRS)["trained_pairs"], pairs)
+        assemble(target, {WEIGHTS["ema"]: source / hub.WEIGHTS, pairs.name: pairs}, about["info"])
+        pairs.unlink()
+        with suppress(OSError):  # another process was faster
+            os.rename(temporary, kept)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot unpack {source} to {kept}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return kept
+
+
+def assemble(target: Path, files: dict[str, Path], info: dict[str, Any]) -> Path:
+    """A checkpoint `target` of files that exist already, by the names that they get. Raises `OSError`."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    _make_room(temporary)
+    for name, file in files.items():
+        try:
+            os.link(file.resolve(), temporary / name)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(file, temporary / name)
+    rest = {key: value for key, value in info.items() if key != "sha256"}
+    _complete(temporary, target, rest, {name: sha256_of(temporary / name) for name in files})
+    return target
 
 
 def damage(path: Path) -> str:
@@ -330,6 +383,12 @@ def load_weights(path: Path, which: str) -> dict[str, Tensor]:
         return weights
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{file} is damaged or no safetensors file: {error}") from None
+
+
+def best_kind(path: Path) -> str:
+    """The kind of weights that an evaluation of the checkpoint `path` would use: averaged ones, if it has
+    them."""
+    return "ema" if (path / WEIGHTS["ema"]).is_file() else "raw"
 
 
 def load_torch(file: Path) -> Any:

@@ -10,6 +10,7 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "torchjd": "jacobian",
     "optuna": "sweep",
+    "huggingface_hub": "hub",
 }
 # The package that is imported -> its name, of those that every installation with a network has.
 DRAWING = {"PIL": "pillow", "matplotlib": "matplotlib"}

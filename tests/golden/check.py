@@ -25,8 +25,8 @@ from evaluation.records import attempts
 from evaluation.voting import VoteTable
 from models.act import act_step, initial_carry
 from models.core import RecursiveModel
+from models.foreign import load_original, original_name
 from models.losses import ObjectiveConfig, act_loss
-from models.pretrained import load_original, original_name
 from models.trm import ARCHITECTURES, DataSizes, arch_config
 
 TOLERANCE = 1e-4
