@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 
 from dataset.leaks import Seen
 from dataset.views import EvaluationSet
-from evaluation.adaptation import Adaptation
 from evaluation.records import SUBMISSION_ATTEMPTS
 from evaluation.voting import VotingConfig
 
@@ -12,7 +11,7 @@ from evaluation.voting import VotingConfig
 def notes_of(
     questions: EvaluationSet,
     config: VotingConfig,
-    adaptation: Adaptation,
+    adaptation: str | None,
     seen: Seen,
     left_out: Mapping[str, int],
     labelled: bool,
@@ -20,6 +19,7 @@ def notes_of(
 ) -> list[str]:
     """The notes of an evaluation, most surprising first.
 
+    adaptation: the name of the protocol, if it adapts the model.
     left_out: control -> tasks that it could not ask.
     labelled: whether any answer is known.
     views: how many were asked.
@@ -36,9 +36,9 @@ def notes_of(
         )
     if seen:
         notes.append(seen.why)
-    if adaptation.adapts and (too_few := _too_few_to_adapt(questions)):
+    if adaptation and (too_few := _too_few_to_adapt(questions)):
         notes.append(
-            f"{too_few} queries have too few demonstrations for {adaptation.config.name} "
+            f"{too_few} queries have too few demonstrations for {adaptation} "
             "and were answered without"
         )
     notes += _about_questions(questions, config)

@@ -145,6 +145,7 @@ def evaluate(
     prediction_seconds = time.monotonic() - started
 
     answers = answers_of(questions, votes)
+    adapted = ask.protocol.name if adaptation.adapts else None
     board = Scoreboard(respondent.store, questions.tasks, config)
     left_out: Mapping[str, int] = {}
     depths: list[Depth] = []
@@ -160,7 +161,7 @@ def evaluate(
         left_out = _score_controls(board, respondent, ask, adaptation, questions, progress)
     return Evaluation(
         protocol=protocol,
-        adaptation=ask.protocol.name if adaptation.adapts else None,
+        adaptation=adapted,
         questions=questions,
         predictions=predictions.last() if predictions and only_for_curve else predictions,
         prediction_seconds=prediction_seconds,
@@ -171,7 +172,7 @@ def evaluate(
         counts=counts_of(questions, answers, views),
         answers=answers,
         record_steps=ask.record_steps,
-        notes=notes_of(questions, config, adaptation, seen, left_out, labelled, views),
+        notes=notes_of(questions, config, adapted, seen, left_out, labelled, views),
     )
 
 

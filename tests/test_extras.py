@@ -8,12 +8,14 @@ import pytest
 import evaluate
 import predict
 import pretrain_etrm
+from baselines.llm import __main__ as llm
 from tests.support.runs import ROOT, arguments_for, called
 from tools import checkpoint, publish, published, sweep, timeline
 from utils.extras import EXTRAS, install
 
 HUB = "hub:someone/tiny@v1"
 COMMANDS = {
+    "baselines.llm": (llm.main, ["action=train"], "transformers"),
     "tools.sweep": (sweep.main, ["ancestor"], "optuna"),
     "tools.sweep --table": (sweep.main, ["ancestor", "--table"], "optuna"),
     "tools.publish": (publish.main, ["runs/x", "hub:someone/tiny"], "huggingface_hub"),

@@ -12,8 +12,9 @@ from utils import extras, images
 from utils.errors import UserError
 
 SCRIPT = str(ROOT / "tools" / "offline_wheels.sh")
-EXTRAS = ["wandb", "tensorboard", "torchjd", "adam_atan2"]
+EXTRAS = ["wandb", "tensorboard", "torchjd", "adam_atan2", "transformers", "peft"]
 FOLDERS = ["utils", "dataset", "models", "training", "evaluation", "config", "tools"]
+MORE = ["experiments", "benchmarks", "baselines"]
 SCRIPTS = ["pretrain_etrm", "evaluate", "predict", "experiments.demo"]
 IMPORT_ALL = """
 import importlib, pkgutil, sys
@@ -86,7 +87,7 @@ def test_a_mistake_is_one_line(arguments, words):
 
 @pytest.mark.parametrize(
     ("blocked", "folders"),
-    [(EXTRAS, [*FOLDERS, "experiments", "benchmarks"]), ([*EXTRAS, "matplotlib", "PIL"], FOLDERS)],
+    [(EXTRAS, [*FOLDERS, *MORE]), ([*EXTRAS, "matplotlib", "PIL"], FOLDERS)],
 )
 def test_every_module_can_be_imported_without(blocked, folders):
     done = run("-c", IMPORT_ALL, " ".join(blocked), *folders, *SCRIPTS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from tests.support.tree import Module, modules, product
 
 ROOMS = {"utils": 0, "dataset": 1, "models": 2, "training": 3, "evaluation": 4, "config": 5, "tests": 7}
-COMMANDS = 6  # scripts, tools, experiments, benchmarks
+COMMANDS = 6  # scripts, tools, experiments, benchmarks, baselines
 MOST_LINES = 60
 MOST_PARAMETERS = 8
 MOST_CHARACTERS = 110

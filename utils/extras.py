@@ -11,6 +11,9 @@ EXTRAS = {
     "torchjd": "jacobian",
     "optuna": "sweep",
     "huggingface_hub": "hub",
+    "transformers": "llm",
+    "peft": "llm",
+    "bitsandbytes": "qlora",
 }
 # The package that is imported -> its name, of those that every installation with a network has.
 DRAWING = {"PIL": "pillow", "matplotlib": "matplotlib"}

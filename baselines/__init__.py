@@ -1,0 +1,1 @@
+"""Other systems on the same tasks, views, votes and scores, to compare with."""

@@ -1,0 +1,1 @@
+"""A language model, fine-tuned on tasks as text (the third ancestor's experiment with Llama 3)."""
