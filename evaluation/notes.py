@@ -38,8 +38,7 @@ def notes_of(
         notes.append(seen.why)
     if adaptation and (too_few := _too_few_to_adapt(questions)):
         notes.append(
-            f"{too_few} queries have too few demonstrations for {adaptation} "
-            "and were answered without"
+            f"{too_few} queries have too few demonstrations for {adaptation} and were answered without"
         )
     notes += _about_questions(questions, config)
     if config.vote_stop:

@@ -26,6 +26,7 @@ from pretrain_etrm import train
 from tests.support.runs import ROOT, load_config, metrics_of, train_here
 from utils import extras
 from utils.distributed import World
+from utils.environment import git_commit
 from utils.errors import UserError
 from utils.images import write_png
 from utils.logging import LoggingConfig, RunLogger
@@ -84,6 +85,14 @@ def as_documented(name: str) -> str:
     score."""
     name = re.sub(r"/(query_only|shuffled_demonstrations|copy_input)$", "", name)
     return re.sub(r"@\d+$", "@k", re.sub(r"cycle_\d+", "cycle_N", name))
+
+
+def test_outside_a_checkout_the_commit_is_what_the_environment_says(monkeypatch):
+    assert git_commit()
+    monkeypatch.setenv("PATH", "")  # no git
+    assert git_commit() is None
+    monkeypatch.setenv("ETRM_COMMIT", "abc")
+    assert git_commit() == "abc"
 
 
 def test_every_logged_name_is_documented_and_every_documented_name_is_logged(

@@ -82,11 +82,12 @@ def _version(package: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, `+` appended when files differ from it; None outside a git
-    checkout."""
+    """The commit of the code that runs, `+` appended when files differ from it.
+
+    Outside a git checkout it is what ETRM_COMMIT says, or None."""
     try:
         root = Path(__file__).resolve().parent
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get("ETRM_COMMIT") or None
