@@ -30,7 +30,7 @@ def test_the_notebook_runs_without_a_network_and_answers_every_query(challenges,
     (inputs / "project").symlink_to(ROOT)
     (inputs / "checkpoint").symlink_to(ROOT / "pretrained" / "arc-small")
     places = ["--input", inputs, "--challenges", challenges, "--work", work]
-    called(monkeypatch, kaggle_notebook.main, output, "num_views=2", "device=cpu", *places)
+    called(monkeypatch, kaggle_notebook.main, output, "num_views=2", *places, "device=cpu")
     cells = [cell for cell in json.loads(output.read_text())["cells"] if cell["cell_type"] == "code"]
     work.mkdir()
     done = run("-c", "\n".join("".join(cell["source"]) for cell in cells), cwd=work, env=UNREACHABLE)

@@ -92,7 +92,7 @@ def main() -> None:
     add("--input", default="/kaggle/input/etrm", help="project, wheels, checkpoint; default: %(default)s")
     add("--challenges", default=challenges, help="what is asked; default: %(default)s")
     add("--work", default="/kaggle/working", help="where the submission goes; default: %(default)s")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     made = notebook(options.input, options.challenges, options.work, options.overrides)
     text = json.dumps(made, indent=1) + "\n"
     write_atomically(options.output, partial(Path.write_text, data=text, encoding="utf-8"))

@@ -63,7 +63,7 @@ def load(config: LlmConfig) -> LanguageModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
         model = AutoModelForCausalLM.from_pretrained(config.model, **options)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"cannot load model={config.model}: {why}") from None
     return LanguageModel(model, Tokens(tokenizer), device, {})
@@ -91,6 +91,8 @@ def fine_tune(config: LlmConfig, examples: list[Example], dataset: dict[str, Any
     Raises `UserError` where no example is short enough.
     """
     published = load(config)
+    if published.device.type == "cuda" and torch.cuda.device_count() > 1:
+        raise UserError("fine-tuning uses one GPU; CUDA_VISIBLE_DEVICES=0 hides the others")
     rows = [row for row in (row_of(published.tokens, one, config.max_length) for one in examples) if row]
     if not rows:
         raise UserError(f"none of {len(examples)} examples fits max_length={config.max_length} tokens")
