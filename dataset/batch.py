@@ -16,6 +16,7 @@ from dataset.canvas import ARC, GridTable, Vocabulary
 from dataset.store import TRAIN, Store
 from dataset.task import MAX_SIDE
 from utils.config import Config
+from utils.transfer import sent
 
 MAX_CANVAS = 255  # shapes are stored as bytes
 TASKS = "tasks"
@@ -214,7 +215,7 @@ def materialise(samples: Samples, store: Store, table: GridTable, with_labels: b
         "puzzle_identifiers": identifier.to(torch.int32),
     }
     if count:
-        mask = torch.from_numpy(samples.demo_mask).to(tokens.device, non_blocking=True)
+        mask = sent(torch.from_numpy(samples.demo_mask), tokens.device)
         # A hidden demonstration must leave no trace: its slot is drawn like any other, then emptied.
         empty = ~mask[:, :, None]
         data["demo_inputs"] = tokens[:, first : first + count].masked_fill(empty, canvas.PAD)
@@ -246,14 +247,13 @@ def _draw(samples: Samples, store: Store, table: GridTable, with_labels: bool) -
     offset = pair_offset[:, pair_of_grid].reshape(size, -1)
     # One copy to the device for everything that describes the batch, instead of one for each array.
     columns = (grid, offset, samples.transform[:, None], samples.identifier[:, None], samples.colours)
-    described = torch.from_numpy(np.concatenate(columns, axis=1).astype(np.int64))
-    described = described.to(device, non_blocking=True)
+    described = sent(torch.from_numpy(np.concatenate(columns, axis=1).astype(np.int64)), device)
     grid_index, offsets, transform, identifier, colours = described.split(
         [each, 2 * each, 1, 1, samples.colours.shape[1]], dim=1
     )
     order = None
     if samples.order is not None:
-        order = torch.from_numpy(samples.order).to(device).repeat_interleave(each, dim=0)
+        order = sent(torch.from_numpy(samples.order), device).repeat_interleave(each, dim=0)
     # `render` knows single grids only: what belongs to a sample is repeated for each of its grids.
     tokens = canvas.render(
         table,

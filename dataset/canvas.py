@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dataset.task import MAX_SIDE, NUM_COLOURS
+from utils.transfer import sent
 
 PAD = 0
 EOS = 1
@@ -60,7 +61,7 @@ TRANSPOSES = torch.tensor([False, True, False, True, False, False, True, True])
 
 @functools.cache
 def _on_device(device: torch.device) -> tuple[Tensor, Tensor]:
-    return _SOURCE.to(device), TRANSPOSES.to(device)
+    return sent(_SOURCE, device), sent(TRANSPOSES, device)
 
 
 def sources(device: torch.device) -> Tensor:

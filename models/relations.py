@@ -89,8 +89,8 @@ def _symmetries(grids: Grids) -> Tensor:
 def _steps(reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The rows and columns that lie between a cell and each cell around it, up to `reach` away."""
     width = 2 * reach + 1
-    number = torch.arange(width * width, device=device)
-    number = number[number != width * width // 2]  # not the cell itself
+    own = width * width // 2  # the cell itself, which is left out
+    number = torch.cat((torch.arange(own, device=device), torch.arange(own + 1, width**2, device=device)))
     return number // width - reach, number % width - reach
 
 

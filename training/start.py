@@ -37,6 +37,7 @@ from utils.environment import git_commit
 from utils.errors import UserError
 from utils.files import exclusive, write_json
 from utils.processor import all_threads
+from utils.transfer import sent
 
 # What a resumed run may do differently: how long, how often and where to, but not what is trained on what.
 RESUMABLE_DIFFERENCES = {
@@ -243,7 +244,7 @@ class Run(Generic[C]):
         batch = materialise(samples, self.sampled_store, self.sampled_table)
         if self.state.task_errors:
             tasks = np.searchsorted(self.store.task_pairs, samples.query, side="right") - 1
-            batch.data[TASKS] = torch.from_numpy(tasks).to(self.device, non_blocking=True)
+            batch.data[TASKS] = sent(torch.from_numpy(tasks), self.device)
         return batch
 
     def samples(self) -> Samples:
