@@ -7,7 +7,9 @@ Configuration -> run (device, data, model, optimisers) -> resume -> loop (step, 
 
 import sys
 import time
+from collections import deque
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,6 +17,7 @@ from omegaconf import OmegaConf
 from config.compose import launch
 from config.schema import PretrainConfig
 from dataset.batch import Samples
+from dataset.store import Store
 from evaluation.in_training import best_line, check_best_metric, log_evaluation, log_pictures
 from evaluation.report import training_curves
 from training.diagnostics import context_diagnostics
@@ -31,6 +34,7 @@ from utils.files import write_atomically
 from utils.images import write_curves
 from utils.logging import RunLogger, read_metrics
 from utils.signals import StopRequest
+from utils.transfer import lag
 
 LESS_MEMORY = (
     "lower global_batch_size (python -m tools.find_batch_size with the same options finds what fits), or "
@@ -113,6 +117,16 @@ def open_logger(run: Run[PretrainConfig]) -> RunLogger:
     return logger
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that was made: the batch sampled at `step` from `store`, and what the device found."""
+
+    step: int
+    samples: Samples
+    store: Store
+    result: StepResult
+
+
 class Loop:
     """Steps until train_steps, max_seconds or the end of patience, or until a signal asks to stop."""
 
@@ -123,6 +137,7 @@ class Loop:
         self.skipped_in_a_row = 0
         self.cycles: tuple[int, int] | None = None
         self.out_of_time = False
+        self.unseen: deque[Step] = deque()
         self.started = self.saved_at = time.monotonic()
         self.saved = self.state.step
 
@@ -147,12 +162,16 @@ class Loop:
                     and now - self.saved_at > 60 * config.checkpoint_minutes,
                 )
                 last = stopping or self.out_of_time or state.step == config.train_steps
-                if self.due(config.log_interval) or last:
+                logging = self.due(config.log_interval) or last
+                saving = self.due(config.checkpoint_interval) or overdue or last or self.evaluation_due()
+                if logging or saving:
+                    self.look_at_steps()
+                if logging:
                     self.log(samples)
                 # What follows is no training: it stays out of the measured speed.
                 with self.meter.paused():
                     # An evaluation follows its checkpoint, so that a failing evaluation loses no training.
-                    if self.due(config.checkpoint_interval) or overdue or last or self.evaluation_due():
+                    if saving:
                         self.save()
                     if self.evaluation_due() and not stopping:
                         self.evaluate()
@@ -177,18 +196,23 @@ class Loop:
     def step(self, samples: Samples) -> None:
         """One sampled batch. Raises `UserError` when the gradient is not finite for too many in a row."""
         self.announce_depth()
-        what = f"training step {self.state.step + 1}, {self.run.batch_line(samples)}"
-        started = time.monotonic()
-        with explains_out_of_memory(what, LESS_MEMORY):
-            result = self.run.step(samples)
-        self.meter.add(result, self.config.global_batch_size)
-        if self.pace.add(time.monotonic() - started, result.steps):
+        run, step, started = self.run, self.state.step, time.monotonic()
+        with explains_out_of_memory(f"training step {step + 1}, {run.batch_line(samples)}", LESS_MEMORY):
+            self.unseen.append(Step(step, samples, run.sampled_store, run.step(samples)))
+        self.look_at_steps(but=lag(run.device))
+        if self.pace.add(time.monotonic() - started, self.state.step - step):
             limit = self.config.max_seconds
             left = None if limit is None else limit - (time.monotonic() - self.started)
             self.logger.say(self.pace.forecast(self.state.step, self.config.train_steps, left))
-        self.skipped_in_a_row = 0 if result.updated else self.skipped_in_a_row + 1
-        if not result.updated:
-            self.refuse_to_go_on(samples, result)
+
+    def look_at_steps(self, but: int = 0) -> None:
+        """Take in what became of the steps made, but for the last ones, which the device may be busy with."""
+        while len(self.unseen) > but:
+            made = self.unseen.popleft()
+            self.meter.add(made.result, self.config.global_batch_size)
+            self.skipped_in_a_row = 0 if made.result.updated else self.skipped_in_a_row + 1
+            if not made.result.updated:
+                self.refuse_to_go_on(made)
 
     def announce_depth(self) -> None:
         """Say how deep the recursion is from this step on, where it changes in the course of the training."""
@@ -197,11 +221,13 @@ class Loop:
             self.cycles = cycles
             self.logger.say(f"step {self.state.step}: depth (H, L) = {cycles}")
 
-    def refuse_to_go_on(self, samples: Samples, result: StepResult) -> None:
+    def refuse_to_go_on(self, skipped: Step) -> None:
         """Keep the batch of a skipped step; after too many of them in a row the run is lost, and more steps
         help nobody."""
-        run, step = self.run, self.state.step
-        dumped = dump_batch(run.folder, step - result.steps, samples, result, run.sampled_store, run.world)
+        run, step = self.run, skipped.step + skipped.result.steps
+        dumped = dump_batch(
+            run.folder, skipped.step, skipped.samples, skipped.result, skipped.store, run.world
+        )
         if self.skipped_in_a_row >= self.config.max_nonfinite_steps:
             raise UserError(
                 f"step {step}: the gradient was not finite {self.skipped_in_a_row} times in a row; "

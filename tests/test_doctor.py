@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 
 from dataset.store import Store
 from pretrain_etrm import train
@@ -141,7 +142,7 @@ def test_too_little_disk_for_the_checkpoints_fails(fewshot, tmp_path, capsys, mo
 
 
 def test_a_gradient_that_is_not_finite_fails(fewshot, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("training.step._all_finite", lambda norm, state: False)
+    monkeypatch.setattr("training.step._all_finite", lambda norm, state: torch.tensor(False))
     name, what = failure(capsys, options(fewshot, tmp_path))
     assert name == "train" and "not finite" in what and "forward_dtype=float32" in what
 

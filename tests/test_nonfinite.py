@@ -93,7 +93,7 @@ def test_the_newest_dumps_are_kept_and_a_full_disk_is_named(fewshot, tmp_path, m
 def test_a_skipped_batch_of_several_updates_is_named_by_the_step_that_sampled_it(
     fewshot, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("training.step._all_finite", lambda norm, state: state.step < 3)
+    monkeypatch.setattr("training.step._all_finite", lambda norm, state: torch.tensor(state.step < 3))
     with pytest.raises(UserError, match="step 4: the gradient was not finite 1 times"):
         train_briefly(
             fewshot,

@@ -247,7 +247,7 @@ def test_sign_sgd_sums_each_identifier_before_the_sign_and_decays_touched_rows_o
         weight = torch.randn_like(context.prefix)
         (context.prefix * weight).sum().backward()
         gradients += list(zip(ids.tolist(), weight[:, 0], strict=True))
-    optimizer.step()
+    optimizer.step(torch.tensor(True))
     optimizer.zero_grad()
     for row in range(5):
         total = sum((gradient for index, gradient in gradients if index == row), torch.zeros(4))

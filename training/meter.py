@@ -17,7 +17,7 @@ from utils.logging import RunLogger
 
 
 class Meter:
-    """Accumulates on the device; only `read` waits for it."""
+    """Accumulates on the device; only `read` waits for the sums."""
 
     def __init__(self) -> None:
         self._grad_norms: dict[str, Tensor] = {}
@@ -26,7 +26,7 @@ class Meter:
 
     def add(self, result: StepResult, samples: int) -> None:
         """Take the metric sums of a call of `train_step`; `samples` (the global batch size) take part in each
-        of its updates."""
+        of its updates. Waits until it is known whether they were made."""
         if result.updated:  # a skipped step's sums are not numbers
             for name, value in result.metrics.items():
                 self._sums[name] = self._sums.get(name, 0) + value

@@ -38,7 +38,7 @@ def dump_batch(
         "world_size": world.size,
         "samples": {f.name: _tensor(getattr(samples, f.name)) for f in fields(samples)},
         "tasks": [store.task_ids[index] for index in task],
-        "worked_on": {name: value.cpu() for name, value in (result.worked_on or {}).items()},
+        "worked_on": {name: value.cpu() for name, value in result.worked_on.items()},
         "metrics": {name: float(value) for name, value in result.metrics.items()},
         "grad_norms": {name: float(value) for name, value in result.grad_norms.items()},
     }

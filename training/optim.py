@@ -114,22 +114,21 @@ class SparseSignSGD:
         return [rows.grad for _, rows in self.embedding.gathered if rows.grad is not None]
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Update the touched rows on every process alike."""
+    def step(self, finite: Tensor) -> None:
+        """Update the touched rows on every process alike, if `finite`, () bool. Nothing waits for it."""
         (group,) = self.param_groups
         gathered = self.embedding.gathered
         identifiers = distributed.gather_rows(torch.cat([ids for ids, _ in gathered]))
         gradients = distributed.gather_rows(
             torch.cat([torch.zeros_like(rows) if rows.grad is None else rows.grad for _, rows in gathered])
         )
-        touched, position = identifiers.unique(return_inverse=True)
-        total = torch.zeros(len(touched), gradients.shape[1], device=gradients.device).index_add_(
-            0, position, gradients
-        )
-        rows = self.embedding.weights[touched]
-        self.embedding.weights[touched] = (
-            rows * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * total.sign()
-        )
+        # The number of different identifiers is known on the device alone. So their gradients are summed in
+        # the places where they first stand in order, and a row is written as often as it was read.
+        position = torch.searchsorted(identifiers.sort().values, identifiers)
+        total = torch.zeros_like(gradients).index_add_(0, position, gradients)[position]
+        rows = self.embedding.weights[identifiers]
+        moved = rows * (1 - group["lr"] * group["weight_decay"]) - group["lr"] * total.sign()
+        self.embedding.weights[identifiers] = torch.where(finite, moved, rows)
 
     def zero_grad(self) -> None:
         """Forget the gathered rows."""

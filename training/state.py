@@ -14,6 +14,7 @@ from dataset.samplers import local_samples
 from models.act import Carry
 from models.core import RecursiveModel
 from models.pretrained import load_strictly
+from training.attempt import Verdict
 from training.ema import EMA
 from training.optim import load_optimizer
 from training.task_errors import TaskErrors
@@ -28,6 +29,7 @@ class TrainState:
 
     trained_pairs: fingerprints of all pairs that the weights have been trained on, in this run and in those
     it started from. task_errors: the counts that error-weighted sampling goes by; None: it is off.
+    verdict: on the last update, until `settle` hears it.
 
     Samplers have no state."""
 
@@ -39,6 +41,13 @@ class TrainState:
     carries: dict[Bucket, Carry] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)
     task_errors: TaskErrors | None = None
+    verdict: Verdict | None = None
+
+    def settle(self) -> None:
+        """Hear whether the last update was made. Only then is what the host knows of the optimisers right."""
+        if self.verdict is not None:
+            _ = self.verdict.made
+            self.verdict = None
 
     @property
     def best_step(self) -> int | None:
@@ -60,6 +69,7 @@ class TrainState:
 
     def save(self, folder: Path, world: World, info: dict[str, Any], keep: int, keep_best: int = 0) -> Path:
         """Write a checkpoint of this step into `folder` (all processes together)."""
+        self.settle()
         whole = self.model.state_dict()
         weights = {"raw": whole}
         if self.ema:

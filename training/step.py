@@ -25,6 +25,7 @@ from models.core import RecursiveModel, at_depth
 from models.latent_search import inner_step
 from models.losses import act_loss
 from models.noise import WORD, Noise
+from training.attempt import Verdict, attempt
 from training.diagnostics import gradient_norms, watch_gradient
 from training.jacobian import GradientConfig, Jacobian, OneObjective, Rows, objectives_of
 from training.objectives import auxiliary_losses
@@ -34,6 +35,7 @@ from training.state import TrainState
 from utils import distributed
 from utils.config import Config
 from utils.distributed import World
+from utils.transfer import Later, lag, sent
 
 
 class ModeConfig(Config):
@@ -92,18 +94,23 @@ class StepConfig(OptimConfig, GradientConfig):
 @dataclass
 class StepResult:
     """Metric sums of this process, gradient norms of the last update over all processes before clipping
-    (`total` and of each part of the model), whether every update was made, and by how much `state.step`
-    advanced.
+    (`total` and of each part of the model), and by how much `state.step` advanced.
 
-    worked_on: after a skipped update the samples that gave it, which in the modes with a carry may be those
-    of earlier batches, with their ACT steps.
+    verdict: on the last update. There is none after one that was skipped.
+    worked_on: the samples of that update, which in the modes with a carry may be those of earlier batches,
+    with their ACT steps.
     """
 
     metrics: dict[str, Tensor]
     grad_norms: dict[str, Tensor]
-    updated: bool
+    verdict: Verdict
+    worked_on: dict[str, Tensor]
     steps: int = 1
-    worked_on: dict[str, Tensor] | None = None
+
+    @property
+    def updated(self) -> bool:
+        """Whether every update was made. Whoever asks waits for the device."""
+        return self.verdict.made
 
 
 def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
@@ -129,10 +136,8 @@ def act_mode(
     carry = state.carries.get(batch.bucket) or initial_carry(state.model, batch.data)
     carry, metrics = accumulate(state, carry, batch, config, world, step=step)
     result = update(state, carry, metrics, config)
-    if result.updated:
-        state.carries[batch.bucket] = carry
-    else:  # a state that broke the arithmetic once would break it at every following step
-        state.carries.pop(batch.bucket, None)
+    # A state that broke the arithmetic once would break it at every following step. So its samples end here.
+    state.carries[batch.bucket] = replace(carry, halted=carry.halted | ~result.verdict.finite)
     return result
 
 
@@ -152,14 +157,18 @@ def fct_mode(state: TrainState, batch: Batch, config: StepConfig, world: World) 
     following = state.step + count
     carry = initial_carry(state.model, batch.data)
     sums: dict[str, Tensor] = {}
+    result = None
     for _ in range(count):
         carry, metrics = accumulate(
             state, carry, batch, config, world, step=partial(act_step, num_act_steps=count)
         )
+        # Asked only now that the device has more to do.
+        if result is not None and not result.updated:
+            _forget_gradients(state)
+            break
         _add(sums, metrics)
         result = update(state, carry, metrics, config)
-        if not result.updated:
-            break
+    assert result is not None, "a batch has at least one ACT step"
     state.step = following
     return replace(result, metrics=sums, steps=count)
 
@@ -175,11 +184,15 @@ def supervised_mode(state: TrainState, batch: Batch, config: StepConfig, world: 
     done = torch.zeros_like(carry.halted)
     sums: dict[str, Tensor] = {}
     objectives = objectives_of(state, carry, batch, config, world)
+    at_work: list[Later] = []
+    late = lag(done.device)
     for _ in range(state.model.config.halt_max_steps):
         carry, metrics = accumulate(state, carry, batch, config, world, divisor=1, objectives=objectives)
         _add(sums, metrics)
         done = done | carry.halted
-        if not distributed.sum_tensor((~done).sum()).item():  # all processes take equally many steps
+        # All processes take equally many steps. One too many has no labels left, and adds nothing.
+        at_work.append(Later(distributed.sum_tensor((~done).sum())))
+        if len(at_work) > late and not at_work[-1 - late].value:
             break
         labels = carry.data["labels"].masked_fill(done[:, None], IGNORE_LABEL_ID)
         carry = replace(carry, halted=torch.zeros_like(done), data={**carry.data, "labels": labels})
@@ -294,7 +307,7 @@ def _min_halt_steps(state: TrainState, batch: Batch, config: StepConfig, world: 
     rng = step_rng(config.seed, state.step, Stream.HALTING)
     minimum = exploration(rng, config.global_batch_size, arch.halt_exploration_prob, arch.halt_max_steps)
     rows = local_samples(config.global_batch_size, world.rank, world.size)
-    return torch.from_numpy(minimum[rows]).to(batch.data["inputs"].device, non_blocking=True)
+    return sent(torch.from_numpy(minimum[rows]), batch.data["inputs"].device)
 
 
 def _noise(
@@ -306,7 +319,7 @@ def _noise(
     rows = local_samples(config.global_batch_size, world.rank, world.size)
 
     def ours(values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values[rows][portion]).to(batch.data["inputs"].device, non_blocking=True)
+        return sent(torch.from_numpy(values[rows][portion]), batch.data["inputs"].device)
 
     def normal(*shape: int) -> Tensor:
         return ours(rng.standard_normal((config.global_batch_size, *shape), dtype=np.float32))
@@ -324,12 +337,13 @@ def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: 
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     distributed.sum_gradients(parameters)
     norms = gradient_norms(state.model)
-    norm = norms["total"]
-    updated = _all_finite(norm, state)
+    finite = _all_finite(norms["total"], state)
+    state.settle()
     state.step += 1
-    if updated:
+
+    def apply() -> None:
         if config.grad_clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip_norm, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, config.grad_clip_norm, norms["total"])
         for optimizer in state.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(
@@ -339,19 +353,24 @@ def update(state: TrainState, carry: Carry, metrics: dict[str, Tensor], config: 
                     config.train_steps,
                     config.lr_min_ratio,
                 )
-            optimizer.step()
+            optimizer.step(finite) if isinstance(optimizer, SparseSignSGD) else optimizer.step()
         if state.ema:
             state.ema.update()
+
+    averages = state.ema.shadow.values() if state.ema else ()
+    state.verdict = attempt(finite, apply, state.optimizers, averages)
+    _forget_gradients(state)
+    return StepResult(metrics, norms, state.verdict, carry.data | {"steps": carry.steps})
+
+
+def _forget_gradients(state: TrainState) -> None:
     for optimizer in state.optimizers:
         optimizer.zero_grad()
-    return StepResult(
-        metrics, norms, updated, worked_on=None if updated else carry.data | {"steps": carry.steps}
-    )
 
 
-def _all_finite(norm: Tensor, state: TrainState) -> bool:
-    """Whether every gradient on every process is finite; puzzle rows are local, so processes have to agree on
-    them."""
+def _all_finite(norm: Tensor, state: TrainState) -> Tensor:
+    """Whether every gradient on every process is finite, () bool; puzzle rows are local, so processes have to
+    agree on them."""
     sparse = [
         g
         for optimizer in state.optimizers
@@ -359,4 +378,4 @@ def _all_finite(norm: Tensor, state: TrainState) -> bool:
         for g in optimizer.gradients()
     ]
     bad = torch.stack([~torch.isfinite(norm)] + [~torch.isfinite(g).all() for g in sparse]).any()
-    return not distributed.sum_tensor(bad.float()).item()
+    return distributed.sum_tensor(bad.float()) == 0
