@@ -1,8 +1,8 @@
 """Check this implementation against numbers of the original TRM.
 
 DIR holds model cases (`X.config.json`, `X.checkpoint.pt`, `X.npz`) and voting cases (`Y.json`, `Y.npz`).
-Every case is computed in float32 on the CPU. The worst absolute difference is printed; above 1e-4 the exit
-status is 1.
+Every case is computed in float32, on the CPU unless another device is named. The worst absolute difference
+is printed; above 1e-4 the exit status is 1.
 
 Some of the recorded models amplify a rounding twentyfold per ACT step, so that two processors agree on the
 first step and differ in the second digit of the third. No implementation can be nearer to such a number than
@@ -12,6 +12,7 @@ does to it here, times 4, if that is more.
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from models.foreign import load_original, original_name
 from models.losses import ObjectiveConfig, act_loss
 from models.trm import ARCHITECTURES, DataSizes, arch_config
 
+CPU = torch.device("cpu")
 TOLERANCE = 1e-4
 ROUNDING_FACTOR = 4
 NEIGHBOURS = 3  # draws of neighbouring weights, of which the largest movement counts
@@ -84,15 +86,16 @@ class Difference(NamedTuple):
     allowed: float = TOLERANCE
 
 
-def check_model(case: Path) -> dict[str, Difference]:
-    """The difference of every recorded quantity."""
+def check_model(case: Path, device: torch.device = CPU) -> dict[str, Difference]:
+    """The difference of every recorded quantity, computed on `device`."""
     golden = dict(np.load(case.with_name(case.name + ".npz")))
-    ours = computed(build_case(case), golden)
+    ours = computed(build_case(case).to(device), golden)
     unchecked = set(golden) - set(ours) - {"inputs", "labels", "puzzle_identifiers"}
     if unchecked:
         raise SystemExit(f"{case.name}: nothing of ours corresponds to {', '.join(sorted(unchecked))}")
     moved = [
-        computed(with_neighbouring_weights(build_case(case), seed), golden) for seed in range(NEIGHBOURS)
+        computed(with_neighbouring_weights(build_case(case), seed).to(device), golden)
+        for seed in range(NEIGHBOURS)
     ]
     rounding = {
         name: max(largest_difference(other[name], value) for other in moved) for name, value in ours.items()
@@ -126,11 +129,13 @@ def computed(model: RecursiveModel, golden: dict[str, np.ndarray]) -> dict[str, 
         "labels": torch.from_numpy(golden["labels"]).long(),
         "puzzle_identifiers": torch.from_numpy(golden["puzzle_identifiers"]),
     }
+    device = next(model.parameters()).device
+    data = {name: value.to(device) for name, value in data.items()}
     values: dict[str, np.ndarray] = {}
 
     def record(name: str, value: torch.Tensor | float) -> None:
         if name in golden:
-            values[name] = torch.as_tensor(value).detach().double().numpy()
+            values[name] = torch.as_tensor(value).detach().double().cpu().numpy()
 
     steps = sorted(
         int(name.removeprefix("eval_logits_")) for name in golden if name.startswith("eval_logits_")
@@ -213,8 +218,8 @@ def to_pair(pair: dict) -> tuple[np.ndarray, np.ndarray]:
     return np.array(pair["input"], np.uint8), np.array(pair["output"], np.uint8)
 
 
-def check(folder: Path) -> bool:
-    """Check every case in `folder`, print a line each, and say whether all pass."""
+def check(folder: Path, device: torch.device = CPU) -> bool:
+    """Check every case in `folder`, models on `device`; print a line each, and say whether all pass."""
     models = [
         path.with_name(path.name.removesuffix(".config.json"))
         for path in sorted(folder.glob("*.config.json"))
@@ -228,7 +233,10 @@ def check(folder: Path) -> bool:
         print(f"no golden case in {folder}", file=sys.stderr)
         return False
     passed = True
-    for kind, cases, checked in (("model", models, check_model), ("voting", votings, check_voting)):
+    for kind, cases, checked in (
+        ("model", models, partial(check_model, device=device)),
+        ("voting", votings, check_voting),
+    ):
         for case in cases:
             differences = checked(case)
             name, (found, allowed) = max(
