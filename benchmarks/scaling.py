@@ -18,16 +18,12 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.full import full_batch, full_state
 from benchmarks.useful import useful_flops
 from config import compose
 from config.schema import PretrainConfig
-from dataset.batch import Batch, Bucket, DataSizes
-from dataset.canvas import VOCAB_SIZE
+from dataset.batch import Bucket
 from models.fused import compile_fused
-from models.trm import build_model
-from training.ema import EMA
-from training.optim import build_optimizers
-from training.state import TrainState
 from training.step import train_step
 from utils.arguments import parser_of
 from utils.device import choose_device, describe, should_compile
@@ -56,32 +52,12 @@ def configuration(sizes: dict[str, int], overrides: list[str]) -> PretrainConfig
     return compose.load(PretrainConfig, "pretrain", [*own, *overrides])
 
 
-def full_batch(sizes: dict[str, int], device: torch.device) -> Batch:
-    """A batch with random colours in every cell of every grid."""
-    torch.manual_seed(0)
-    batch, demos, cells = sizes["batch"], sizes["demonstrations"], sizes["canvas"] ** 2
-
-    def grids(*shape: int) -> torch.Tensor:
-        """(*shape, L) tokens; 0 and 1 are no colours."""
-        return torch.randint(2, VOCAB_SIZE, (*shape, cells), device=device)
-
-    data = {
-        "inputs": grids(batch).byte(),
-        "labels": grids(batch),
-        "puzzle_identifiers": torch.zeros(batch, dtype=torch.int32, device=device),
-    }
-    data |= {"demo_inputs": grids(batch, demos).byte(), "demo_labels": grids(batch, demos).byte()}
-    data["demo_mask"] = torch.ones(batch, demos, dtype=torch.bool, device=device)
-    return Batch(Bucket(sizes["canvas"], demos), data)
-
-
 def measure(sizes: dict[str, int], overrides: list[str], device: torch.device) -> tuple[float, float]:
     """Seconds and useful FLOPs of a training step, per sample."""
     config = configuration(sizes, overrides)
-    torch.manual_seed(0)
-    model = build_model(config.arch.on(device), DataSizes(VOCAB_SIZE, 1, None), config.encoder).to(device)
-    state = TrainState(model, build_optimizers(model, config, device)[0], EMA(model, config.ema_rate))
-    batch, best = full_batch(sizes, device), float("inf")
+    state = full_state(config, sizes["canvas"], device)
+    bucket = Bucket(sizes["canvas"], sizes["demonstrations"])
+    batch, best = full_batch(bucket, sizes["batch"], device), float("inf")
     for _ in range(STEPS + 1):  # the first step is never the fastest
         started = time.perf_counter()
         train_step(state, batch, config, World())

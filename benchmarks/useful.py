@@ -6,6 +6,8 @@ cells.
 """
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +16,45 @@ from torch import Tensor
 from config.schema import PretrainConfig
 from dataset.canvas import IGNORE_LABEL_ID, PAD
 from models.layers import swiglu_width
+from utils.device import clock
 
 ROWS, WIDTH = 4096, 512  # of the matrix products that say what the machine can do
 PEAK_SECONDS = 0.5  # that the search for its peak takes
+SIDE = {"cpu": 1024, "cuda": 8192}  # of square matrices, whose product says the same of larger work
+COPIED = {"cpu": 2**28, "cuda": 2**30}  # bytes, more than any cache holds
 
 
 def linear_rate(device: torch.device, dtype: torch.dtype) -> float:
     """The most FLOP/s that `F.linear` reaches on the shapes of a block with 512 channels."""
-    best = 0.0
+    rates = []
     # The two widest products: queries, keys and values, and the gated feed-forward network's first.
     for inner in (3 * WIDTH, 2 * swiglu_width(WIDTH, 4)):
         x, weight = (torch.randn(rows, WIDTH, device=device, dtype=dtype) for rows in (ROWS, inner))
-        ends = time.perf_counter() + PEAK_SECONDS / 2
-        while time.perf_counter() < ends:
-            started = time.perf_counter()
-            F.linear(x, weight)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            best = max(best, 2 * ROWS * WIDTH * inner / (time.perf_counter() - started))
+        rates.append(2 * ROWS * WIDTH * inner / _fastest(partial(F.linear, x, weight), device))
+    return max(rates)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """The most FLOP/s that a product of two square matrices reaches, of `SIDE` rows each."""
+    side = SIDE[device.type]
+    x, y = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2 * side**3 / _fastest(lambda: x @ y, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """The most bytes per second that a copy of `COPIED` bytes reaches, each read once and written once."""
+    source = torch.zeros(COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device)
+
+
+def _fastest(work: Callable[[], Tensor], device: torch.device) -> float:
+    """The seconds of the fastest repetition."""
+    best, ends = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < ends:
+        started = clock(device)
+        work()
+        best = min(best, clock(device) - started)
     return best
 
 
