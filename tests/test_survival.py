@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 
 def test_checkpoints_by_time(fewshot, tmp_path, monkeypatch):
-    clock = iter(range(0, 10_000, 30))  # every look at the clock takes half a minute
+    clock = iter(range(0, 10_000, 10))  # a step looks at the clock three times, and takes half a minute
     monkeypatch.setattr(pretrain_etrm, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     folder = train_briefly(fewshot, tmp_path, "train_steps=9", "checkpoint_minutes=1.6", "keep_checkpoints=9")
     assert steps_of(folder) == ["step_4", "step_8", "step_9"]
