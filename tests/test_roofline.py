@@ -69,7 +69,9 @@ def test_the_command_prints_a_table_for_each_canvas(options, monkeypatch, capsys
     printed = capsys.readouterr().out
     assert re.search(r"a product reaches [\d.]+ TFLOP/s in float32, a copy [\d.]+ GB/s", printed)
     assert printed.count("\nproducts ") == printed.count("reached ") == 2
-    assert all(f"canvas {side}, {2 * (options[0] == 'arch=etrm')} demonstrations" in printed for side in (3, 4))
+    assert all(
+        f"canvas {side}, {2 * (options[0] == 'arch=etrm')} demonstrations" in printed for side in (3, 4)
+    )
 
 
 def test_a_step_whose_cost_depends_on_values_is_refused():
