@@ -73,7 +73,7 @@ def run(size: int, setting: str, seed: int, options: argparse.Namespace) -> dict
         f"eval_interval={steps}",
         "logging.progress=false",
         "threads=1",
-        f"depth_schedule={schedule}",
+        f"depth_schedule={schedule}",  # in place of the recipe's own
     ]
     compose.load(PretrainConfig, "pretrain", keys)  # a mistake is found before the first training
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
