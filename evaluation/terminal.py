@@ -15,12 +15,13 @@ def block(
 ) -> list[str]:
     """A heading of at most two lines, and the grid below it.
 
-    given: a mask of the grid's shape, the cells that the question already fills.
+    given: the cells that the question fills, shaded in a grid of its shape.
     """
-    return [*(heading + [""])[:2], *_grid_lines(grid, drawing, coloured, given)]
+    shaded = given if given is not None and given.shape == grid.shape else np.zeros(grid.shape, bool)
+    return [*(heading + [""])[:2], *_grid_lines(grid, drawing, coloured, shaded)]
 
 
-def _grid_lines(grid: np.ndarray, drawing: Drawing, coloured: bool, given: np.ndarray | None) -> list[str]:
+def _grid_lines(grid: np.ndarray, drawing: Drawing, coloured: bool, given: np.ndarray) -> list[str]:
     """A grid's rows: coloured cells two characters wide, or characters with lines between boxes."""
     rows = []
     for number, row in enumerate(grid):
@@ -29,8 +30,7 @@ def _grid_lines(grid: np.ndarray, drawing: Drawing, coloured: bool, given: np.nd
                 rows.append(_between_boxes(len(row), drawing))
             rows.append(_plain_row(row, drawing))
             continue
-        shaded = np.zeros(len(row), bool) if given is None else given[number]
-        cells = (_cell(value, drawing, bool(one)) for value, one in zip(row, shaded, strict=True))
+        cells = (_cell(value, drawing, bool(one)) for value, one in zip(row, given[number], strict=True))
         rows.append("".join(cells) + "\033[0m")
     return rows
 

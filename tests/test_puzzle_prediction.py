@@ -2,18 +2,22 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import predict
 from dataset.games import GAMES
+from dataset.games.drawing import rgb
 from dataset.generate import maze, sudoku
+from dataset.leaks import UNKNOWN_PAIRS
 from dataset.puzzle_writer import write_pairs
 from dataset.store import Store
 from dataset.task import Pair
 from evaluation.puzzle_solver import PuzzleSolver, open_solver
 from evaluation.solver import Solver
+from evaluation.terminal import block
 from evaluation.thinking import AS_TRAINED
 from evaluation.voting import Candidate
 from tests.support.runs import untrained
@@ -113,7 +117,16 @@ def test_a_puzzle_of_the_training_is_said_to_be_remembered_in_any_symmetry(solve
     swapped = np.array([0, 2, 1, 4, 3])[puzzle.T]
     text = "".join(map(str, swapped.ravel()))
     (solution,) = solver.ask_all(solver.read(str(written(tmp_path, text))), 1, 0, 64)
-    assert "may be remembered" in solution.notes[0]
+    assert "was trained on this puzzle" in solution.notes[0] and "may be remembered" in solution.notes[0]
+
+
+def test_of_a_model_with_unknown_training_no_puzzle_is_said_to_be_trained_on(solver, tmp_path):
+    unknown = PuzzleSolver(replace(solver.trained, trained_pairs=UNKNOWN_PAIRS), solver.device)
+    (solution,) = unknown.ask_all(unknown.read(str(written(tmp_path, LINE))), 1, 0, 64)
+    assert solution.protocol == "transductive"
+    assert solution.notes == [
+        "nothing is known of what the model was trained on: its answer may be remembered"
+    ]
 
 
 def test_the_verdict_says_what_an_answer_is():
@@ -124,6 +137,15 @@ def test_the_verdict_says_what_an_answer_is():
     assert predict.judged(Pair(puzzle, None), right, game) == "valid"
     assert predict.judged(Pair(puzzle, answer), right, game) == "valid, the known answer"
     assert predict.judged(Pair(puzzle, answer), broken, game) == "not valid, not the known answer"
+
+
+def test_an_answer_smaller_than_the_puzzle_is_shown_in_colours():
+    drawing, given = GAMES["sudoku"].drawing(4), np.ones((4, 4), bool)
+    for answer in (np.ones((2, 3), np.uint8), np.ones((4, 4), np.uint8)):
+        shown = block(["an answer"], answer, drawing, coloured=True, given=given)
+        shaded = "48;2;{};{};{}m".format(*rgb(drawing.given))
+        assert len(shown) == 2 + len(answer)
+        assert sum(line.count(shaded) for line in shown) == (16 if answer.shape == given.shape else 0)
 
 
 def test_a_terminal_shows_boxes_and_a_verdict_for_every_puzzle(trained, tmp_path, capsys):
