@@ -82,6 +82,11 @@ def _by_task(tasks: Sequence[Task], pairs: Sequence[Pair]) -> list[np.ndarray]:
 UNKNOWN_PAIRS = np.array([np.iinfo(np.uint64).max], np.uint64)
 
 
+def nothing_known(trained: np.ndarray) -> bool:
+    """Whether `trained`, the fingerprints of a model's training data, leave open what it has seen."""
+    return bool(np.isin(UNKNOWN_PAIRS, trained).any())
+
+
 @dataclass(frozen=True)
 class Seen:
     """The tasks that a model may know from its training.
@@ -102,7 +107,7 @@ def tasks_seen(store: Store, tasks: np.ndarray, trained: np.ndarray) -> Seen:
 
     If nothing is known of that data, every task may have been seen.
     """
-    if np.isin(UNKNOWN_PAIRS, trained).any():
+    if nothing_known(trained):
         return Seen(
             tasks,
             len(tasks),

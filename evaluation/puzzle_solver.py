@@ -9,7 +9,7 @@ import numpy as np
 from dataset import puzzle_writer
 from dataset.games import GAMES
 from dataset.games.notation import read_puzzles
-from dataset.leaks import tasks_seen
+from dataset.leaks import nothing_known, tasks_seen
 from dataset.store import Store
 from dataset.task import Pair, Task
 from evaluation.adaptation import AS_IT_IS
@@ -19,7 +19,7 @@ from evaluation.records import answers_of, records_of
 from evaluation.refinement import refinements
 from evaluation.respondent import Respondent
 from evaluation.run import Ask
-from evaluation.solver import SUBSET, Solution, Solver
+from evaluation.solver import PERHAPS_REMEMBERED, SUBSET, Solution, Solver
 from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.trained_model import AskedDtype, TrainedModel
 from utils.device import choose_device
@@ -97,6 +97,7 @@ class PuzzleSolver(Solver):
         records = records_of(questions, answers, protocol.name, steps)
         inputs = np.stack([task.queries[0].input for task in tasks])
         facts = self.game.facts(inputs) if self.game.facts else [None] * len(tasks)
+        remembered = PERHAPS_REMEMBERED if nothing_known(respondent.trained_pairs) else REMEMBERED
         attempts = [f"each view was asked in {thinking.rollouts} attempts"] if thinking.rollouts > 1 else []
         solutions = []
         for number, (task, answered, known) in enumerate(zip(tasks, answers, facts, strict=True)):
@@ -109,7 +110,7 @@ class PuzzleSolver(Solver):
                     num_views=questions.num_views,
                     answers=[answered.candidates],
                     records=[records[number] | about],
-                    notes=([REMEMBERED] if name == "transductive" else []) + attempts,
+                    notes=([remembered] if name == "transductive" else []) + attempts,
                     facts=known,
                 )
             )

@@ -16,7 +16,7 @@ from dataset.batch import DataConfig
 from dataset.canvas import smallest_bucket
 from dataset.games import GAMES, Game
 from dataset.games.game import Facts
-from dataset.leaks import tasks_seen
+from dataset.leaks import nothing_known, tasks_seen
 from dataset.sources import file_source
 from dataset.task import Task
 from dataset.views import EvaluationSet
@@ -40,6 +40,7 @@ from utils.errors import UserError, nearest
 from utils.files import sha256_of
 
 SUBSET = "asked"
+PERHAPS_REMEMBERED = "nothing is known of what the model was trained on: its answer may be remembered"
 
 
 class AskConfig(Config):
@@ -284,7 +285,9 @@ class Solver:
         demonstrations = len(questions.store.task(0).demonstrations)
         if protocol == "transductive":
             notes.append(
-                "the model was trained on a pair of this task, up to symmetry and colours: "
+                PERHAPS_REMEMBERED
+                if nothing_known(self.trained.trained_pairs)
+                else "the model was trained on a pair of this task, up to symmetry and colours: "
                 "its answer may be remembered"
             )
         if questions.truncated:
