@@ -19,6 +19,7 @@ from tests.support.hub import FolderHub
 from tests.support.runs import called, evaluate_here, load_config, run, train_here
 from tools import checkpoint as tool
 from tools import publish, published
+from tools.model_card import model_card
 from utils import checkpoint, hub
 from utils.errors import UserError
 from utils.files import read_json, sha256_of, write_json
@@ -222,6 +223,26 @@ def test_a_folder_in_the_layout_of_the_hub_is_asked_as_one(
     with pytest.raises(UserError, match="is not of a model that this framework has published"):
         write_json(tmp_path / "shared" / "config.json", {"model_type": "bert"})
         checkpoint.resolve(f"hub:{tmp_path / 'shared'}")
+
+
+def test_a_folder_of_the_clients_cache_is_a_folder_like_any_other(trained, folder_hub, tmp_path):
+    for name in ("snapshots", "elsewhere"):
+        publish.save_pretrained(trained, tmp_path / name / "tiny", NAME)
+    paths = {checkpoint.resolve(f"hub:{tmp_path / name / 'tiny'}") for name in ("snapshots", "elsewhere")}
+    digest = sha256_of(tmp_path / "snapshots" / "tiny" / "model.safetensors")
+    assert paths == {hub.cache_folder() / hub.FOLDERS / digest[:40] / "checkpoints" / "step_3"}
+
+
+def test_the_card_of_a_model_says_how_to_ask_it_where_it_can_be_asked():
+    for layout, encoder, asked in (
+        ("fewshot", {"name": "memory"}, 1),
+        ("pairs", None, 1),
+        ("puzzle", None, 0),
+    ):
+        config = {"arch": {"name": "trm"}, "encoder": encoder}
+        data = {"game": "sudoku", "layout": layout, "path": "d", "hash": "h"}
+        info = {"config": config, "data": data, "parameters": {"core": 1}, "step": 1, "git_commit": None}
+        assert model_card(NAME, info, [], None, "mit").count("predict.py") == asked
 
 
 def test_a_shared_model_can_be_pushed_with_the_scores_it_came_with(trained, folder_hub, tmp_path):

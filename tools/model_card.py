@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from dataset.layouts import LAYOUTS
 from utils.files import read_json
 
 NOT_RECORDED = "not recorded"
@@ -33,7 +34,7 @@ def model_card(
         "Intervals are 95 % Wilson intervals over n tasks. Scores under different protocols are not "
         "comparable.",
         "## Use",
-        _fenced(*_use(name, bool(encoder))),
+        _fenced(*_use(name, bool(encoder) or LAYOUTS[data["layout"]].shares_rule)),
         "## Training",
         _table(("what", "value"), _training(info, command)),
         f"Licence: {licence}.",
@@ -98,10 +99,10 @@ def _scores(evaluation: dict[str, Any]) -> str:
     return f"{how}\n\n" + _table(("asked", "metric", "score", "95 % interval", "n"), rows)
 
 
-def _use(name: str, reads_demonstrations: bool) -> list[str]:
+def _use(name: str, can_be_asked: bool) -> list[str]:
     reference = f"hub:{name}@REVISION"
     asked = f"python predict.py checkpoint={reference} task=FILE"
-    return [f"python evaluate.py checkpoint={reference}", *([asked] if reads_demonstrations else [])]
+    return [f"python evaluate.py checkpoint={reference}", *([asked] if can_be_asked else [])]
 
 
 def _training(info: dict[str, Any], command: str | None) -> list[tuple[str, str]]:

@@ -268,16 +268,17 @@ def unpacked(source: Path, kept: Path) -> Path:
     about = read_json(source / hub.CONFIG)
     if not isinstance(about, dict) or about.get("etrm_format") != SHARED_FORMAT:
         raise UserError(f"{source / hub.CONFIG} is not of a model that this framework has published")
-    for name, digest in about["sha256"].items():
+    digests = {name: about["sha256"][name] for name in (hub.WEIGHTS, hub.PAIRS)}
+    for name, digest in digests.items():
         if not (source / name).is_file() or sha256_of(source / name) != digest:
             raise UserError(f"{source / name} is missing or not the published one: its SHA-256 differs")
-    if source.parent.name != "snapshots":
-        kept = kept / about["sha256"][hub.WEIGHTS][:40]
+    if kept.name == hub.FOLDERS:
+        kept = kept / digests[hub.WEIGHTS][:40]
     if kept.is_dir():
         return kept
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
     try:
-        target = temporary / "checkpoints" / f"step_{about['info']['step']}"
+        target = temporary / "checkpoints" / f"step_{int(about['info']['step'])}"
         target.parent.mkdir(parents=True)
         pairs = temporary / "trained_pairs.pt"
         save_torch(load_file(source / hub.PAIRS)["trained_pairs"], pairs)

@@ -16,6 +16,7 @@ from utils.extras import require
 PREFIX = "hub:"
 WEIGHTS, CONFIG, PAIRS = "model.safetensors", "config.json", "trained_pairs.safetensors"
 FILES = (WEIGHTS, CONFIG, PAIRS)  # that a model is read from
+FOLDERS = "folders"  # of the cache: models that came from a folder
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -56,7 +57,7 @@ def fetch(text: str) -> tuple[Path | None, Path]:
     """
     local = Path(text.removeprefix(PREFIX))
     if text != PREFIX and local.is_dir():
-        return local, cache_folder() / "folders"
+        return local, cache_folder() / FOLDERS
     repository, revision = name_of(text)
     kept = cache_folder() / repository.replace("/", "--")
     if revision and _COMMIT.fullmatch(revision) and (kept / revision).is_dir():
