@@ -37,6 +37,7 @@ _NANO_RENAMED = {
 ROWS = "context.weights"
 SETTINGS, NAMES = "all_config.yaml", "identifiers.json"
 ETRM, NANO = "first ETRM", "nano-trm"
+GAMES_THERE = ("arc", "sudoku", "maze")  # a game of one's own may have a vocabulary of the same size
 # nano-trm's settings -> `arch.*` here.
 _NANO_SETTINGS = {
     "hidden_size": "hidden_size",
@@ -84,7 +85,7 @@ class Foreign:
     def game(self) -> str | None:
         """The game whose vocabulary the weights have, None for that of none."""
         embedding = self.weights.get("embed_tokens.weight")
-        sizes = {game.vocabulary.size: name for name, game in GAMES.items()}
+        sizes = {GAMES[name].vocabulary.size: name for name in GAMES_THERE}
         return None if embedding is None else sizes.get(len(embedding))
 
 

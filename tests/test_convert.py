@@ -9,13 +9,14 @@ import torch
 from omegaconf import OmegaConf
 
 from config import compose
+from dataset.games import GAMES
 from evaluation.session import EvaluateConfig, Session
 from models.act import solve
 from models.context import Context
 from models.foreign import read_foreign
 from models.pretrained import load_checkpoint
 from tests.golden.check import build_case
-from tests.support import nano_trm
+from tests.support import nano_trm, toy_game
 from tests.support.architectures import GOLDEN
 from tests.support.runs import called, train_here
 from tools import checkpoint as tool
@@ -89,6 +90,14 @@ def test_a_converted_nano_trm_answers_as_its_file(which, changes, tmp_path):
     assert torch.equal(output.logits.argmax(-1)[answered], shared.argmax(-1)[answered])
     assert torch.allclose(output.q_halt_logits, halting, atol=1e-5)
     assert info["step"] == 120 and info["data"]["game"] == ("maze" if maze else "sudoku")
+    assert model.vocabulary == GAMES[info["data"]["game"]].vocabulary
+
+
+def test_a_game_of_ones_own_takes_no_file_of_another_system(tmp_path, monkeypatch):
+    assert toy_game.GAME.vocabulary == GAMES["sudoku"].vocabulary
+    monkeypatch.setitem(GAMES, toy_game.GAME.name, toy_game.GAME)
+    torch.save(nano_trm.checkpoint_of(0), tmp_path / "last.ckpt")
+    assert read_foreign(tmp_path / "last.ckpt").game == "sudoku"
 
 
 def test_a_converted_nano_trm_is_evaluated_and_started_from(tmp_path, monkeypatch, capsys):

@@ -6,7 +6,7 @@
     python -m tools.checkpoint convert step_518071 --output runs/original --data data/arc1-puzzle
 
 inspect and diff also read files of the original TRM, HRM, the first ETRM and nano-trm; convert makes them
-checkpoints. docs/training.md says more.
+checkpoints. docs/sharing.md says more.
 """
 
 import argparse

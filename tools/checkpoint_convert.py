@@ -9,6 +9,7 @@ import torch
 from config.compose import as_overrides, load
 from config.schema import PretrainConfig
 from dataset.batch import DataSizes
+from dataset.games import GAMES
 from dataset.layouts import LAYOUTS
 from dataset.leaks import UNKNOWN_PAIRS
 from dataset.store import Store
@@ -116,7 +117,9 @@ def _sizes(foreign: Foreign, config: PretrainConfig, store: Store | None) -> Dat
         return DataSizes.of(store, config.data)
     rows = len(foreign.weights[ROWS]) if ROWS in foreign.weights else 1
     cells = config.data.sides[0] ** 2 if len(config.data.sides) == 1 else None
-    return DataSizes(len(foreign.weights["embed_tokens.weight"]), rows, cells)
+    assert foreign.game is not None, "a file without a game was refused"
+    vocabulary = GAMES[foreign.game].vocabulary
+    return DataSizes(vocabulary.size, rows, cells, vocabulary.eos)
 
 
 def _info(
