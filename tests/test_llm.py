@@ -198,6 +198,26 @@ def test_what_was_learned_is_answered_in_every_view_and_scored_as_other_models_a
     assert (folder / "report.html").is_file()
 
 
+def test_what_a_model_is_published_with_changes_no_answer(published, easy, tmp_path):
+    from transformers import AutoTokenizer, GenerationConfig, LlamaForCausalLM
+
+    from baselines.llm.answering import answered, questions_of
+    from baselines.llm.tuning import load
+
+    LlamaForCausalLM.from_pretrained(published).save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(published).save_pretrained(tmp_path / "model")
+    GenerationConfig(repetition_penalty=9.0, do_sample=True, temperature=0.1).save_pretrained(
+        tmp_path / "model"
+    )
+    found = []
+    for model in (published, tmp_path / "model"):
+        config = compose.load(LlmConfig, "llm", settings(easy, model, tmp_path / "run", "attempts=2"))
+        asked = answered(config, questions_of(config, easy, "test", 2), load(config))
+        logits = asked.predictions.columns["q_halt_logit"].tolist()
+        found.append((list(asked.predictions.answers), logits))
+    assert found[0] == found[1]
+
+
 def test_prepared_texts_have_a_line_for_every_view(tuned):
     for name, queries in (("train", 9), ("test", 2)):
         lines = [json.loads(line) for line in (tuned / f"{name}.jsonl").read_text().splitlines()]

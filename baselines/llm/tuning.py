@@ -45,7 +45,7 @@ def check_installed() -> None:
 
 def load(config: LlmConfig) -> LanguageModel:
     """The model as it was published, on the device. Raises `UserError` where it cannot be had."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 
     device = choose_device(config.device, World())
     dtype = getattr(torch, faster_dtype(device)[0])
@@ -66,6 +66,8 @@ def load(config: LlmConfig) -> LanguageModel:
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"cannot load model={config.model}: {why}") from None
+    # What a model is published with, such as a penalty on repeated tokens, is meant for prose, not for grids.
+    model.generation_config = GenerationConfig()
     return LanguageModel(model, Tokens(tokenizer), device, {})
 
 
