@@ -74,6 +74,7 @@ def run(size: int, setting: str, seed: int, options: argparse.Namespace) -> dict
         "logging.progress=false",
         "threads=1",
         f"depth_schedule={schedule}",  # in place of the recipe's own
+        "resume=never",  # the seconds of a part would pass for those of the whole
     ]
     compose.load(PretrainConfig, "pretrain", keys)  # a mistake is found before the first training
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

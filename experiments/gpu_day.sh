@@ -84,7 +84,7 @@ else
   note install "left out" 0 "there is no $WHEELS/requirements.txt, so that $PYTHON needs the packages"
 fi
 # The processor makes the dataset while the GPU is busy with what comes first.
-"${shell[@]}" data > "$OUT/data.log" 2>&1 &
+timeout --kill-after=5 "$LIMIT" "${shell[@]}" data > "$OUT/data.log" 2>&1 &
 made=$!
 trap 'kill "$made" 2> /dev/null || true' EXIT
 
