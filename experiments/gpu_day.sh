@@ -84,7 +84,8 @@ else
   note install "left out" 0 "there is no $WHEELS/requirements.txt, so that $PYTHON needs the packages"
 fi
 # The processor makes the dataset while the GPU is busy with what comes first.
-timeout --kill-after=5 "$LIMIT" "${shell[@]}" data > "$OUT/data.log" 2>&1 &
+left=$((deadline - $(date +%s)))
+timeout --kill-after=5 $((left > 5 ? left : 5)) "${shell[@]}" data > "$OUT/data.log" 2>&1 &
 made=$!
 trap 'kill "$made" 2> /dev/null || true' EXIT
 

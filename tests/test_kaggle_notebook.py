@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.runs import ROOT, called, run
-from tools import kaggle_notebook
+from tools import kaggle_notebook, publish
 from utils.errors import UserError
 from utils.files import read_json, write_json
 
@@ -23,17 +23,22 @@ def challenges(tmp_path):
     return path
 
 
-def test_the_notebook_runs_without_a_network_and_answers_every_query(challenges, tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["run", "hub"])
+def test_the_notebook_runs_without_a_network_and_answers_every_query(
+    layout, challenges, tmp_path, monkeypatch
+):
     inputs, work, output = tmp_path / "input", tmp_path / "work", tmp_path / "submission.ipynb"
     (inputs / "wheels").mkdir(parents=True)
     (inputs / "wheels" / "requirements.txt").write_text("numpy\n")  # is there already
     (inputs / "project").symlink_to(ROOT)
-    (inputs / "checkpoint").symlink_to(ROOT / "pretrained" / "arc-small")
+    trained = ROOT / "pretrained" / "arc-small"
+    called(monkeypatch, publish.main, trained, inputs / "checkpoint", "--layout", layout)
     places = ["--input", inputs, "--challenges", challenges, "--work", work]
     called(monkeypatch, kaggle_notebook.main, output, "num_views=2", *places, "device=cpu")
     cells = [cell for cell in json.loads(output.read_text())["cells"] if cell["cell_type"] == "code"]
     work.mkdir()
-    done = run("-c", "\n".join("".join(cell["source"]) for cell in cells), cwd=work, env=UNREACHABLE)
+    environment = {**UNREACHABLE, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = run("-c", "\n".join("".join(cell["source"]) for cell in cells), cwd=work, env=environment)
     assert done.returncode == 0, done.stderr
     submission = read_json(work / "submission.json")
     assert {name: len(answers) for name, answers in submission.items()} == {"small": 2, "large": 1}

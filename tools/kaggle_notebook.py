@@ -3,7 +3,7 @@
     python -m tools.kaggle_notebook submission.ipynb num_views=64 protocol=test_time_training
 
 --input names the folder of an uploaded dataset with three folders: `project` (this one), `wheels`
-(tools/offline_wheels.sh) and `checkpoint` (tools/publish.py). The notebook builds a dataset of the
+(tools/offline_wheels.sh) and `checkpoint` (tools/publish.py, in either layout). The notebook builds a dataset of the
 challenges, evaluates the checkpoint on it and leaves submission.json. Any key of evaluate.py applies.
 """
 
@@ -49,7 +49,9 @@ python("-m", "pip", "install", "--no-index", "--find-links", wheels, "-r", wheel
 BUILD = """prefix, subset = CHALLENGES.name.removesuffix("_challenges.json").rsplit("_", 1)
 tasks = ["--input-file-prefix", CHALLENGES.with_name(prefix), "--subsets", subset, "--test-set-name", subset]
 python("-m", "dataset.build_arc_dataset", *tasks, "--output-dir", WORK / "data")"""
-ANSWER = """asked = [f"checkpoint={INPUT / 'checkpoint'}", f"data_path={WORK / 'data'}"]
+ANSWER = """model = INPUT / "checkpoint"
+layout = "hub:" if (model / "config.json").is_file() else ""
+asked = [f"checkpoint={layout}{model}", f"data_path={WORK / 'data'}"]
 python("evaluate.py", *asked, f"output_dir={WORK / 'answers'}", *SETTINGS)"""
 SUBMIT = """import json
 import shutil

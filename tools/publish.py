@@ -51,7 +51,8 @@ def publish(run: Path, output: Path) -> int:
     size = sum((source / name).stat().st_size for name in (*FILES, checkpoint.INFO))
     if size > MOST_BYTES:
         raise UserError(
-            f"{source}: {size / 1e6:.1f} MB are more than the {MOST_BYTES / 1e6:.0f} MB of a small model"
+            f"{source}: {size / 1e6:.1f} MB are more than the {MOST_BYTES / 1e6:.0f} MB of a small model; "
+            "--layout hub takes any size"
         )
     with directory_written_whole(output, marker=DESCRIPTION) as folder:
         target = folder / "checkpoints" / source.name
