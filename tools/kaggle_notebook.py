@@ -3,8 +3,8 @@
     python -m tools.kaggle_notebook submission.ipynb num_views=64 protocol=test_time_training
 
 --input names the folder of an uploaded dataset with three folders: `project` (this one), `wheels`
-(tools/offline_wheels.sh) and `checkpoint` (tools/publish.py, in either layout). The notebook builds a dataset of the
-challenges, evaluates the checkpoint on it and leaves submission.json. Any key of evaluate.py applies.
+(tools/offline_wheels.sh) and `checkpoint` (tools/publish.py, in either layout). The notebook builds a dataset
+of the challenges, evaluates the checkpoint on it and leaves submission.json. Any key of evaluate.py applies.
 """
 
 import json
