@@ -237,7 +237,7 @@ class Solver:
                 f"task {task.id} has no query {query}; it has {len(questions.queries)}, counted from 0"
             )
         if view >= questions.num_views_of(questions.queries[query]):
-            why = "a regular task has few, a model trained without turned grids has one"
+            why = "a puzzle or a model trained without turned grids has one, a regular task has few"
             raise UserError(f"task {task.id} has no view {view} among num_views={num_views}: {why}")
         adaptation = adaptation_of(protocol, respondent, seed, batch_size=num_views)
         inference = Inference(respondent, questions, adaptation)

@@ -72,7 +72,7 @@ print(*read_ladder().recipe("c-arc-small-best").overrides, sep="\n")')
   steps=${steps:-$("$PYTHON" -c 'import json, sys
 last = json.loads(open(sys.argv[1]).read().splitlines()[-1])
 print(max(2, int(800 * float(sys.argv[2]) / last["timing/train_ms_per_step"])))' "$OUT/runs/probe/metrics.jsonl" "$left")}
-  "$PYTHON" pretrain_etrm.py "${options[@]}" run_name=trained train_steps="$steps" max_seconds=$((left - 20))
+  "$PYTHON" pretrain_etrm.py "${options[@]}" run_name=trained train_steps="$steps" max_seconds=$((left > 40 ? left - 20 : 20))
 }
 export -f install data train
 shell=(bash -euo pipefail -c)

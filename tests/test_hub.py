@@ -229,7 +229,7 @@ def test_a_folder_of_the_clients_cache_is_a_folder_like_any_other(trained, folde
     for name in ("snapshots", "elsewhere"):
         publish.save_pretrained(trained, tmp_path / name / "tiny", NAME)
     paths = {checkpoint.resolve(f"hub:{tmp_path / name / 'tiny'}") for name in ("snapshots", "elsewhere")}
-    digest = sha256_of(tmp_path / "snapshots" / "tiny" / "model.safetensors")
+    digest = sha256_of(tmp_path / "snapshots" / "tiny" / "config.json")
     assert paths == {hub.cache_folder() / hub.FOLDERS / digest[:40] / "checkpoints" / "step_3"}
 
 

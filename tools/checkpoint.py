@@ -103,7 +103,11 @@ def lines_of(about: dict[str, Any]) -> list[str]:
         ]
         if origin := about.get("converted_from"):
             lines.append(f"converted from {origin['path']}, a file of {origin['kind']}, {origin['sha256']}")
-        lines += [f"mean of {one['path']} ({one['weights']})" for one in about.get("average_of", [])]
+        for one in about.get("average_of", []):
+            # Means made by older versions hold the paths alone.
+            lines.append(
+                f"mean of {one['path']} ({one['weights']})" if isinstance(one, dict) else f"mean of {one}"
+            )
     elif about["settings"]:
         settings = ", ".join(f"{key} {value}" for key, value in about["settings"].items())
         lines.append(f"vocabulary of {about['game'] or 'no game'}; {settings}")

@@ -1,5 +1,6 @@
 """The model card of a shared model: what its checkpoint and its evaluations hold, with the hub's metadata."""
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def training_command(run: Path) -> str | None:
         return None
     words = []
     for word in shlex.split(starts[0]["command"]):
-        key, equals, value = word.rpartition("=")
-        words.append(key + equals + (Path(value).name if value.startswith("/") else value))
+        words.append(
+            re.sub(r"(^|[=\[,'\"])(/[^,\]'\"]+)", lambda found: found[1] + Path(found[2]).name, word)
+        )
     return f"python {shlex.join(words)}"
 
 
@@ -118,7 +120,7 @@ def _training(info: dict[str, Any], command: str | None) -> list[tuple[str, str]
     ]
     if origin := info.get("converted_from"):
         found.append(("converted from", f"a file of {origin['kind']}, SHA-256 `{origin['sha256']}`"))
-    for one in info.get("average_of", []):
+    for one in (one for one in info.get("average_of", []) if isinstance(one, dict)):  # once these were paths
         found.append(("mean of", f"step {one['step']}, seed {one['seed']}, SHA-256 `{one['sha256']}`"))
     return found
 

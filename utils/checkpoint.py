@@ -262,7 +262,7 @@ def resolve(path: Path | str) -> Path:
 def unpacked(source: Path, kept: Path) -> Path:
     """The run folder `kept` with a model of the hub, whose files are in `source`, as its only checkpoint.
 
-    A folder that is no commit of the hub has a place in `kept` by its weights. Raises `UserError` where a
+    A folder that is no commit of the hub has a place in `kept` by its description. Raises `UserError` where a
     file is missing, or is not the one that the model was published with.
     """
     about = read_json(source / hub.CONFIG)
@@ -273,7 +273,7 @@ def unpacked(source: Path, kept: Path) -> Path:
         if not (source / name).is_file() or sha256_of(source / name) != digest:
             raise UserError(f"{source / name} is missing or not the published one: its SHA-256 differs")
     if kept.name == hub.FOLDERS:
-        kept = kept / digests[hub.WEIGHTS][:40]
+        kept = kept / sha256_of(source / hub.CONFIG)[:40]
     if kept.is_dir():
         return kept
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")

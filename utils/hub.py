@@ -62,13 +62,15 @@ def fetch(text: str) -> tuple[Path | None, Path]:
     kept = cache_folder() / repository.replace("/", "--")
     if revision and _COMMIT.fullmatch(revision) and (kept / revision).is_dir():
         return None, kept / revision
-    require("huggingface_hub", f"a model from the hub ({text})")
+    require("huggingface_hub", f"there is no folder {repository}; a model from the hub ({text})")
     import huggingface_hub
 
     try:
         found = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=list(FILES))
     except _problems() as error:
-        raise UserError(f"cannot fetch {text}: {_first_line(error)}") from None
+        raise UserError(
+            f"cannot fetch {text}: {_first_line(error)}; nor is there a folder {repository}"
+        ) from None
     commit = Path(found).name
     if revision != commit:
         print(f"{text} is the commit {commit}; {PREFIX}{repository}@{commit} stays the same", file=sys.stderr)

@@ -188,9 +188,10 @@ def _of_arrays(folder: Path, alphabet: Alphabet) -> tuple[Puzzles, Lines]:
         inputs, labels, first, groups = (np.load(_array(folder, name)) for name in names)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot read the puzzles' arrays: {error}") from None
-    cells = inputs.shape[-1]
+    grids_fit = inputs.ndim == 2 and inputs.shape == labels.shape and first.ndim == groups.ndim == 1
+    cells = inputs.shape[1] if grids_fit else 0
     side = int(cells**0.5)
-    fits = inputs.ndim == 2 and inputs.shape == labels.shape and side * side == cells and len(groups) > 1
+    fits = grids_fit and 0 < side * side == cells and len(first) > 1 and len(groups) > 1
     if not fits or first[-1] != len(inputs) or groups[-1] != len(first) - 1:
         raise UserError(f"{folder}: the arrays do not belong together, or hold no square grids")
     examples = first[groups[:-1]]
