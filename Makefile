@@ -1,10 +1,11 @@
 # make setup: a virtual environment with everything. make demo: the main job. make test, test-slow, lint, smoke: the checks.
-# make clean: caches and sweeps go; runs/ and data/ stay.
+# make site: the documents as a site, in site/. make clean: caches, sweeps and the site go; runs/ and data/ stay.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DOCS := .venv-docs
 
-.PHONY: setup demo test test-slow lint smoke format clean
+.PHONY: setup demo test test-slow lint smoke format site clean
 
 setup: $(VENV)/.installed
 
@@ -36,5 +37,14 @@ format: setup
 smoke: setup
 	PYTHON=$(BIN)/python bash experiments/smoke.sh
 
+# An environment of its own: the site needs neither PyTorch nor the project to be installed.
+$(DOCS)/.installed: requirements-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	touch $@
+
+site: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
 clean:
-	rm -rf outputs .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf outputs site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,9 @@
-"""Ask a trained few-shot model one task, in memory: views, votes and answers as an evaluation has them.
+"""Ask a trained few-shot model one task, in memory.
 
-solver = Solver.from_pretrained("runs/first")
-answers = solver.solve("task.json")              # answers[0][0]: the best answer to the first query
+    solver = Solver.from_pretrained("runs/first")
+    answers = solver.solve("task.json")              # answers[0][0]: the best answer to the first query
+
+Views, votes and answers are as an evaluation has them.
 """
 
 from dataclasses import dataclass

@@ -46,7 +46,7 @@ _NAME = re.compile(r"step_(\d+)$")
 @dataclass(frozen=True)
 class Content:
     """What a checkpoint holds. The first process writes `weights` (raw, ema), each value of `shared` as
-    <name>.pt, and `info`; every process writes its own `rank_state`."""
+    `<name>.pt`, and `info`; every process writes its own `rank_state`."""
 
     weights: dict[str, dict[str, Tensor]]
     shared: dict[str, Any]

@@ -73,8 +73,8 @@ def read_json(path: Path) -> Any:
 
 
 def json_in_page(value: Any) -> str:
-    """`value` as JSON (`as_json`) that may stand inside a <script> element: without any "<", since "<!--"
-    matters there as well as "</"."""
+    """`value` as JSON (`as_json`) that may stand inside a `<script>` element: without any `<`, since `<!--`
+    matters there as well as `</`."""
     return json.dumps(as_json(value), separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

@@ -91,7 +91,7 @@ class RunLogger:
             sink.log(step, values)
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Write (H, W, 3) uint8 as images/<name>_<step>.png and record it under `name`."""
+        """Write (H, W, 3) uint8 as `images/<name>_<step>.png` and record it under `name`."""
         if self.active:
             file = self.folder / "images" / f"{name}_{step}.png"
             write_png(file, pixels)
