@@ -1,4 +1,6 @@
-"""Evaluate a checkpoint on held-out tasks: python evaluate.py checkpoint=runs/NAME [key=value ...]
+"""Evaluate a checkpoint on held-out tasks.
+
+    python evaluate.py checkpoint=runs/first num_views=64
 
 Checkpoint -> predictions over augmented views -> votes -> pass@k with intervals and controls -> a table in
 the terminal and the files of evaluation/folder.py (docs/evaluation.md). It also runs under torchrun.
@@ -8,12 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-from tqdm import tqdm
-
 from config.compose import launch
 from evaluation.depth import depth_lines
 from evaluation.folder import RESULTS, files_of
 from evaluation.metrics import Score
+from evaluation.progress import ProgressBar
 from evaluation.protocols import less_memory
 from evaluation.run import Evaluation
 from evaluation.session import EvaluateConfig, Session
@@ -34,10 +35,10 @@ def run(config: EvaluateConfig) -> None:
     for note in session.notes if is_main else ():
         print(note, file=sys.stderr, flush=True)
     with (
-        tqdm(unit="view", disable=not is_main, desc="views", leave=False, file=sys.stderr) as bar,
+        ProgressBar(session.respondent.world) as progress,
         explains_out_of_memory("the evaluation", less_memory(config.protocol, config.batch_size)),
     ):
-        evaluation = session.evaluate(progress=bar.update)
+        evaluation = session.evaluate(progress=progress)
     if is_main:
         seconds = time.monotonic() - started
         folder = session.folder()

@@ -1,4 +1,6 @@
-"""Answer one task, or puzzles: python predict.py checkpoint=runs/NAME task=FILE [key=value ...]
+"""Answer one task, or puzzles.
+
+    python predict.py checkpoint=pretrained/rules task=pretrained/example.json
 
 Prints the two best answers to each query, with their votes and halting probability, in ARC's colours. A model
 trained on Sudoku or mazes reads puzzles as text (`-`: standard input), and the answers are checked.

@@ -1,5 +1,7 @@
-"""Train a TRM or an ETRM: python pretrain_etrm.py [key=value ...], or torchrun --nproc-per-node N
-pretrain_etrm.py ...
+"""Train a TRM or an ETRM.
+
+    python pretrain_etrm.py data=arc1 run_name=first
+    torchrun --nproc-per-node 4 pretrain_etrm.py data=arc1 run_name=first
 
 Configuration -> run (device, data, model, optimisers) -> resume -> loop (step, log, save, evaluate) -> close.
 `--cfg job` prints the resolved configuration.

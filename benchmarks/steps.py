@@ -26,6 +26,7 @@ from config.schema import PretrainConfig
 from dataset.batch import Bucket
 from dataset.samplers import SAMPLERS, Sampler
 from dataset.store import Store
+from evaluation.progress import Progress
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, evaluate
 from training.start import Run
@@ -83,10 +84,10 @@ def evaluation(run: Run, tasks: int) -> Callable[[], dict[str, float]]:
     model.config = trained.model_copy(update={"halt_max_steps": 1})  # the first call only warms up
 
     def step() -> dict[str, float]:
-        views: list[int] = []
-        evaluate(respondent, config.evaluation, ask, progress=views.append)
+        progress = Progress()
+        evaluate(respondent, config.evaluation, ask, progress=progress)
         model.config = trained
-        return {"samples": sum(views)}
+        return {"samples": progress.views}
 
     return step
 

@@ -47,8 +47,11 @@ _QUIET = [
 def launch(config_name: str, schema: type[T], job: Callable[[T], None], about: str | None = None) -> None:
     """Run `job` with the configuration that sys.argv asks for.
 
-    Hydra's own flags work as usual: --cfg job, --help, -m. --help prints `about` first.
+    Hydra's own flags work as usual: --cfg job, --help, -m, -sc. --help prints `about` first.
     """
+    if {"-sc", "--shell-completion"} & set(sys.argv):  # its arguments are no settings
+        _started_by_hydra(config_name, lambda composed: None)
+        return
     if about and {"-h", "--help"} & set(sys.argv):
         print(about)
     chosen, arguments = configuration_name(sys.argv[1:])
@@ -73,7 +76,12 @@ def launch(config_name: str, schema: type[T], job: Callable[[T], None], about: s
         job(_named_by_sweep(config, overrides) if sweep else config)
 
     sys.argv[1:] = [*flags, *overrides, *_QUIET]
-    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(checked_job)()
+    _started_by_hydra(config_name, checked_job)
+
+
+def _started_by_hydra(config_name: str, job: Callable[[DictConfig], None]) -> None:
+    """Have Hydra read sys.argv."""
+    hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(job)()
 
 
 def load(schema: type[T], config_name: str, overrides: list[str]) -> T:

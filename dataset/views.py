@@ -193,6 +193,13 @@ class EvaluationSet:
         """How many views `query` has: num_views, or fewer if the task has fewer different augmentations."""
         return len(self._views[query.task][0])
 
+    @property
+    def rows(self) -> int:
+        """How many rows all batches of all processes hold together."""
+        pairs = zip(self.queries, self.asked, strict=True)
+        asked = [query for query, asked in pairs if asked and query not in self.too_large]
+        return self.rollouts * sum(map(self.num_views_of, asked))
+
     def _queries(self, task: int, split: str) -> list[Query]:
         first, end = int(self.store.task_pairs[task]), int(self.store.task_pairs[task + 1])
         border = first + int(self.store.task_demonstrations[task])

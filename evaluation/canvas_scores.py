@@ -37,6 +37,10 @@ class CanvasScores:
         metrics = answer_metrics(answer, labels, torch.ones_like(hidden), self.objective)
         self.sums += torch.stack([metrics[name].double() for name in (*NAMES, "count")])
 
+    def right(self) -> tuple[int, int]:
+        """How many of this process's views are answered exactly, and how many count."""
+        return int(self.sums[NAMES.index("exact_accuracy")]), int(self.sums[-1])
+
     def means(self) -> dict[str, float]:
         """Name -> mean over the counted views of all processes; nothing when there is none."""
         *sums, count = distributed.sum_tensor(self.sums.clone()).tolist()

@@ -9,6 +9,7 @@ from pydantic import PositiveInt, model_validator
 
 from dataset.store import Store
 from evaluation import pictures
+from evaluation.progress import Progress
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, Split, evaluate
 from evaluation.scoreboard import HEADLINES, metric_names
@@ -92,11 +93,11 @@ def log_evaluation(run: Run[MonitoredConfig], logger: RunLogger, meter: Meter, s
     limits = [] if config.validation else [config.eval_tasks, config.data.max_eval_groups]
     max_tasks = min((limit for limit in limits if limit is not None), default=None)
     ask = Ask(config.seed, split, max_tasks=max_tasks, keep_predictions=False)
-    views: list[int] = []
+    progress = Progress()
     started = time.perf_counter()
     with averaged_weights(state), less_memory_to_answer("the evaluation", run):
-        result = evaluate(respondent_of(run), config.evaluation, ask, progress=views.append)
-    seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(sum(views)))
+        result = evaluate(respondent_of(run), config.evaluation, ask, progress=progress)
+    seconds, asked = time.perf_counter() - started, sum(distributed.gather_objects(progress.views))
     metrics, prefix = result.metrics(), "validation/" if config.validation else ""
     # A value that is no number is logged, but it is no score: it would win or lose every comparison.
     score = metrics.get(config.best_metric) if config.validation else None

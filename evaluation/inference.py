@@ -30,7 +30,7 @@ from utils import distributed
 
 VIEWS_PER_ROUND = 8  # with `VoteStop`, views asked before looking again at which queries are settled
 
-Progress = Callable[[int], None]  # is told how many views have just been answered
+Answered = Callable[[int], None]  # is told how many views have just been answered
 Observe = Callable[[ViewBatch, Answer], None]  # is given a batch of views with its last answer
 
 
@@ -63,7 +63,7 @@ class Inference:
         stop: VoteStop | None = None,
         record_steps: bool = False,
         with_agreement: bool = False,
-        progress: Progress = lambda views: None,
+        progress: Answered = lambda views: None,
         observe: Observe = lambda batch, answer: None,
     ) -> Predictions:
         """The answers of all processes to every view of every query, a row per view and rollout.
@@ -95,7 +95,7 @@ class Inference:
         self,
         ranking: Ranking = "votes",
         stop: VoteStop | None = None,
-        progress: Progress = lambda views: None,
+        progress: Answered = lambda views: None,
         observe: Observe = lambda batch, answer: None,
     ) -> VoteTable:
         """The votes of all processes, the same as of the predictions that `collect` finds.
@@ -157,7 +157,7 @@ class Inference:
         predictions: Predictions,
         record_steps: bool = False,
         with_agreement: bool = False,
-        progress: Progress = lambda views: None,
+        progress: Answered = lambda views: None,
         observe: Observe = lambda batch, answer: None,
     ) -> None:
         """Add this process's answers to `views` of `queries` (Q,) bool."""

@@ -7,14 +7,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 from dataset.leaks import tasks_seen
-from dataset.views import Control, EvaluationSet
+from dataset.views import Control, EvaluationSet, ViewBatch
 from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.canvas_scores import CanvasScores
 from evaluation.depth import ORACLE, Depth, best_of, by_depth
-from evaluation.inference import Inference, Observe, Progress, VoteStop, copy_input
+from evaluation.inference import Inference, VoteStop, copy_input
 from evaluation.metrics import AnsweredQuery, Score
 from evaluation.notes import notes_of
 from evaluation.predictions import Predictions
+from evaluation.progress import Progress
 from evaluation.protocols import ProtocolConfig, adaptation_of, described, label
 from evaluation.records import answers_of, counts_of, known_output, puzzles_of, records_of, submission_of
 from evaluation.refinement import refinements
@@ -22,6 +23,7 @@ from evaluation.respondent import Respondent
 from evaluation.scoreboard import Scoreboard, controls_of
 from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.voting import VoteTable, VotingConfig
+from models.act import Answer
 from utils import distributed
 
 Split = Literal["test", "train", "validation"]
@@ -121,7 +123,7 @@ class Evaluation:
 
 
 def evaluate(
-    respondent: Respondent, config: VotingConfig, ask: Ask, progress: Progress = lambda views: None
+    respondent: Respondent, config: VotingConfig, ask: Ask, progress: Progress | None = None
 ) -> Evaluation:
     """Predict, vote and score, with every configured control on the same queries (all processes together).
 
@@ -130,6 +132,7 @@ def evaluate(
     known, nothing is scored and no control is asked, but the submission is complete. Raises `UserError` for a
     protocol that is not what it is called, or that goes with neither model nor votes.
     """
+    progress = progress or Progress()
     questions = ask.questions(respondent, config.num_views)
     seen = tasks_seen(respondent.store, questions.tasks, respondent.trained_pairs)
     protocol = label(ask.protocol, respondent.store, seen)
@@ -141,7 +144,7 @@ def evaluate(
     selection = inference.selection  # refused before the work, if at all
     canvas_scores = CanvasScores(respondent.store, respondent.table, respondent.objective)
     started = time.monotonic()
-    predictions, votes, views = _answers(inference, config, ask, progress, canvas_scores.add)
+    predictions, votes, views = _answers(inference, config, ask, progress, canvas_scores)
     prediction_seconds = time.monotonic() - started
 
     answers = answers_of(questions, votes)
@@ -177,26 +180,27 @@ def evaluate(
 
 
 def _answers(
-    inference: Inference, config: VotingConfig, ask: Ask, progress: Progress, observe: Observe
+    inference: Inference, config: VotingConfig, ask: Ask, progress: Progress, canvas_scores: CanvasScores
 ) -> tuple[Predictions | None, VoteTable, int]:
     """The model's predictions, if they are kept, the votes, and how many views were asked.
 
     They are also kept where more is to be known of them than their votes.
     """
+
+    def observe(batch: ViewBatch, answer: Answer) -> None:
+        canvas_scores.add(batch, answer)
+        progress.scored(canvas_scores)
+
     rollouts = inference.questions.rollouts
+    progress.begins(inference.questions.rows, "none")
     if ask.keep_predictions or ask.depth_curve or rollouts > 1:
         agreement, every_step = config.ranking == "agreement", ask.record_steps or ask.depth_curve
-        predictions = inference.collect(_stop(config), every_step, agreement, progress, observe)
+        predictions = inference.collect(_stop(config), every_step, agreement, progress.answered, observe)
         votes = predictions.vote(config.ranking, selection=inference.selection)
         return predictions, votes, len(predictions.rows()["query"]) // rollouts
-    mine: list[int] = []
-
-    def count(views: int) -> None:
-        mine.append(views)
-        progress(views)
-
-    votes = inference.predict(config.ranking, _stop(config), count, observe)
-    return None, votes, sum(distributed.gather_objects(sum(mine)))
+    before = progress.views
+    votes = inference.predict(config.ranking, _stop(config), progress.answered, observe)
+    return None, votes, sum(distributed.gather_objects(progress.views - before))
 
 
 def _stop(config: VotingConfig) -> VoteStop | None:
@@ -220,7 +224,8 @@ def _score_controls(
             continue
         changed = ask.questions(respondent, config.num_views, control)
         asked = Inference(respondent, changed, adaptation, ask.thinking)
-        votes = asked.predict(config.ranking, _stop(config), progress)
+        progress.begins(changed.rows, control)
+        votes = asked.predict(config.ranking, _stop(config), progress.answered)
         board.add(changed, answers_of(changed, votes), control)
         not_asked = {
             query.task

@@ -14,7 +14,8 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from dataset.store import Store
 from dataset.views import EvaluationSet
 from evaluation.folder import RESULTS, write_files
-from evaluation.inference import Progress, task_contexts
+from evaluation.inference import task_contexts
+from evaluation.progress import Progress
 from evaluation.protocols import ProtocolConfig, adaptation_class, row_learners
 from evaluation.respondent import Respondent
 from evaluation.run import Ask, Evaluation, Split, evaluate
@@ -150,7 +151,7 @@ class Session:
         """The evaluation set without any control."""
         return self.config.ask.questions(self.respondent, self.config.num_views)
 
-    def evaluate(self, progress: Progress = lambda views: None) -> Evaluation:
+    def evaluate(self, progress: Progress | None = None) -> Evaluation:
         """One evaluation as configured (all processes together)."""
         return evaluate(self.respondent, self.config, self.config.ask, progress)
 

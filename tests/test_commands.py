@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from config import compose
 from tests.support.runs import ROOT, run
 from tests.support.tree import Module, product
 
@@ -60,6 +61,29 @@ def test_a_command_looks_for_imports_above_its_folder_and_shows_an_example(name)
     assert guard, "called by its path, this command would not find the project's modules"
     assert before.count("\n") < first, "the guard comes too late"
     assert f"python -m {name} " in ast.get_docstring(module.tree), "its --help would show no example"
+
+
+def launched() -> dict[str, str]:
+    """The commands that Hydra reads the settings of, by how they are called, with their help."""
+    found = {
+        name: module for name, module in product().items() if re.search(r"^    launch\(", module.text, re.M)
+    }
+    return {
+        f"-m {name.removesuffix('.__main__')}" if "." in name else f"{name}.py": ast.get_docstring(
+            module.tree
+        )
+        for name, module in found.items()
+    }
+
+
+@pytest.mark.parametrize("called", launched())
+def test_the_help_of_a_command_with_settings_shows_an_example_whose_settings_exist(called):
+    examples = re.findall(rf"^    python {re.escape(called)} (.*)$", launched()[called], re.MULTILINE)
+    assert examples
+    config_name = {"-m tools.summary": "pretrain", "pretrain_etrm.py": "pretrain", "-m baselines.llm": "llm"}
+    name = config_name.get(called, called.removesuffix(".py").rpartition(".")[2])
+    for example in examples:
+        assert compose.compose(name, [word for word in example.split() if "=" in word])
 
 
 @pytest.mark.parametrize("name", commands())

@@ -350,3 +350,25 @@ def test_a_value_that_no_member_of_a_union_takes_is_told_in_one_line(value):
         compose.load(PretrainConfig, "pretrain", [f"validation={value}"])
     words = "it may be a whole number above 0, a number above 0 and below 1 or null"
     assert str(caught.value) == f"validation={value}: {words}"
+
+
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("evaluate.py proto", {"protocol=", "protocol."}),
+        ("evaluate.py protocol=latent", {"protocol=latent_search"}),
+        ("evaluate.py num_vi", {"num_views="}),
+    ],
+)
+def test_the_shell_completes_settings(line, completed, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "-sc", "query=bash"])
+    monkeypatch.setenv("COMP_LINE", f"python {line}")
+    monkeypatch.setenv("COMP_POINT", str(len(f"python {line}")))
+    evaluate.main()
+    assert set(capsys.readouterr().out.split()) == completed
+
+
+def test_the_shell_gets_what_it_installs(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["pretrain_etrm.py", "--shell-completion", "install=bash"])
+    pretrain_etrm.main()
+    assert "complete -o nospace" in capsys.readouterr().out

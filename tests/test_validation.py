@@ -30,7 +30,7 @@ def answer_with(monkeypatch, scores: dict[int, float]) -> list[tuple[str, int]]:
 
         def evaluate(respondent, config, ask, progress):
             asked.append((ask.split, state.step))
-            progress(1)
+            progress.answered(1)
             found = Score("none", "ARC/pass@1", scores[state.step], 0.0, 1.0, 2)
             unread = dict.fromkeys(field.name for field in fields(Evaluation))
             read = {

