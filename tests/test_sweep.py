@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 import pretrain_etrm
 from config import compose
 from config.schema import PretrainConfig
-from tests.support.grids import write_store
 from tests.support.runs import ROOT, TINY, called, metrics_of, weights_of
 from tests.support.sweeps import DRIVER, SCRIPT, score, write_space
 from tools import sweep, sweep_runs, sweep_space
@@ -256,54 +254,6 @@ def test_nothing_runs_while_another_process_works_on_the_sweep(stand_in, tmp_pat
     with exclusive(tmp_path / "s", "works on this sweep"), pytest.raises(SystemExit):
         run_sweep(monkeypatch, tmp_path, write_space(tmp_path))
     assert "works on this sweep" in capsys.readouterr().err
-
-
-ANCESTOR = ROOT / "config" / "sweep"
-
-
-@pytest.fixture
-def ancestors_data(tmp_path, monkeypatch):
-    """A working directory with the datasets of the ancestor's sweep."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("200", "400", "800"):
-        write_store(tmp_path / "data" / f"arc2eval-aug-{name}", "puzzle")
-
-
-def test_the_ancestors_sweep_is_one_of_ours(ancestors_data):
-    space = sweep_space.read_space(sweep_space.find_space("ancestor"))
-    run = space.first_run()
-    assert (run.arch.name, run.arch.H_cycles, run.arch.halt_max_steps) == ("trm", 3, 8)
-    assert space.wanted == 20 and space.chosen_metric(run) == "all.accuracy"
-    assert space.pruner.model_dump(include={"min_resource", "reduction_factor"}) == {
-        "min_resource": 3,
-        "reduction_factor": 2,
-    }
-
-
-def test_the_same_sweep_for_wandb_gives_each_run_keys_of_ours_and_a_folder(ancestors_data, monkeypatch):
-    theirs = yaml.safe_load((ANCESTOR / "ancestor_wandb.yaml").read_text())
-    ours = sweep_space.read_space(ANCESTOR / "ancestor.yaml")
-    assert {key: found["values"] for key, found in theirs["parameters"].items()} == {
-        key: range_.choices for key, range_ in ours.space.items()
-    }
-    fixed = [word for word in theirs["command"] if not word.startswith("${")]
-    assert fixed[: len(ours.overrides)] == ours.overrides
-    monkeypatch.setenv("WANDB_RUN_ID", "abc123")
-    drawn = [f"{key}={found['values'][-1]}" for key, found in theirs["parameters"].items()]
-    config = compose.load(PretrainConfig, "pretrain", [*fixed, *drawn])
-    assert config.run_name == "sweep-abc123" and config.arch.halt_max_steps == 24 and config.lr == 2e-4
-
-
-def test_wandb_itself_reads_that_file_and_makes_that_command(ancestors_data):
-    pytest.importorskip("wandb")
-    from wandb.sdk.launch.sweeps import utils
-
-    theirs = utils.load_sweep_config(str(ANCESTOR / "ancestor_wandb.yaml"))
-    command = utils.create_sweep_command(theirs["command"])
-    drawn = {key: {"value": found["values"][0]} for key, found in theirs["parameters"].items()}
-    arguments = utils.create_sweep_command_args({"args": drawn})["args_no_hyphens"]
-    assert "run_name=sweep-${oc.env:WANDB_RUN_ID}" in command and command[-1] == "${args_no_hyphens}"
-    assert arguments == [f"{key}={found['value']}" for key, found in drawn.items()]
 
 
 @pytest.mark.slow

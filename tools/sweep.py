@@ -3,6 +3,7 @@
     python -m tools.sweep SPACE.yaml --trials 20 --jobs 2
     python -m tools.sweep runs/sweeps/SPACE --table
     python -m tools.sweep runs/sweeps/SPACE --page sweep.html
+    python -m tools.sweep SPACE.yaml --wandb-yaml wandb.yaml
 
 SPACE.yaml is a file, or a name in config/sweep; docs/sweeps.md says what stands in it. Every trial trains
 each seed, and its score is their mean. Trials without prospects are pruned. The same command continues a
@@ -27,6 +28,7 @@ from tools.sweep_page import write_page
 from tools.sweep_runs import Process, Slot, command, slots
 from tools.sweep_space import SweepConfig, find_space, read_space
 from tools.sweep_text import FAILURE, SEED, best_line, table
+from tools.sweep_wandb import write_wandb_sweep
 from utils.arguments import parser_of, positive
 from utils.errors import Stopped, UserError, reports_user_errors
 from utils.extras import require
@@ -273,6 +275,11 @@ def opened(options: argparse.Namespace) -> tuple[Path, SweepConfig]:
     return folder, SweepConfig(**{**config.model_dump(), **changed, "overrides": overrides})
 
 
+def judged(config: SweepConfig) -> SweepConfig:
+    """The sweep with the metric that it chooses by. Raises `UserError` for a mistake in any of its runs."""
+    return config.model_copy(update={"metric": config.chosen_metric(config.first_run())})
+
+
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of("tools.sweep", __doc__)
@@ -285,14 +292,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs, after the file's")
     add("--table", action="store_true", help="print the trials, the best first, and run nothing")
     add("--page", type=Path, metavar="FILE.html", help="write a page with plots, and run nothing")
+    add("--wandb-yaml", type=Path, metavar="FILE", help="write the sweep for W&B's own, and run nothing")
     return parser.parse_args(arguments)
 
 
 @reports_user_errors
 def main() -> None:
     options = parse_arguments()
-    require("optuna", "a sweep")
+    if not options.wandb_yaml:
+        require("optuna", "a sweep")
     folder, config = opened(options)
+    if options.wandb_yaml:
+        write_wandb_sweep(options.wandb_yaml, judged(config))
+        print(f"{options.wandb_yaml}: wandb sweep {options.wandb_yaml}, then wandb agent")
+        return
     if options.table or options.page:
         if not (folder / STUDY).is_file():
             raise UserError(f"{folder} has no {STUDY}: no sweep was started there")
@@ -303,7 +316,7 @@ def main() -> None:
             write_page(options.page, folder, sweep.trials(), config)
             print(f"{options.page}: {len(sweep.trials())} trials")
         return
-    config = config.model_copy(update={"metric": config.chosen_metric(config.first_run())})
+    config = judged(config)
     with exclusive(folder, "works on this sweep"):
         begun(folder, config)
         sweep = Sweep(folder, config)
