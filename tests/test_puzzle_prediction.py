@@ -20,7 +20,7 @@ from evaluation.solver import Solver
 from evaluation.terminal import block
 from evaluation.thinking import AS_TRAINED
 from evaluation.voting import Candidate
-from tests.support.runs import untrained
+from tests.support.runs import ROOT, untrained
 from tests.support.thinking import thinking, write_sudokus
 from utils.errors import UserError
 
@@ -170,6 +170,14 @@ def test_attempts_are_chosen_by_the_rules_of_the_game(solver, tmp_path):
     wide = thinking(rollouts=3, sigma=0.5, select="verifier")
     (solution,) = solver.ask_all(tasks, 1, 0, 64, thinking=wide)
     assert "each view was asked in 3 attempts" in solution.notes
+
+
+def test_the_shipped_model_solves_shipped_puzzles_that_it_has_not_seen():
+    shipped = open_solver(ROOT / "pretrained/sudoku-6x6", device="cpu")
+    easy, middling, _ = shipped.ask_all(shipped.read(str(ROOT / "pretrained/sudoku.txt")), 1, 0, 64)
+    for solution in (easy, middling):
+        assert solution.notes == [] and solution.facts.words == "one solution"
+        assert sudoku.solves(solution.task.queries[0].input[None], best_of(solution)[None]).all()
 
 
 @pytest.mark.parametrize(
