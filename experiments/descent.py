@@ -251,7 +251,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         for panel in row:
             panel.set_xlabel("updates")
             panel.grid(alpha=0.3)
-        row[0].legend(fontsize=7)
+        row[0].legend(fontsize=7, loc="lower right")
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=80))
 
 
