@@ -339,11 +339,12 @@ def test_the_models_that_come_with_the_repository_are_those_of_their_scores_and_
     files = [path for path in folder.rglob("*") if path.is_file() and "evaluations" not in path.parts]
     assert sum(path.stat().st_size for path in files) < MOST_BYTES
     models = [path.parent for path in folder.glob("*/scores.json")]
-    assert {model.name for model in models} == {"arc-small", "rules"}
+    assert {model.name for model in models} == {"arc-small", "rules", "sudoku-6x6"}
     task = json.loads((folder / "example.json").read_text())
     for model in models:
         about = json.loads((model / "scores.json").read_text())
         (checkpoint,) = (model / "checkpoints").iterdir()
         assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]
-        (answer,) = Solver.from_pretrained(model, device="cpu").solve(task)
-        assert answer[0]["grid"] == task["test"][0]["output"] or model.name != "rules"
+        if model.name != "sudoku-6x6":  # which answers no tasks
+            (answer,) = Solver.from_pretrained(model, device="cpu").solve(task)
+            assert answer[0]["grid"] == task["test"][0]["output"] or model.name != "rules"

@@ -208,7 +208,9 @@ def test_without_relations_there_is_no_weight_and_old_checkpoints_fit(fewshot):
     )
     for folder in (ROOT / "pretrained").glob("*/checkpoints/*"):
         model, _ = load_checkpoint(folder, "ema")
-        assert model.config.relations == model.context.config.relations == []
+        assert model.config.relations == []
+        encoder = getattr(model.context, "config", None)  # a model of puzzles has none
+        assert encoder is None or encoder.relations == []
 
 
 @pytest.mark.parametrize("branch", ["arch.relations", "encoder.relations", "encoder.colour_path"])
