@@ -13,13 +13,11 @@ from dataset.leaks import nothing_known, tasks_seen
 from dataset.store import Store
 from dataset.task import Pair, Task
 from evaluation.adaptation import AS_IT_IS
-from evaluation.inference import Inference
 from evaluation.protocols import ProtocolConfig, adaptation_of, described, label
-from evaluation.records import answers_of, records_of
-from evaluation.refinement import refinements
+from evaluation.records import records_of
 from evaluation.respondent import Respondent
 from evaluation.run import Ask
-from evaluation.solver import PERHAPS_REMEMBERED, SUBSET, Solution, Solver
+from evaluation.solver import PERHAPS_REMEMBERED, SUBSET, Solution, Solver, answered
 from evaluation.thinking import AS_TRAINED, ThinkingConfig
 from evaluation.trained_model import AskedDtype, TrainedModel
 from utils.device import choose_device
@@ -87,20 +85,15 @@ class PuzzleSolver(Solver):
         """The answers to all puzzles, with what is known of each without the model."""
         respondent = self.respondent_of(tasks)
         store, questions = respondent.store, Ask(seed).questions(respondent, num_views)
-        questions.rollouts = thinking.rollouts
         adaptation = adaptation_of(protocol, respondent, seed, batch_size)
-        inference = Inference(respondent, questions, adaptation, thinking)
-        selection = inference.selection
-        predictions = inference.collect(record_steps=record_steps)
-        answers = answers_of(questions, predictions.vote(selection=selection))
-        steps = refinements(predictions) if record_steps else {}
+        answers, steps = answered(respondent, questions, adaptation, thinking, record_steps)
         records = records_of(questions, answers, protocol.name, steps)
         inputs = np.stack([task.queries[0].input for task in tasks])
         facts = self.game.facts(inputs) if self.game.facts else [None] * len(tasks)
         remembered = PERHAPS_REMEMBERED if nothing_known(respondent.trained_pairs) else REMEMBERED
         attempts = [f"each view was asked in {thinking.rollouts} attempts"] if thinking.rollouts > 1 else []
         solutions = []
-        for number, (task, answered, known) in enumerate(zip(tasks, answers, facts, strict=True)):
+        for number, (task, query, known) in enumerate(zip(tasks, answers, facts, strict=True)):
             name = label(protocol, store, tasks_seen(store, np.array([number]), respondent.trained_pairs))
             about = {"protocol": name} | ({"puzzle": known.values} if known else {})
             solutions.append(
@@ -108,7 +101,7 @@ class PuzzleSolver(Solver):
                     task=task,
                     protocol=described(name, protocol.name),
                     num_views=questions.num_views,
-                    answers=[answered.candidates],
+                    answers=[query.candidates],
                     records=[records[number] | about],
                     notes=([remembered] if name == "transductive" else []) + attempts,
                     facts=known,
@@ -122,15 +115,7 @@ class PuzzleSolver(Solver):
 
     def respondent_of(self, tasks: list[Task]) -> Respondent:
         """The model with puzzles to be asked, each of which is a task."""
-        store = self._store(tasks)
-        return Respondent(
-            model=self.model,
-            store=store,
-            table=store.grid_table.to(self.device),
-            data=self.data,
-            objective=self.trained.objective,
-            trained_pairs=self.trained.trained_pairs,
-        )
+        return self._respondent(self._store(tasks))
 
     def _store(self, tasks: list[Task]) -> Store:
         pairs = [task.queries[0] for task in tasks]

@@ -20,11 +20,13 @@ from dataset.games import GAMES, Game
 from dataset.games.game import Facts
 from dataset.leaks import nothing_known, tasks_seen
 from dataset.sources import file_source
+from dataset.store import Store
 from dataset.task import Task
 from dataset.views import EvaluationSet
 from dataset.writer import About, pack
 from evaluation.adaptation import AS_IT_IS, Adaptation
 from evaluation.inference import Inference
+from evaluation.metrics import AnsweredQuery
 from evaluation.protocols import ProtocolConfig, adaptation_of, described, label
 from evaluation.records import answers_of, known_output, records_of
 from evaluation.refinement import Step, agreeing, refinements
@@ -199,14 +201,9 @@ class Solver:
         """
         respondent = self.respondent(task)
         store, questions = respondent.store, self.questions(respondent, num_views, seed)
-        questions.rollouts = thinking.rollouts
         name = label(protocol, store, tasks_seen(store, questions.tasks, respondent.trained_pairs))
         adaptation = adaptation_of(protocol, respondent, seed, batch_size)
-        inference = Inference(respondent, questions, adaptation, thinking)
-        selection = inference.selection
-        predictions = inference.collect(record_steps=record_steps)
-        answers = answers_of(questions, predictions.vote(selection=selection))
-        steps = refinements(predictions) if record_steps else {}
+        answers, steps = answered(respondent, questions, adaptation, thinking, record_steps)
         return Solution(
             task=task,
             protocol=described(name, protocol.name),
@@ -254,6 +251,10 @@ class Solver:
     def respondent(self, task: Task) -> Respondent:
         """The model with one task to be asked, which is drawn, augmented and asked as any evaluation task."""
         store = pack({SUBSET: [task]}, [SUBSET], About(layout="fewshot", source="one task", seed=0)).store()
+        return self._respondent(store)
+
+    def _respondent(self, store: Store) -> Respondent:
+        """The model with the tasks of a dataset in memory."""
         return Respondent(
             model=self.model,
             store=store,
@@ -327,6 +328,22 @@ class Solver:
                     "so that no answer can be right"
                 )
         return notes
+
+
+def answered(
+    respondent: Respondent,
+    questions: EvaluationSet,
+    adaptation: Adaptation,
+    thinking: ThinkingConfig,
+    record_steps: bool,
+) -> tuple[list[AnsweredQuery], dict[int, list[Step]]]:
+    """The ranked answers to all questions, and with `record_steps` the refinement of each query."""
+    questions.rollouts = thinking.rollouts
+    inference = Inference(respondent, questions, adaptation, thinking)
+    selection = inference.selection
+    predictions = inference.collect(record_steps=record_steps)
+    answers = answers_of(questions, predictions.vote(selection=selection))
+    return answers, refinements(predictions) if record_steps else {}
 
 
 def read_task(task: "Task | dict | str | Path", task_id: str | None = None) -> Task:
