@@ -1,7 +1,6 @@
 """Writing a dataset of puzzles that share one rule (the layout `pairs`)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,29 +10,6 @@ from dataset.store import BLANK_IDENTIFIER, FORMAT, SPLITS, Metadata
 from dataset.writer import Packed, SplitName
 
 Splits = Mapping[SplitName, tuple[np.ndarray, np.ndarray]]
-
-
-def write_pairs(
-    output: Path,
-    splits: Splits,
-    *,
-    game: str,
-    source: str,
-    seed: int,
-    num_aug: int,
-    details: Mapping[str, Any],
-    fingerprints: Mapping[SplitName, np.ndarray],
-) -> Metadata:
-    """Write a dataset of puzzles that share one rule. The arguments but the first are those of `pack`."""
-    return pack(
-        splits,
-        game=game,
-        source=source,
-        seed=seed,
-        num_aug=num_aug,
-        details=details,
-        fingerprints=fingerprints,
-    ).save(output)
 
 
 def pack(

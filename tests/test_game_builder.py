@@ -26,10 +26,11 @@ def written(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """What a builder hands to the store."""
     record = SimpleNamespace(calls=[])
 
-    def write_pairs(output, splits, **described):
+    def pack(splits, **described):
         record.calls.append(SimpleNamespace(splits=splits, **described))
+        return SimpleNamespace(save=lambda output: None)
 
-    monkeypatch.setattr(puzzle_writer, "write_pairs", write_pairs)
+    monkeypatch.setattr(puzzle_writer, "pack", pack)
     return record
 
 

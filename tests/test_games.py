@@ -89,9 +89,9 @@ def test_a_puzzle_on_another_canvas_is_refused(tmp_path):
     grids = np.zeros((3, 4, 4), np.uint8)
     prints = {"train": np.arange(3, dtype=np.uint64), "test": np.arange(3, 6, dtype=np.uint64)}
     splits = {"train": (grids, grids), "test": (grids, grids)}
-    puzzle_writer.write_pairs(
-        tmp_path, splits, game="sudoku", source="x", seed=0, num_aug=0, details={}, fingerprints=prints
-    )
+    puzzle_writer.pack(
+        splits, game="sudoku", source="x", seed=0, num_aug=0, details={}, fingerprints=prints
+    ).save(tmp_path)
     loaded = Store.load(tmp_path)
     config = load_config(loaded).data.model_copy(update={"buckets": [6], "augmentation": "random"})
     with pytest.raises(UserError, match=r"its 4x4 puzzles fill their canvas; set .*data.buckets=\[4\]"):

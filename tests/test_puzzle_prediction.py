@@ -12,7 +12,7 @@ from dataset.games import GAMES
 from dataset.games.drawing import rgb
 from dataset.generate import maze, sudoku
 from dataset.leaks import UNKNOWN_PAIRS
-from dataset.puzzle_writer import write_pairs
+from dataset.puzzle_writer import pack
 from dataset.store import Store
 from dataset.task import Pair
 from evaluation.puzzle_solver import PuzzleSolver, open_solver
@@ -221,7 +221,7 @@ def test_a_maze_is_read_from_its_drawing_with_or_without_its_path(tmp_path):
     splits = {"train": (mazes[:2], paths[:2]), "test": (mazes[2:], paths[2:])}
     details = {"labels": "breadth_first"}
     about = {"source": "generated", "seed": 0, "num_aug": 0, "details": details, "fingerprints": prints}
-    write_pairs(tmp_path / "d", splits, game="maze", **about)
+    pack(splits, game="maze", **about).save(tmp_path / "d")
     solver = open_solver(untrained(Store.load(tmp_path / "d"), tmp_path / "c", *MAZE))
     drawn = "\n".join("".join(maze.CHARACTERS[value] for value in row) for row in paths[2])
     (task,) = solver.read(str(written(tmp_path, drawn)))

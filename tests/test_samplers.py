@@ -9,7 +9,7 @@ from dataset import augment
 from dataset.batch import materialise
 from dataset.canvas import PAD
 from dataset.generate import sudoku
-from dataset.puzzle_writer import write_pairs
+from dataset.puzzle_writer import pack
 from dataset.samplers import SAMPLERS, EpisodeSampler
 from dataset.store import Store
 from dataset.task import Pair, Task
@@ -207,8 +207,7 @@ def test_turns_that_give_the_same_task_count_once():
 def test_turns_of_a_game_keep_its_digits(tmp_path):
     puzzles, answers, _ = sudoku.generate(9, 3, np.random.default_rng(0))
     parts = {"train": slice(0, 2), "test": slice(2, 3)}
-    write_pairs(
-        tmp_path / "d",
+    pack(
         {name: (puzzles[part], answers[part]) for name, part in parts.items()},
         game="sudoku",
         source="generated",
@@ -216,7 +215,7 @@ def test_turns_of_a_game_keep_its_digits(tmp_path):
         num_aug=0,
         details={},
         fingerprints={name: np.arange(3, dtype=np.uint64)[part] for name, part in parts.items()},
-    )
+    ).save(tmp_path / "d")
     store = Store.load(tmp_path / "d")
     config = data_config_of(store, augmentation="turns", buckets=[9], canvas_margin=0, translate=False)
     samples = SAMPLERS["pairs"](store, config, 0, 16).sample(0)

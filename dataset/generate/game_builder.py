@@ -170,8 +170,7 @@ def write(
     """
     splits, keys, counts = disjoint(splits, fingerprints, options.subsample_size, options.seed)
     histograms = {f"{rating}_{split}": histogram(splits[split].rating) for split in SPLITS}
-    puzzle_writer.write_pairs(
-        options.output_dir,
+    packed = puzzle_writer.pack(
         {split: (splits[split].inputs, splits[split].answers) for split in ("train", "test")},
         game=game,
         source=source,
@@ -182,6 +181,7 @@ def write(
             name: value for name, value in {**record, **counts, **histograms}.items() if value is not None
         },
     )
+    packed.save(options.output_dir)
     train, test = len(splits["train"]), len(splits["test"])
     print(f"{options.output_dir}: {train} training and {test} test puzzles, {source}")
     dropped = counts["dropped_train_puzzles"]

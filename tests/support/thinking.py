@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from dataset.generate import sudoku
-from dataset.puzzle_writer import write_pairs
+from dataset.puzzle_writer import pack
 from dataset.store import Store
 from evaluation.adaptation import AS_IT_IS
 from evaluation.in_training import respondent_of
@@ -27,8 +27,7 @@ def write_sudokus(folder, train: int = 2, test: int = 6, num_aug: int = 3) -> St
     splits = {"train": (puzzles[:train], answers[:train]), "test": (puzzles[train:], answers[train:])}
     found = sudoku.fingerprints(puzzles, answers)
     prints = {"train": found[:train], "test": found[train:]}
-    write_pairs(
-        folder,
+    pack(
         splits,
         game="sudoku",
         source="generated",
@@ -36,7 +35,7 @@ def write_sudokus(folder, train: int = 2, test: int = 6, num_aug: int = 3) -> St
         num_aug=num_aug,
         details={"size": SIZE},
         fingerprints=prints,
-    )
+    ).save(folder)
     return Store.load(folder)
 
 

@@ -7,7 +7,7 @@ from dataset.canvas import Vocabulary
 from dataset.games.drawing import Drawing
 from dataset.games.game import Check, Game, Symmetries
 from dataset.games.notation import Notation
-from dataset.puzzle_writer import write_pairs
+from dataset.puzzle_writer import pack
 from dataset.store import Store
 
 MOST_SIDE = 9
@@ -30,7 +30,7 @@ def write(folder, train: int, test: int, side: int = 4) -> Store:
     numbers = np.arange(train + test, dtype=np.uint64)
     prints = {"train": numbers[:train], "test": numbers[train:]}
     about = {"source": "generated", "seed": 0, "num_aug": 0, "details": {}, "fingerprints": prints}
-    write_pairs(folder, splits, game=GAME.name, **about)
+    pack(splits, game=GAME.name, **about).save(folder)
     return Store.load(folder)
 
 
