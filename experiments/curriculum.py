@@ -14,6 +14,7 @@ import resource
 import shlex
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ if not __package__:  # called by its path: import from the project's folder, not
 from config import compose
 from config.schema import PretrainConfig
 from experiments.ladder import run_python
+from experiments.studies import complete, read
 from utils.arguments import parser_of
 from utils.environment import git_commit
 from utils.errors import reports_user_errors
@@ -95,11 +97,6 @@ def run(size: int, setting: str, seed: int, options: argparse.Namespace) -> dict
     }
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of curriculum.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     """A Markdown table: the mean over seeds, with the lowest and the highest."""
     yield "| Sudoku | training | seeds | updates | processor seconds | exact answers |"
@@ -130,14 +127,10 @@ def main() -> None:
     if options.action == "table":
         print("\n".join(table(read(options.results))))
         return
-    for size in options.sizes:
-        for seed in options.seeds:
-            for setting in SETTINGS:
-                done = {(line["size"], line["setting"], line["seed"]) for line in read(options.results)}
-                if (size, setting, seed) not in done:
-                    line = run(size, setting, seed, options)
-                    with options.results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+    cases = (
+        (size, setting, seed) for size in options.sizes for seed in options.seeds for setting in SETTINGS
+    )
+    complete(options.results, ("size", "setting", "seed"), cases, partial(run, options=options))
 
 
 if __name__ == "__main__":

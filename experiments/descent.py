@@ -11,12 +11,13 @@ other work on the machine shall not count.
 """
 
 import argparse
-import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.ladder import ROOT, run_python
+from experiments.studies import complete, read
 from utils.arguments import parser_of
 from utils.environment import git_commit
 from utils.errors import reports_user_errors
@@ -182,11 +184,6 @@ def _series(metrics: list[dict[str, Any]], name: str) -> list[tuple[int, float]]
     return sorted({line["step"]: line[name] for line in metrics if name in line}.items())
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of descent.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def table(lines: list[dict[str, Any]]) -> Iterator[str]:
     """A Markdown table per task: the means over seeds, with the lowest and the highest seed."""
     for task in dict.fromkeys(line["task"] for line in lines):
@@ -273,14 +270,9 @@ def main() -> None:
         print("\n".join(table(lines)))
         draw(lines, options.picture)
         return
-    for seed in options.seeds:
-        for task in options.tasks:
-            for setting in options.settings:
-                done = {(line["task"], line["setting"], line["seed"]) for line in read(options.results)}
-                if (task, setting, seed) not in done:
-                    line = run(task, setting, seed, options)
-                    with options.results.open("a") as file:
-                        file.write(json.dumps(line) + "\n")
+    cases = product(options.seeds, options.tasks, options.settings)
+    in_order = ((task, setting, seed) for seed, task, setting in cases)
+    complete(options.results, ("task", "setting", "seed"), in_order, partial(run, options=options))
 
 
 if __name__ == "__main__":
