@@ -23,5 +23,5 @@ RUN pip install --no-cache-dir --no-deps --editable .
 ARG COMMIT=""
 ENV ETRM_COMMIT=$COMMIT
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
-USER etrm
+USER 1000
 CMD ["python", "pretrain_etrm.py", "--help"]

@@ -20,6 +20,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tqdm import tqdm
+
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -233,12 +235,12 @@ def build(options: argparse.Namespace) -> Metadata:
 def _load(names: list[str], offer: Offer, recipe: str | None, oversized: list[str] | None) -> Subsets:
     """The tasks of the named subsets, their numbers compared with those that the recipe knows."""
     tasks: Subsets = {}
-    for name in names:
+    for name in tqdm(names, "reading", unit="subset", leave=False, disable=None):
         before = len(oversized or ())
         tasks[name] = offer.available[name]()
         count = len(tasks[name]) + len(oversized or ()) - before
         if recipe and (note := check_published(recipe, name, count)):
-            print(note)
+            tqdm.write(note)
     return tasks
 
 

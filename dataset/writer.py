@@ -4,12 +4,13 @@
 that never was on a disk. The same tasks and seed give the same bytes, whatever PYTHONHASHSEED.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+from tqdm import tqdm
 
 from dataset import augment
 from dataset.layouts import LAYOUTS, LayoutName
@@ -131,7 +132,7 @@ def pack(tasks: Mapping[str, Sequence[Task]], test_subsets: Sequence[str], about
         # Puzzle identifiers number the tasks in this order.
         position = {task_id: i for i, task_id in enumerate(about.augmentations)}
         entries.sort(key=lambda entry: position[entry[0].id])
-    view_rows = {task.id: _view_rows_of(task, about) for task, _, _ in entries}
+    view_rows = {task.id: _view_rows_of(task, about) for task in _told([task for task, _, _ in entries], about)}
     names = [name for task_id, views in view_rows.items() for name in augment.names_of(task_id, *views)]
     values = {
         "identifiers.json": [BLANK_IDENTIFIER] * about.identifiers_start + names,
@@ -168,6 +169,12 @@ def _refuse_duplicates(ids: list[str], subset_names: list[str]) -> None:
             f"task {duplicate} occurs more than once in subsets {subsets}; one id is one puzzle, and "
             "build_arc_dataset --drop-duplicates keeps the first"
         )
+
+
+def _told(tasks: list[Task], about: About) -> Iterable[Task]:
+    """The tasks; a terminal shows how many have their augmentations where some are to be drawn."""
+    drawn = about.num_aug > 0 and about.augmentations is None
+    return tqdm(tasks, "augmentations", unit="task", leave=False, disable=None if drawn else True)
 
 
 def _view_rows_of(task: Task, about: About) -> ViewRows:

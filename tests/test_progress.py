@@ -6,6 +6,7 @@ import re
 import pytest
 
 from config import compose
+from dataset import build_arc_dataset
 from dataset.generate import rule_tasks
 from evaluation.progress import Progress
 from evaluation.session import EvaluateConfig, Session
@@ -85,3 +86,20 @@ def test_making_tasks_shows_how_many_are_made_in_a_terminal(monkeypatch):
     with rule_tasks.workers(Maker(), 1) as make:
         assert make(jobs) == jobs
     assert "train: " in terminal.getvalue() and "/5 [" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("is_one", [True, False], ids=["in a terminal", "elsewhere"])
+def test_building_an_arc_dataset_shows_what_is_read_and_augmented_in_a_terminal_only(
+    is_one, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("sys.stderr", terminal := Terminal(is_one))
+    monkeypatch.setenv("TQDM_MININTERVAL", "0")
+    words = ["--recipe", "arc1", "--layout", "puzzle", "--num-aug", "2", "--max-tasks", "3"]
+    options = build_arc_dataset.parse_arguments([*words, "--output-dir", str(tmp_path / "d")])
+    build_arc_dataset.build(options)
+    shown = terminal.getvalue()
+    if is_one:
+        assert re.search(r"reading: .*1/2 \[.*<.*subset", shown)
+        assert re.search(r"augmentations: .*5/6 \[.*<.*task", shown)
+    else:
+        assert shown == ""
