@@ -132,7 +132,9 @@ def pack(tasks: Mapping[str, Sequence[Task]], test_subsets: Sequence[str], about
         # Puzzle identifiers number the tasks in this order.
         position = {task_id: i for i, task_id in enumerate(about.augmentations)}
         entries.sort(key=lambda entry: position[entry[0].id])
-    view_rows = {task.id: _view_rows_of(task, about) for task in _told([task for task, _, _ in entries], about)}
+    view_rows = {
+        task.id: _view_rows_of(task, about) for task in _told([task for task, _, _ in entries], about)
+    }
     names = [name for task_id, views in view_rows.items() for name in augment.names_of(task_id, *views)]
     values = {
         "identifiers.json": [BLANK_IDENTIFIER] * about.identifiers_start + names,

@@ -1,6 +1,7 @@
 """Search the settings of a training run with Optuna.
 
     python -m tools.sweep SPACE.yaml --trials 20 --jobs 2
+    python -m tools.sweep SPACE.yaml --jobs 8 --launcher slurm --slurm partition=gpu gpus_per_node=1 time=240
     python -m tools.sweep runs/sweeps/SPACE --table
     python -m tools.sweep runs/sweeps/SPACE --page sweep.html
     python -m tools.sweep SPACE.yaml --wandb-yaml wandb.yaml
@@ -25,7 +26,8 @@ from omegaconf import OmegaConf
 
 from config.compose import as_overrides
 from tools.sweep_page import write_page
-from tools.sweep_runs import Process, Slot, command, slots
+from tools.sweep_runs import Local, Process, Slot, command
+from tools.sweep_slurm import Slurm
 from tools.sweep_space import SweepConfig, find_space, read_space
 from tools.sweep_text import FAILURE, SEED, best_line, table
 from tools.sweep_wandb import write_wandb_sweep
@@ -36,6 +38,7 @@ from utils.files import exclusive, write_atomically
 from utils.logging import read_metrics
 from utils.signals import StopRequest
 
+LAUNCHERS = {"local": Local, "slurm": Slurm}
 SPACE, STUDY = "sweep.yaml", "study.db"
 POLL = 0.5  # seconds
 MOST_FAILURES = 3  # without a single success: then the sweep itself is wrong
@@ -59,11 +62,12 @@ class Sweep:
             load_if_exists=True,
         )
 
-    def work(self, places: list[Slot]) -> None:
+    def work(self, launcher: Local | Slurm) -> None:
         """Run trials until enough of them have a score or are pruned. Raises `Stopped` after a signal."""
+        self.launcher = launcher
         if self.config.sampler == "grid":
             self._enqueue_grid()
-        free, active = list(reversed(places)), []
+        free, active = list(reversed(launcher.places)), []
         interrupted = self.trials("RUNNING")
         with StopRequest() as stop:
             while True:
@@ -193,7 +197,7 @@ class Attempt:
         finished = config.seeds[: config.seeds.index(self.seed)]
         self.before = sum(len(self._values(seed)) for seed in finished)
         log = self.sweep.folder / "logs" / f"{name}.log"
-        return Process(command(words, config.processes), self.slot, runs / name, log)
+        return self.sweep.launcher.start(command(words, config.processes), self.slot, runs / name, log)
 
     def _values(self, seed: int) -> list[float]:
         """The metric's values in the run of a seed so far."""
@@ -286,7 +290,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("sweep", metavar="SWEEP", help="a file, a name in config/sweep, or the folder of a sweep")
     add("--trials", type=positive, help="how many get a score or are pruned (default: the file's)")
-    add("--jobs", type=positive, help="runs at a time (default: one per GPU, or per group of `processes`)")
+    add(
+        "--jobs",
+        type=positive,
+        help="runs at a time (default: one per GPU, or per group of `processes`; Slurm: 1)",
+    )
+    add("--launcher", choices=LAUNCHERS, default="local", help="where runs train; default: %(default)s")
+    add("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="options of sbatch, such as time=240")
     add("--name", help="of the sweep's folder (default: the file's)")
     add("--output-dir", type=Path, default=Path("runs/sweeps"), help="default: %(default)s")
     add("--overrides", nargs="*", default=[], metavar="KEY=VALUE", help="of all runs, after the file's")
@@ -320,7 +330,7 @@ def main() -> None:
     with exclusive(folder, "works on this sweep"):
         begun(folder, config)
         sweep = Sweep(folder, config)
-        sweep.work(slots(options.jobs, config.processes))
+        sweep.work(LAUNCHERS[options.launcher](folder, config.processes, options))
     print("\n".join([table(sweep.trials(), config), "", *best_line(sweep.trials(), config)]))
 
 

@@ -1,22 +1,21 @@
 """The runs of a sweep as processes: where each of them may compute, how it starts, and how it is stopped."""
 
-import ctypes
 import os
 import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from tools.sweep_job import dies_with_parent
 from utils.errors import UserError
 from utils.files import exclusive
 
 SCRIPT = Path(__file__).resolve().parents[1] / "pretrain_etrm.py"
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,22 @@ def command(overrides: list[str], processes: int) -> list[str]:
     return [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *overrides]
 
 
+class Local:
+    """The launcher of runs that are processes of this machine.
+
+    places: how many at a time, and where each of them computes.
+    """
+
+    def __init__(self, folder: Path, processes: int, options: Namespace):
+        if options.slurm:
+            raise UserError("--slurm goes with --launcher slurm")
+        self.places = slots(options.jobs, processes)
+
+    def start(self, words: list[str], slot: Slot, folder: Path, log: Path) -> "Process":
+        """Train the run in `folder`."""
+        return Process(words, slot, folder, log)
+
+
 class Process:
     """One run that trains, or waits for its folder.
 
@@ -87,7 +102,7 @@ class Process:
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **self.slot.environment},
                     start_new_session=True,  # a Ctrl-C at the terminal reaches it once: from the sweep
-                    preexec_fn=_dies_with_parent(),
+                    preexec_fn=dies_with_parent(),
                 )
         return None if self.process is None else self.process.poll()
 
@@ -121,11 +136,3 @@ def is_free(folder: Path) -> bool:
             return True
     except UserError:
         return False
-
-
-def _dies_with_parent() -> Callable[[], object] | None:
-    """What a new process does first, so that it is asked to stop when its sweep is killed (Linux)."""
-    if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,10 +10,12 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "torchjd": "jacobian",
     "optuna": "sweep",
+    "submitit": "slurm",
     "huggingface_hub": "hub",
     "transformers": "llm",
     "peft": "llm",
     "bitsandbytes": "qlora",
+    "modal": "modal",
 }
 # The package that is imported -> its name, of those that every installation with a network has.
 DRAWING = {"PIL": "pillow", "matplotlib": "matplotlib"}
