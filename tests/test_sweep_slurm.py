@@ -1,4 +1,4 @@
-"""Sweeps through Slurm: the same trials as on one machine, and no job that is lost, doubled or left behind."""
+"""Sweeps through Slurm: the trials of one machine, and no job that is lost, doubled or left behind."""
 
 import os
 import signal
@@ -112,8 +112,8 @@ def test_a_job_that_slurm_ends_is_submitted_again_and_its_run_goes_on(stand_in, 
     monkeypatch.setenv("STAND_IN_PAUSE", "0.5")
     (queue / "1001.limit").write_text("1.5")  # its time is over: Slurm sends USR2
     begun = stand_in.read_text()
-    lost = "import os, signal\nif os.environ['SLURM_JOB_ID'] == '1002':\n    os.kill(os.getppid(), signal.SIGKILL)\n"
-    stand_in.write_text(lost + begun)
+    dies = "import os\nif os.environ['SLURM_JOB_ID'] == '1002':\n    os.kill(os.getppid(), 9)\n"
+    stand_in.write_text(dies + begun)
     (queue / "1002.lost").touch()  # its node fails: no word at all
     assert run_sweep(monkeypatch, tmp_path, space, *SLURM) == undisturbed
     assert (queue / "last").read_text().strip() == "1003"
@@ -168,10 +168,12 @@ def test_a_job_hands_on_signals_and_its_command_is_deaf_to_usr2(tmp_path):
         "time.sleep(60)\n"
     )
     job = (
-        f"import sys; from pathlib import Path; from tools import sweep_job; sweep_job.LOOK = 0.05\n"
-        f"sys.exit(sweep_job.train([sys.executable, {str(script)!r}], Path({str(tmp_path / 'log')!r}), Path('no')))"
+        "import sys; from pathlib import Path; from tools import sweep_job; sweep_job.LOOK = 0.05\n"
+        "script, log, stop = sys.argv[1:]\n"
+        "sys.exit(sweep_job.train([sys.executable, script], Path(log), Path(stop)))"
     )
-    process = subprocess.Popen([sys.executable, "-c", job], cwd=ROOT)
+    words = [sys.executable, "-c", job, script, tmp_path / "log", tmp_path / "stop"]
+    process = subprocess.Popen(list(map(str, words)), cwd=ROOT)
     deadline = time.monotonic() + 60
     while not (tmp_path / "log").is_file() or "alive" not in (tmp_path / "log").read_text().splitlines():
         assert time.monotonic() < deadline and process.poll() is None

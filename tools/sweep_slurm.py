@@ -61,7 +61,6 @@ class Slurm:
 
     def submit(self, *arguments: Any) -> Any:
         """The job that calls `sweep_job.train`. Raises `UserError` for what Slurm refuses."""
-        import submitit
 
         try:
             return self.executor.submit(train, *arguments)

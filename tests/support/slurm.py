@@ -11,7 +11,9 @@ export SLURM_JOB_ID=$id SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1
 setsid bash -c '
 while [ -e "$QUEUE/hold" ]; do sleep 0.05; done
 grep -q PENDING "$QUEUE/$0" || exit
-echo RUNNING > "$QUEUE/$0"; bash "$1"; [ -e "$QUEUE/$0.lost" ] && echo NODE_FAIL > "$QUEUE/$0" || echo COMPLETED > "$QUEUE/$0"
+echo RUNNING > "$QUEUE/$0"; bash "$1"; end=COMPLETED
+[ -e "$QUEUE/$0.lost" ] && end=NODE_FAIL
+echo "$end" > "$QUEUE/$0"
 ' "$id" "$QUEUE/$id.sh" > /dev/null 2>&1 < /dev/null &
 echo "Submitted batch job $id"
 """,
