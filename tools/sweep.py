@@ -309,6 +309,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 @reports_user_errors
 def main() -> None:
     options = parse_arguments()
+    if options.launcher == "slurm":
+        require("submitit", "--launcher slurm")
     if not options.wandb_yaml:
         require("optuna", "a sweep")
     folder, config = opened(options)
@@ -327,10 +329,11 @@ def main() -> None:
             print(f"{options.page}: {len(sweep.trials())} trials")
         return
     config = judged(config)
+    launcher = LAUNCHERS[options.launcher](folder, config.processes, options)
     with exclusive(folder, "works on this sweep"):
         begun(folder, config)
         sweep = Sweep(folder, config)
-        sweep.work(LAUNCHERS[options.launcher](folder, config.processes, options))
+        sweep.work(launcher)
     print("\n".join([table(sweep.trials(), config), "", *best_line(sweep.trials(), config)]))
 
 

@@ -16,7 +16,6 @@ from tools.sweep_job import train
 from tools.sweep_runs import Process, Slot, is_free
 from utils import checkpoint
 from utils.errors import EXIT_FAILURE, EXIT_STOPPED, UserError
-from utils.extras import require
 from utils.files import write_atomically
 
 CLUSTER = "slurm"  # of submitit
@@ -35,7 +34,6 @@ class Slurm:
     """
 
     def __init__(self, folder: Path, processes: int, options: Namespace):
-        require("submitit", "--launcher slurm")
         import submitit
 
         given = dict(_read_option(text) for text in options.slurm)
