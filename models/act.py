@@ -16,7 +16,7 @@ from torch import Tensor
 from dataset.batch import BatchData
 from models.arch import ArchConfig
 from models.context import Context
-from models.core import PLACES, ModelOutput, RecursiveModel, States
+from models.core import ModelOutput, RecursiveModel, States
 from models.noise import Draws, Noise
 from models.rollouts import Rollouts, residual
 
@@ -102,7 +102,7 @@ def initial_carry(model: RecursiveModel, data: BatchData) -> Carry:
     batch, cells = data["inputs"].shape
     demos = data["demo_inputs"].shape[1] if "demo_inputs" in data else 0
     shape = (batch, model.context.prefix_length(demos, cells) + cells, model.config.hidden_size)
-    device, data = data["inputs"].device, model.placed(data)
+    device, data = data["inputs"].device, model.prepared(data)
     return Carry(
         states=tuple(torch.zeros(shape, dtype=model.config.dtype, device=device) for _ in model.state_names),
         steps=torch.zeros(batch, dtype=torch.int32, device=device),
@@ -113,7 +113,7 @@ def initial_carry(model: RecursiveModel, data: BatchData) -> Carry:
 
 def refresh(carry: Carry, data: BatchData, model: RecursiveModel, noise: Noise | None = None) -> Carry:
     """Replace halted rows by the new samples in `data`, with initial states and no steps taken."""
-    initial, data = model.context.initial_state(data, noise), model.placed(data)
+    initial, data = model.context.initial_state(data, noise), model.prepared(data)
 
     def fresh(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(carry.halted.view(-1, *[1] * (old.ndim - 1)), new, old)
@@ -205,7 +205,7 @@ def act_step(
     context_state = {name: value.detach() for name, value in {**carry.context_state, **context.state}.items()}
     if adjust is not None:
         context = adjust(context, carry)
-    output = model(carry.states, carry.data["inputs"], context, carry.data.get(PLACES), draws)
+    output = model(carry.states, carry.data, context, draws)
     target = None
     with torch.no_grad():
         steps = carry.steps + 1
@@ -248,7 +248,7 @@ def _value_of_continuing(
     # A context that is refined has changed by the next step.
     if model.context.refines:
         context = model.context(carry.data, carry.context_state)
-    after = model(carry.states, carry.data["inputs"], context, carry.data.get(PLACES))
+    after = model(carry.states, carry.data, context)
     best = torch.maximum(after.q_halt_logits, after.q_continue_logits)
     last = carry.steps >= (num_act_steps or model.config.halt_max_steps)
     return torch.where(last, after.q_halt_logits, best).sigmoid()
@@ -287,7 +287,7 @@ def act_steps(
     def adjust(context: Context, carry: Carry) -> Context:
         return context if shift is None else context.shifted(shift[rows])
 
-    data = model.placed(data)  # once for all steps
+    data = model.prepared(data)  # once for all steps
     context = None if model.context.refines else model.context(data)
     carry = initial_carry(model, data)
     rows = torch.arange(len(carry.halted), device=carry.halted.device)

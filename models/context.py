@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dataset.batch import BatchData, DataConfig
 from dataset.task import MAX_SIDE
+from models import colours
 from models.arch import ArchConfig
-from models.colours import ColourPath
+from models.drafts import DraftSettings
 from models.layers import worth_packing
 from models.noise import Noise
-from models.relations import RelationName
 from utils.config import Config
 
 
@@ -37,7 +37,8 @@ class Context:
     memory_cells: (M,), the canvas cell 0..L-1 of each token; (B, 1, M) once `packed`.
     prefix_places: (B, P, R), the places of the prefix tokens under the core's relations
         (models/relations.py); None: they have none.
-    colours: what the demonstrations' inputs show at the cells of the tokens `told`; None: it is not said.
+    colours: (B, T), what the demonstrations' inputs show at the cells of the tokens `told`; None: it is not
+        said.
     state: what `ContextModule.forward` gets at the next ACT step, by name, (B, ...). Other names stay.
     losses: auxiliary terms by name, (B,) each, which `ObjectiveConfig.<name>_weight` weighs.
     """
@@ -49,7 +50,7 @@ class Context:
     memory_mask: Tensor | None = None
     memory_cells: Tensor | None = None
     prefix_places: Tensor | None = None
-    colours: ColourPath | None = None
+    colours: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
 
@@ -76,7 +77,7 @@ class Context:
             memory=chosen(self.memory),
             memory_mask=chosen(self.memory_mask),
             prefix_places=chosen(self.prefix_places),
-            colours=None if self.colours is None else self.colours[rows],
+            colours=chosen(self.colours),
             state={name: value[rows] for name, value in self.state.items()},
             losses={name: value[rows] for name, value in self.losses.items()},
         )
@@ -92,27 +93,21 @@ class Context:
         most = int(self.memory_mask.sum(1).max())
         # A stable order keeps the tokens of a demonstration together, in their own order.
         first = self.memory_mask.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-        colours = self.colours
-        if colours is not None:
-            colours = colours.map(colours.of_tokens.take_along_dim(first[:, None], 2))
         return replace(
             self,
             memory=self.memory.take_along_dim(first[:, :, None], 1),
             memory_mask=self.memory_mask.gather(1, first),
             memory_cells=self.memory_cells[first][:, None],
-            colours=colours,
+            colours=None if self.colours is None else self.colours.gather(1, first),
         )
 
-    def by_colour(self, shown: Tensor) -> Tensor:
-        """What `ColourPath.means` hands to the cells of a query, at RMS 1 of a token.
-
-        shown: (B, Q, L), what the query shows.
-        """
+    def by_colour(self, inputs: Tensor) -> Tensor:
+        """What `colours.means` hands to each cell of a query (B, L), at RMS 1 of a token."""
         assert self.colours is not None, "the encoder does not say which token shows which colour"
         mask = self.prefix_mask if self.memory is None else self.memory_mask
         assert mask is not None, "tokens of demonstrations come with a mask"
         scale = math.sqrt(self.prefix.shape[-1]) if self.memory is None else 1.0
-        return scale * self.colours.means(self.told, mask, shown)
+        return scale * colours.means(self.told, mask, self.colours, inputs)
 
     def summary(self) -> Tensor:
         """One float32 vector per sample.
@@ -187,11 +182,13 @@ class EncoderConfig(Config):
         return False
 
     @property
-    def colour_evidence(self) -> list[RelationName] | None:
-        """The relations whose places the recursion's path for colours looks at, too.
+    def tells_colours(self) -> bool:
+        """Whether the context says which tokens show which colour, for the recursion's path for colours."""
+        return False
 
-        None: the context does not say which tokens show which colour, and there is no such path.
-        """
+    @property
+    def drafts(self) -> DraftSettings | None:
+        """How the drafts are looked up that encoder and recursion read; None: they read none."""
         return None
 
     @property

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dataset.batch import BatchData, DataSizes
 from dataset.canvas import PAD
 from models.arch import ArchConfig
-from models.colours import looked_at
 from models.context import Context, EncoderConfig, PuzzleEmbedding
+from models.drafts import DraftReader, with_drafts
 from models.encoders import build_encoder
 from models.layers import (
     AttentionBlock,
@@ -37,7 +37,7 @@ from models.layers import (
 )
 from models.noise import Draws
 from models.positions import ROTATIONS, Rotary
-from models.relations import Index, after_registers, count_of, moved, places_of
+from models.relations import Index, after_registers, moved, places_of
 
 PLACES = "places"  # beside a sample's data: places of the cells of `inputs`, (B, L, R) int32
 SQRT_HALF = 0.707106781  # the original's digits: the recursion amplifies a difference in the last bit
@@ -124,14 +124,18 @@ class RecursiveModel(nn.Module):
             branch = relate(hidden, config.relations)
             return AttentionBlock(hidden, config.num_heads, config.expansion, branch)
 
-        evidence = encoder.colour_evidence if encoder else None
-        self.colour_proj = Linear(hidden, hidden) if evidence is not None else None
-        # All relations whose places are looked at, the core's own first.
-        self.place_names = list(dict.fromkeys([*config.relations, *(evidence or [])]))
+        self.colour_proj = Linear(hidden, hidden) if encoder and encoder.tells_colours else None
+        self.drafts = encoder.drafts if encoder else None
+        self.draft_reader = DraftReader(hidden, config.dtype) if self.drafts else None
         for name, depth in self.networks.items():
             self.add_module(name, ReasoningModule([block() for _ in range(getattr(config, depth))]))
         for name in self.state_names:
             self.register_buffer(f"{name}_init", truncated_normal(hidden, std=1.0))
+
+    @property
+    def heads(self) -> list[Linear]:
+        """The maps from states to answers."""
+        return [self.lm_head, self.q_head, *([self.draft_reader.copy_head] if self.draft_reader else [])]
 
     @property
     def state_names(self) -> tuple[str, ...]:
@@ -158,35 +162,38 @@ class RecursiveModel(nn.Module):
         """Each state's initial value (D,)."""
         return tuple(self.get_buffer(f"{name}_init") for name in self.state_names)
 
-    def placed(self, data: BatchData) -> BatchData:
-        """`data` with the places that this model looks at, unless they are there or it looks at none."""
-        if not self.place_names or PLACES in data:
+    def prepared(self, data: BatchData) -> BatchData:
+        """`data` with the drafts and places that this model reads, unless they are there."""
+        if self.drafts:
+            data = with_drafts(data, self.drafts)
+        if not self.config.relations or PLACES in data:
             return data
-        return {**data, PLACES: places_of(self.place_names, data["inputs"], self.vocabulary)}
+        return {**data, PLACES: places_of(self.config.relations, data["inputs"], self.vocabulary)}
 
     def forward(
         self,
         states: States,
-        inputs: Tensor,
+        data: BatchData,
         context: Context,
-        places: Tensor | None = None,
         draws: Draws | None = None,
     ) -> ModelOutput:
-        """One ACT step from states (B, S, D) on input tokens (B, L).
+        """One ACT step from states (B, S, D) on the queries `inputs` (B, L) of `data`.
 
-        places: what `placed` adds for them; computed where it is missing.
         draws: for dropout, in the cycles without gradient, too. Without them nothing is dropped.
         """
-        if self.place_names and places is None:
-            places = places_of(self.place_names, inputs, self.vocabulary)
-        tokens = self._embed(inputs, context, places)
+        data = self.prepared(data)
+        inputs, places = data["inputs"], data.get(PLACES)
+        tokens = self._embed(data, context)
         rate = self.config.dropout
         drop = partial(draws.dropped, rate=rate) if draws is not None and rate else kept
         apply = self._bind(inputs.shape[1], context.packed(), places, drop)
         states, earlier = self._recur(states, tokens, apply)
 
         def read(answer: Tensor) -> Tensor:
-            return self.lm_head(answer[:, -inputs.shape[1] :])
+            logits = self.lm_head(answer[:, -inputs.shape[1] :])
+            if self.draft_reader is None:
+                return logits
+            return self.draft_reader.handed_on(logits, answer[:, 0], data)
 
         answer = states[0]
         q_logits = self.q_head(self._summary(answer, inputs)).float()
@@ -237,18 +244,21 @@ class RecursiveModel(nn.Module):
         cells = answer[:, -inputs.shape[1] :].float()  # the mean is rounded once, at its end
         return ((cells * real).sum(1) / real.sum(1).clamp_min(1)).to(answer.dtype)
 
-    def _embed(self, inputs: Tensor, context: Context, places: Tensor | None) -> Tensor:
+    def _embed(self, data: BatchData, context: Context) -> Tensor:
         """Prefix and cells as one sequence (B, S, D)."""
-        tokens = torch.cat((context.prefix, self.embed_tokens(inputs)), dim=1)
+        cells = self.embed_tokens(data["inputs"])
+        if self.draft_reader is not None:
+            of_cells, of_all = self.draft_reader(data)
+            tokens = torch.cat((context.prefix, cells + of_cells), dim=1) + of_all
+        else:
+            tokens = torch.cat((context.prefix, cells), dim=1)
         if self.config.pos_encodings == "learned":
             positions = self.embed_pos(torch.arange(tokens.shape[1], device=tokens.device))
             tokens = SQRT_HALF * (tokens + positions)  # keeps the variance of the sum
         tokens = math.sqrt(self.config.hidden_size) * tokens
         if self.colour_proj is None:
             return tokens
-        assert context.colours is not None, "an encoder with evidence says what its tokens show"
-        shown = looked_at(inputs, places, self.place_names, context.colours)
-        handed = self.colour_proj(context.by_colour(shown))
+        handed = self.colour_proj(context.by_colour(data["inputs"]))
         return tokens + F.pad(handed, (0, 0, context.prefix.shape[1], 0))
 
     def _bind(self, cells: int, context: Context, places: Tensor | None, drop: Drop) -> Apply:
@@ -293,10 +303,9 @@ class RecursiveModel(nn.Module):
         if not relations or places is None:
             return None
         prefix = context.prefix.shape[1]
-        own = places[..., : count_of(relations)]
         if context.prefix_places is None:
-            return Index.of(after_registers(own, prefix), relations)
-        return Index.of(torch.cat((context.prefix_places, moved(own, prefix)), dim=1), relations)
+            return Index.of(after_registers(places, prefix), relations)
+        return Index.of(torch.cat((context.prefix_places, moved(places, prefix)), dim=1), relations)
 
     def _positions(self, registers: int, cells: int, device: torch.device) -> Rotary | None:
         """Rotary positions of registers and cells; None where positions are learned, or there are none."""

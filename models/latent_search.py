@@ -43,7 +43,7 @@ class LeaveOneOut:
     ):
         self.model, self.objective = model, objective
         rows, self.counted = leave_one_out(data)
-        self.rows = model.placed(rows)
+        self.rows = model.prepared(rows)
         row_state = state and {name: self.each(value) for name, value in state.items()}
         # Shifts are added to finished tokens, so that no gradient has to go through the encoder.
         with torch.no_grad():

@@ -43,11 +43,12 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.cast: Tensor | None = None
 
-    def start_at(self, value: float) -> None:
-        """Let the map begin as the constant `value`, which takes a bias."""
+    def start_at(self, value: float | Tensor) -> None:
+        """Let the map begin as the constant `value`, one number or one per output, which takes a bias."""
         assert self.bias is not None, "a map without a bias is no constant"
-        nn.init.zeros_(self.weight)
-        nn.init.constant_(self.bias, value)
+        with torch.no_grad():
+            self.weight.zero_()
+            self.bias.copy_(torch.as_tensor(value))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype) if self.cast is None else self.cast

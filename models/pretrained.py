@@ -35,8 +35,8 @@ from utils.errors import UserError
 _YOUNGER_ARCH: dict[str, Any] = {"relations": [], "dropout": 0.0, "carry_noise": 0.0}
 _YOUNGER_OBJECTIVE: dict[str, Any] = {"differential_weight": 0.0}
 _YOUNGER_DATA: dict[str, Any] = {"error_weighted": None, "error_interval": 100, "fresh": None}
-_YOUNGER_ENCODER: dict[str, Any] = {"relations": []}
-_YOUNGER_MEMORY: dict[str, Any] = {"colour_path": False, "evidence": []}
+_YOUNGER_ENCODER: dict[str, Any] = {"relations": [], "draft_places": [], "draft_conditions": []}
+_YOUNGER_MEMORY: dict[str, Any] = {"colour_path": False}
 # What changes the arithmetic of the recursion but the shape of no weight.
 _ARITHMETIC = ("H_cycles", "L_cycles", "num_heads", "pos_encodings", "halt_pooling", "relations")
 # Architectures with the recursion of another one, and the name by which HRM's own repository calls it.
@@ -117,6 +117,8 @@ def trained_config(info: dict[str, Any]) -> dict[str, Any]:
     if encoder:
         of_kind = _YOUNGER_MEMORY if encoder["name"] == "memory" else {}
         encoder = {**_YOUNGER_ENCODER, **of_kind, **encoder}
+        if encoder.pop("evidence", None):
+            raise UserError("the model reads encoder.evidence, in whose place came encoder.draft_places")
     return {
         **config,
         "arch": {**_YOUNGER_ARCH, **config["arch"]},

@@ -21,60 +21,32 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from dataset.canvas import ARC, Vocabulary, sources
+from models.grids import NONE, Grids
+from models.moves import falls, slides
 
-NONE = -1  # in the place of a cell: there is none
-RelationName = Literal["symmetries", "neighbours", "around", "shifts", "rays", "lines", "objects", "colours"]
+RelationName = Literal[
+    "symmetries",
+    "neighbours",
+    "around",
+    "shifts",
+    "motions",
+    "falls",
+    "slides",
+    "rays",
+    "lines",
+    "objects",
+    "colours",
+]
 
 
-def _each_once(names: list[RelationName]) -> list[RelationName]:
+def each_once(names: list) -> list:
+    """The same names. Raises ValueError where one stands twice."""
     if len(set(names)) < len(names):
-        raise ValueError(f"a relation stands twice in {names}")
+        raise ValueError(f"a name stands twice in {names}")
     return names
 
 
-Relations = Annotated[list[RelationName], AfterValidator(_each_once)]
-
-
-class Grids:
-    """Where N grids stand on their canvases, read off tokens (N, L) of a vocabulary.
-
-    canvas: (N, C, C) tokens.
-    inside: (N, C, C), the cells that belong to the grid.
-    row, column: of each cell of the canvas from the grid's first, (N, C, 1, 1) and (N, 1, C, 1).
-    rows, columns: (N, 1, 1, 1), how many the grid has; zero where a canvas shows none.
-    """
-
-    def __init__(self, tokens: Tensor, vocabulary: Vocabulary):
-        self.vocabulary = vocabulary
-        self.side = round(tokens.shape[-1] ** 0.5)
-        self.canvas = rearrange(tokens, "n (r c) -> n r c", c=self.side)
-        self.inside = self.canvas >= vocabulary.first
-        line = torch.arange(self.side, device=tokens.device)
-        row, rows = self._along(self.inside.any(2), line)
-        column, columns = self._along(self.inside.any(1), line)
-        self.row, self.column = rearrange(row, "n r -> n r 1 1"), rearrange(column, "n c -> n 1 c 1")
-        self.rows, self.columns = (rearrange(count, "n 1 -> n 1 1 1") for count in (rows, columns))
-
-    def _along(self, inside: Tensor, line: Tensor) -> tuple[Tensor, Tensor]:
-        """Each line's number (N, C) from the grid's first, and how many lines (N, 1) the grid has."""
-        first = torch.where(inside, line, self.side).amin(1, keepdim=True)
-        return line - first, inside.sum(1, keepdim=True)
-
-    def places(self, row: Tensor, column: Tensor) -> Tensor:
-        """The cells (N, L, R) of the canvas for rows and columns (N, C, C, R) of the grid.
-
-        They are `NONE` where the grid has no such row or column.
-        """
-        inside = (row >= 0) & (row < self.rows) & (column >= 0) & (column < self.columns)
-        # The number of the canvas's first line, minus the grid's offset, takes a place back to the canvas.
-        first_row, first_column = self.row[:, :1], self.column[:, :, :1]
-        places = torch.where(inside, (row - first_row) * self.side + column - first_column, NONE)
-        return rearrange(places, "n r c places -> n (r c) places")
-
-    def of_cells(self, places: Tensor) -> Tensor:
-        """Places (N, C, C, R) on the canvas as (N, L, R), `NONE` for cells outside the grid."""
-        inside = rearrange(self.inside, "n r c -> n r c 1")
-        return rearrange(torch.where(inside, places, NONE), "n r c places -> n (r c) places")
+Relations = Annotated[list[RelationName], AfterValidator(each_once)]
 
 
 def _symmetries(grids: Grids) -> Tensor:
@@ -113,6 +85,17 @@ def _over_the_border(reach: int) -> Callable[[Grids], Tensor]:
     return places
 
 
+def _motions(grids: Grids) -> Tensor:
+    """The places of a symmetry and a shift, or of one of them alone."""
+    cells = torch.arange(grids.side**2, device=grids.canvas.device)
+    own = rearrange(cells, "l -> 1 l 1").expand(len(grids.canvas), -1, -1)
+    images = torch.cat((own, _symmetries(grids)), dim=2)
+    shifted = F.pad(torch.cat((own, _over_the_border(2)(grids)), dim=2), (0, 0, 0, 1), value=NONE)
+    rows = (images % shifted.shape[1]).flatten(1)  # NONE becomes the row that was added
+    both = shifted.take_along_dim(rows[..., None], 1)
+    return rearrange(both, "n (l r) s -> n l (r s)", r=images.shape[2])[..., 1:]
+
+
 def _rays(grids: Grids) -> Tensor:
     """The next coloured cell to the right, below, to the left and above."""
     coloured = grids.canvas > grids.vocabulary.first
@@ -143,25 +126,8 @@ def _lines(grids: Grids) -> Tensor:
 
 
 def _objects(grids: Grids) -> Tensor:
-    """The first cell of the cells of one colour that are joined over edges.
-
-    Source: FastSV (arXiv 1910.05971), whose labels settle in about log2(L) rounds.
-    """
-    tokens, cells = rearrange(grids.canvas, "n r c -> n (r c)"), grids.side**2
-    number = torch.arange(cells, device=tokens.device)
-    row, column = number // grids.side, number % grids.side
-    joined = []
-    for r, c in ((0, 1), (1, 0), (0, -1), (-1, 0)):
-        there = (row + r >= 0) & (row + r < grids.side) & (column + c >= 0) & (column + c < grids.side)
-        beside = torch.where(there, number + r * grids.side + c, number)
-        joined.append(torch.where(tokens[:, beside] == tokens, beside, number))
-    parent = grand = number.expand(tokens.shape)
-    # The number of rounds does not depend on the grids: nothing waits for the device, shapes stay static.
-    for _ in range(2 + (cells - 1).bit_length()):
-        least = torch.stack([grand.gather(1, beside) for beside in joined]).amin(0)
-        parent = parent.scatter_reduce(1, parent, least, "amin").minimum(least).minimum(grand)
-        grand = parent.gather(1, parent)
-    return grids.of_cells(rearrange(grand, "n (r c) -> n r c 1", c=grids.side))
+    """The first cell of the cells of one colour that are joined over edges."""
+    return grids.of_cells(grids.objects)
 
 
 def _colours(grids: Grids) -> Tensor:
@@ -196,6 +162,12 @@ RELATIONS: dict[str, Relation] = {
     "around": Relation(8, _over_the_border(1)),
     # The same up to two cells away.
     "shifts": Relation(24, _over_the_border(2)),
+    # A symmetry and a shift up to two cells away, or one of them.
+    "motions": Relation(199, _motions),
+    # Where a cell comes from when all coloured cells fall, to each side.
+    "falls": Relation(4, falls),
+    # The same when the cells of one colour move to one side as one body: until they are stopped, or one step.
+    "slides": Relation(72, slides),
     # The next coloured cell in each direction.
     "rays": Relation(4, _rays),
     # The cell's row, its column, and the whole grid.
@@ -210,12 +182,6 @@ RELATIONS: dict[str, Relation] = {
 def count_of(names: Sequence[str]) -> int:
     """R of all these relations together."""
     return sum(RELATIONS[name].count for name in names)
-
-
-def chosen(places: Tensor, names: Sequence[str], wanted: Sequence[str]) -> Tensor:
-    """The places under the `wanted` relations, out of those (N, L, R) under `names`."""
-    parts = dict(zip(names, places.split([RELATIONS[name].count for name in names], dim=-1), strict=True))
-    return torch.cat([parts[name] for name in wanted], dim=-1)
 
 
 @torch.no_grad()

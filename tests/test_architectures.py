@@ -131,7 +131,7 @@ def test_every_architecture_is_one_graph_for_the_compiler_with_the_same_gradient
     )  # a look-up outside the graph: its rows are leaves of their own
 
     def step(states, data):
-        return model(states, data["inputs"], rows or model.context(data)).logits
+        return model(states, data, rows or model.context(data)).logits
 
     def run(step) -> list[Tensor]:
         model.zero_grad()

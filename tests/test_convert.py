@@ -156,7 +156,7 @@ def test_of_a_first_etrm_the_recursion_is_kept_bitwise_beside_a_new_encoder(tmp_
     outputs = []
     for model in (ours, theirs):
         states = tuple(state.expand(2, 116, 64) for state in model.initial_states())
-        outputs.append(model(states, inputs, context))
+        outputs.append(model(states, {"inputs": inputs}, context))
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     assert torch.equal(outputs[0].states[1], outputs[1].states[1])
     with pytest.raises(UserError, match="is no first ETRM's"):

@@ -124,7 +124,7 @@ def test_padding_is_never_read(case, fewshot):
         pytest.skip("positions along the sequence depend on the canvas")
     small, wide = episodes().data, {}
     for name, value in small.items():
-        if name in ("demo_inputs", "demo_labels"):
+        if name in ("inputs", "demo_inputs", "demo_labels"):
             value = torch.nn.functional.pad(
                 value.unflatten(-1, (SIDE, SIDE)), (0, 3, 0, 3), value=PAD
             ).flatten(-2)

@@ -120,7 +120,9 @@ def test_no_architecture_waits_in_a_step(arch, encoder, monkeypatch):
         assert all(value.device == META for value in (*result.metrics.values(), *result.grad_norms.values()))
 
 
-@pytest.mark.parametrize("case", [*ENCODERS, "memory with relations", "prefix with relations"])
+@pytest.mark.parametrize(
+    "case", [*ENCODERS, "memory with relations", "prefix with relations", "memory with drafts"]
+)
 def test_no_encoder_waits_in_a_step(case, fewshot, monkeypatch):
     steps_without_waiting(load_config(fewshot, *BASE, *ENCODER_CASES[case]), monkeypatch)
 

@@ -182,7 +182,7 @@ def test_a_noisy_step_is_one_graph_for_the_compiler_with_the_same_numbers(fewsho
     states = act_step(model, initial_carry(model, data), data).carry.states
 
     def step(states: tuple[Tensor, ...], keys: Tensor) -> Tensor:
-        return model(states, data["inputs"], model.context(data), None, Draws(keys)).logits
+        return model(states, data, model.context(data), Draws(keys)).logits
 
     compiled = torch.compile(step, fullgraph=True, backend="eager", dynamic=False)
     assert torch.allclose(step(states, KEYS[:4]), compiled(states, KEYS[:4]), atol=1e-5)

@@ -310,7 +310,7 @@ def test_a_run_goes_on_with_a_whole_model_on_other_data(fewshot, tmp_path, capfd
 def test_a_checkpoint_that_is_older_than_relations_is_compared_as_one_without_them(fewshot):
     (folder,) = (ROOT / "pretrained/rules/checkpoints").glob("*")
     theirs = checkpoint.load_info(folder)["config"]
-    assert "relations" not in theirs["arch"] and "evidence" not in theirs["encoder"]
+    assert "relations" not in theirs["arch"] and "draft_places" not in theirs["encoder"]
     alike = [
         f"arch.{key}={theirs['arch'][key]}" for key in ("hidden_size", "num_heads", "H_cycles", "L_cycles")
     ] + [f"load_pretrained_decoder={folder}"]
@@ -345,7 +345,7 @@ def test_a_run_that_is_older_than_some_settings_is_resumed(fewshot, tmp_path):
     for key in ("error_weighted", "error_interval"):
         del written["config"]["data"][key]
     del written["config"]["objective"]["differential_weight"]
-    for key in ("relations", "colour_path", "evidence"):
+    for key in ("relations", "colour_path", "draft_places", "draft_conditions"):
         del written["config"]["encoder"][key]
     info.write_text(json.dumps(written))
     train(load_config(fewshot, *common, "train_steps=2"))

@@ -22,7 +22,7 @@ from models.pretrained import load_checkpoint
 from models.relations import NONE, RELATIONS, Index, places_of
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
 from tests.support.protocols import outspoken, ttt_config
-from tests.support.relations import EVIDENCE, NAMES, ON, PREFIX
+from tests.support.relations import DRAFTS, NAMES, ON, PREFIX
 from tests.support.runs import ROOT, Trainer, load_config
 from tests.support.thinking import write_sudokus
 from training.objectives import reconstruction_loss
@@ -64,6 +64,60 @@ def of_each_cell(look):
     return slow
 
 
+def slow_motions(grid, numbers, canvas):
+    """By rolling the numbers of the grid's cells, then turning them."""
+    steps = [(0, 0), *(step for step in itertools.product(range(-2, 3), repeat=2) if step != (0, 0))]
+    rolled = [np.roll(numbers, (-r, -c), (0, 1)) for r, c in steps]
+    turned = [
+        slow_symmetries(grid, each, canvas) for each in rolled
+    ]  # by step, then by symmetry, none of them the identity
+    plain = [np.full(canvas.shape, NONE) for _ in steps]
+    for each, own in zip(rolled, plain, strict=True):
+        own[: grid.shape[0], : grid.shape[1]] = each
+    return [*plain[1:], *(of_step[symmetry] for symmetry in range(7) for of_step in turned)]
+
+
+def slow_falls(grid, numbers, canvas):
+    """By letting the coloured cells of each line fall."""
+    found = []
+    for turns in range(4):
+        cells, places = np.rot90(grid, turns), np.rot90(numbers, turns)
+        fallen = [
+            [*row_places[row == 0], *row_places[row > 0]]
+            for row, row_places in zip(cells, places, strict=True)
+        ]
+        found.append(np.full(canvas.shape, NONE))
+        found[-1][: grid.shape[0], : grid.shape[1]] = np.rot90(np.array(fallen), -turns)
+    return found
+
+
+def slow_slides(grid, numbers, canvas):
+    """By moving the cells of a colour step by step."""
+    found = []
+    for (r, c), most in itertools.product(((0, 1), (1, 0), (0, -1), (-1, 0)), (99, 1)):
+        for colour in range(1, 10):
+            body = {tuple(cell) for cell in np.argwhere(grid == colour).tolist()}
+            steps, free = (
+                0,
+                set(np.ndindex(grid.shape))
+                - {tuple(cell) for cell in np.argwhere((grid > 0) & (grid != colour)).tolist()},
+            )
+            while (
+                body
+                and steps < most
+                and all((a + (steps + 1) * r, b + (steps + 1) * c) in free for a, b in body)
+            ):
+                steps += 1
+            places = np.full(canvas.shape, NONE)
+            places[: grid.shape[0], : grid.shape[1]] = numbers
+            for cell in body if steps else ():
+                places[cell] = NONE
+            for a, b in body:
+                places[a + steps * r, b + steps * c] = numbers[a, b]
+            found.append(places)
+    return found
+
+
 def over_the_border(reach):
     steps = [step for step in itertools.product(range(-reach, reach + 1), repeat=2) if step != (0, 0)]
     return lambda grid, row, column: [
@@ -97,6 +151,9 @@ SLOW = {
     "neighbours": slow_neighbours,
     "around": of_each_cell(over_the_border(1)),
     "shifts": of_each_cell(over_the_border(2)),
+    "motions": slow_motions,
+    "falls": slow_falls,
+    "slides": slow_slides,
     "rays": of_each_cell(rays),
     "lines": of_each_cell(lambda grid, row, column: [(row, 0), (0, column), (0, 0)]),
     "objects": of_each_cell(objects),
@@ -203,7 +260,7 @@ def test_without_relations_there_is_no_weight_and_old_checkpoints_fit(fewshot):
     assert not [name for name in plain.state_dict() if "relate" in name or "colour" in name.split(".")[0]]
     data = episodes().data
     assert (
-        plain.placed(data) is data
+        plain.prepared(data) is data
         and plain.context(data).colours is plain.context(data).prefix_places is None
     )
     for folder in (ROOT / "pretrained").glob("*/checkpoints/*"):
@@ -227,7 +284,7 @@ def test_a_branch_that_adds_nothing_leaves_every_bit(branch, fewshot):
 
 
 @pytest.mark.parametrize("positions", ["rope2d", "rope2d_values"])
-@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, DRAFTS], ids=["memory", "prefix", "drafts"])
 def test_packing_changes_no_gradient(overrides, positions, fewshot, monkeypatch):
     model = make_model(
         fewshot, *overrides, f"encoder.positions={positions}", f"arch.pos_encodings={positions}"
@@ -246,7 +303,7 @@ def test_packing_changes_no_gradient(overrides, positions, fewshot, monkeypatch)
     assert all(torch.allclose(a, b, atol=2e-5) for a, b in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, DRAFTS], ids=["memory", "prefix", "drafts"])
 def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(overrides, fewshot):
     model = make_model(fewshot, *overrides).eval()
     data = episodes().data
@@ -258,7 +315,7 @@ def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(override
     assert torch.allclose(*answers, atol=1e-5)
 
 
-@pytest.mark.parametrize("overrides", [ON, PREFIX, EVIDENCE], ids=["memory", "prefix", "evidence"])
+@pytest.mark.parametrize("overrides", [ON, PREFIX, DRAFTS], ids=["memory", "prefix", "drafts"])
 def test_a_compiled_step_is_one_graph_with_the_same_gradients(overrides, fewshot):
     model = make_model(fewshot, *overrides).train()
     data = episodes().data
@@ -271,7 +328,7 @@ def test_a_compiled_step_is_one_graph_with_the_same_gradients(overrides, fewshot
         return [logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
 
     def step(states, data):
-        return model(states, data["inputs"], model.context(data)).logits
+        return model(states, data, model.context(data)).logits
 
     plain, compiled = run(step), run(torch.compile(step, fullgraph=True, backend="eager", dynamic=False))
     assert len(plain) == len(compiled)
@@ -300,7 +357,7 @@ def test_places_are_computed_once_per_batch_in_evaluation_and_stay_with_a_row(fe
 def test_the_places_of_a_query_are_not_those_of_another_one(fewshot, monkeypatch):
     """Where demonstrations become queries, in a search and in the reconstruction."""
     model = make_model(fewshot, *ON).train()
-    data = model.placed(episodes().data)
+    data = model.prepared(episodes().data)
     data["demo_inputs"][:, 0] = torch.from_numpy(encode(rng.integers(0, 10, (2, 3)), SIDE))
     rows, _ = leave_one_out(data)
     assert "places" not in rows
@@ -313,7 +370,7 @@ def test_the_places_of_a_query_are_not_those_of_another_one(fewshot, monkeypatch
 
 
 def test_tasks_trained_side_by_side_are_trained_as_one_by_one(fewshot):
-    trainer = Trainer(fewshot, *EVIDENCE)
+    trainer = Trainer(fewshot, *DRAFTS)
     model, questions = outspoken(trainer), EvaluationSet(fewshot, trainer.config.data, "test", 2, 0)
     lessons, _ = lessons_of(questions, questions.asked)
     alike = [
@@ -364,7 +421,7 @@ def test_the_grids_of_a_game_have_the_relations_of_the_same_arc_grids(tmp_path):
     trainer = Trainer(store, "data=sudoku", "data.buckets=[4]", "arch.relations=[neighbours]")
     inputs = trainer.batch().data["inputs"]
     assert torch.equal(
-        trainer.state.model.placed({"inputs": inputs})["places"],
+        trainer.state.model.prepared({"inputs": inputs})["places"],
         places_of(["neighbours"], inputs, store.game.vocabulary),
     )
 

@@ -9,6 +9,7 @@ from dataset import canvas
 from dataset.batch import BatchData
 from models.act import StepOutput, act_step, initial_carry
 from models.core import PLACES, RecursiveModel
+from models.drafts import DRAFTS, asking_demonstration
 from models.losses import ObjectiveConfig, sample_loss
 from models.noise import Noise
 from utils import distributed
@@ -48,6 +49,7 @@ def reconstruction_loss(model: RecursiveModel, output: StepOutput, objective: Ob
     asked = {name: value for name, value in data.items() if name != PLACES} | {
         "inputs": data["demo_inputs"][rows, index],
         "labels": canvas.labels_of(data["demo_labels"][rows, index]),
+        **asking_demonstration(data, index),
     }
     answer = act_step(model, initial_carry(model, asked), asked, context=output.context)
     return torch.where(count > 0, sample_loss(answer.logits, asked["labels"], objective), 0.0)
@@ -67,7 +69,7 @@ def contrastive_loss(
     paired = mask.sum(1) > 1
 
     def encode(half: Tensor) -> Tensor:
-        part = data | {"demo_mask": half}
+        part = {name: value for name, value in data.items() if name != DRAFTS} | {"demo_mask": half}
         return F.normalize(model.context(part, model.context.initial_state(part, noise)).summary(), dim=1)
 
     first, second = encode(mask & odd), distributed.gather_rows(encode(mask & ~odd))  # (B, X), (G, X)

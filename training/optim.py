@@ -199,9 +199,10 @@ def load_optimizer(optimizer: Any, saved: dict) -> None:
 def hidden_matrices(model: RecursiveModel) -> set[int]:
     """The ids of the parameters that map hidden vectors to hidden vectors: no embeddings, heads, learned
     tokens or vectors."""
-    heads = (model.lm_head, model.q_head)
     return {
-        id(module.weight) for module in model.modules() if isinstance(module, Linear) and module not in heads
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, Linear) and module not in model.heads
     }
 
 

@@ -116,7 +116,7 @@ class StepResult:
 def train_step(state: TrainState, batch: Batch, config: StepConfig, world: World) -> StepResult:
     """Train on one sampled batch in the configured mode."""
     state.model.train()
-    batch = replace(batch, data=state.model.placed(batch.data))  # once for all its ACT steps
+    batch = replace(batch, data=state.model.prepared(batch.data))  # once for all its ACT steps
     with at_depth(state.model, config.cycles_at(state.step)):
         result = MODES[config.mode.name][1](state, batch, config, world)
     if state.task_errors:

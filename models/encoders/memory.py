@@ -8,17 +8,17 @@ Shapes: B batch, K demonstrations, N tokens of a pair, M = K * N, D hidden.
 from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
-from pydantic import model_validator
 from torch import Tensor, nn
 
 from dataset.batch import BatchData
 from models.arch import ArchConfig
-from models.colours import ColourPath
+from models.colours import NO_COLOUR
 from models.context import Context, ContextModule
 from models.encoders.pairs import PairConfig, PairEncoder
 from models.layers import truncated_normal
-from models.relations import RelationName, Relations, after_registers, moved, places_of
+from models.relations import after_registers, moved, places_of
 
 
 class MemoryEncoderConfig(PairConfig):
@@ -28,24 +28,13 @@ class MemoryEncoderConfig(PairConfig):
         part of the recursive state.
     colour_path: the recursion is handed, at each cell of the query, the mean of the tokens whose input shows
         that cell's colour (models/colours.py).
-    evidence: relations at whose places this path looks for the colour, too. They count as far as they explain
-        the demonstrations.
     """
 
     name: Literal["memory"]
     placement: Literal["memory", "prefix"]
     colour_path: bool
-    evidence: Relations
 
     needs_layers: ClassVar[bool] = False
-
-    @model_validator(mode="after")
-    def _check_evidence(self) -> "MemoryEncoderConfig":
-        if self.evidence and not self.colour_path:
-            raise ValueError(
-                f"encoder.evidence={self.evidence} is that of encoder.colour_path, which is false"
-            )
-        return self
 
     @property
     def gives_memory(self) -> bool:
@@ -56,8 +45,8 @@ class MemoryEncoderConfig(PairConfig):
         return self.placement == "prefix"
 
     @property
-    def colour_evidence(self) -> list[RelationName] | None:
-        return self.evidence if self.colour_path else None
+    def tells_colours(self) -> bool:
+        return self.colour_path
 
 
 class MemoryEncoder(ContextModule):
@@ -99,17 +88,14 @@ class MemoryEncoder(ContextModule):
             prefix_mask=torch.cat((always, valid), 1),
             prefix_cells=cells,
             prefix_places=self._places(data["demo_inputs"], per_cell),
-            colours=None if colours is None else colours.after_registers(1),
+            colours=None if colours is None else F.pad(colours, (1, 0), value=NO_COLOUR),
         )
 
-    def _colours(self, data: BatchData, per_cell: int) -> ColourPath | None:
-        """What the tokens show, `per_cell` of which stand for each cell; None: nobody asks."""
-        evidence = self.config.colour_evidence
-        if evidence is None:
+    def _colours(self, data: BatchData, per_cell: int) -> Tensor | None:
+        """What the tokens show (B, T), `per_cell` of which stand for each cell; None: nobody asks."""
+        if not self.config.colour_path:
             return None
-        path = ColourPath.read(data, evidence)
-        demos = data["demo_inputs"].shape[1]
-        return path.map(repeat(path.of_tokens, "b q (k l) -> b q (k grid l)", k=demos, grid=per_cell))
+        return repeat(data["demo_inputs"], "b k l -> b (k grid l)", grid=per_cell)
 
     def _places(self, inputs: Tensor, per_cell: int) -> Tensor | None:
         """The core's places (B, P, R) for its prefix: tokens of a pair have those of its input (B, K, L)."""

@@ -7,18 +7,28 @@ Shapes: B batch, K demonstrations, L cells, N tokens of a pair, W width.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
-from pydantic import NonNegativeInt, model_validator
+from pydantic import AfterValidator, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from dataset.batch import BatchData, DataConfig
 from dataset.canvas import PAD, VOCAB_SIZE
 from dataset.task import MAX_SIDE
 from models.arch import ArchConfig
+from models.conditions import ConditionName
+from models.drafts import (
+    DRAFTS,
+    DRAFTS_PER_GRID,
+    DraftSettings,
+    draft_embedding,
+    embedded,
+    with_drafts,
+)
 from models.encoders.blocks import BlockConfig, SelfBlock
+from models.grids import NONE
 from models.layers import (
     CrossAttention,
     Embedding,
@@ -30,7 +40,7 @@ from models.layers import (
     worth_packing,
 )
 from models.positions import ROTATIONS, Rotary
-from models.relations import NONE, Index, Relations, after_registers, moved, places_of
+from models.relations import Index, RelationName, Relations, after_registers, each_once, moved, places_of
 
 
 class PairConfig(BlockConfig):
@@ -44,6 +54,8 @@ class PairConfig(BlockConfig):
         `embedded` positions it does so in any case.
     attend_padding: cells outside the grids count as tokens, too.
     relations: what the blocks read of a pair's input at each cell besides attention (models/relations.py).
+    draft_places, draft_conditions: how drafts of all grids are looked up (models/drafts.py). Without places
+        there are none.
     """
 
     num_layers: NonNegativeInt
@@ -52,6 +64,8 @@ class PairConfig(BlockConfig):
     shared_colours: bool
     attend_padding: bool
     relations: Relations
+    draft_places: Relations
+    draft_conditions: Annotated[list[ConditionName | RelationName], AfterValidator(each_once)]
 
     # Whether places reach what is read of a pair only through its layers. The tokens of a memory keep theirs.
     needs_layers: ClassVar[bool] = True
@@ -68,12 +82,21 @@ class PairConfig(BlockConfig):
             raise ValueError(
                 f"encoder.relations={self.relations} are read by blocks, and encoder.num_layers=0 leaves none"
             )
+        if self.draft_conditions and not self.draft_places:
+            raise ValueError(
+                f"encoder.draft_conditions={self.draft_conditions} refine what encoder.draft_places finds, "
+                "which are none"
+            )
         if self.shared_colours and self.pair_tokens == "summed":
             raise ValueError(
                 "encoder.shared_colours=true with encoder.pair_tokens=summed cannot tell input from output; "
                 "use concatenated"
             )
         return self
+
+    @property
+    def drafts(self) -> DraftSettings | None:
+        return DraftSettings(self.draft_places, self.draft_conditions) if self.draft_places else None
 
     def heads(self, arch: ArchConfig) -> int:
         """Attention heads of the encoder's blocks."""
@@ -124,6 +147,7 @@ class PairEncoder(nn.Module):
         self.places = nn.ModuleList(Embedding(MAX_SIDE, width, arch.dtype) for _ in range(2 * embedded))
         channels = config.pair_tokens == "concatenated" and (config.shared_colours or embedded)
         self.channels = Embedding(2, width, arch.dtype) if channels else None
+        self.drafts = draft_embedding(width, arch.dtype) if config.drafts else None
         self.layers = nn.ModuleList(
             SelfBlock(width, num_heads, arch.expansion, config, config.relations)
             for _ in range(config.num_layers)
@@ -145,6 +169,11 @@ class PairEncoder(nn.Module):
         if self.places:
             rows, columns = self.places
             x, terms = x + rows(places // side) + columns(places % side), terms + 2
+        if self.drafts is not None and self.config.drafts is not None:
+            drafts = with_drafts(data, self.config.drafts)[DRAFTS][:, :, :demos]
+            of_cells = embedded(self.drafts, drafts)
+            x = x + repeat(of_cells, "b k l w -> b k (grid l) w", grid=x.shape[2] // cells)
+            terms += DRAFTS_PER_GRID
         if self.channels is not None:
             channels = self.channels(torch.arange(2, device=x.device))
             x, terms = x + repeat(channels, "grid w -> (grid l) w", l=cells), terms + 1

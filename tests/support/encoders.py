@@ -9,6 +9,7 @@ from tests.support.models import SIDE
 from tests.support.runs import TRAINER, load_config
 
 SMALL = ["encoder.num_layers=1", "data.min_demos=2", "arch.halt_exploration_prob=1", "global_batch_size=4"]
+DRAFTED = ["encoder.draft_places=[motions,falls]", "encoder.draft_conditions=[sizes,nearby,slides]"]
 RELATED = ["arch.relations=[symmetries,neighbours]", "encoder.relations=[symmetries,neighbours]"]
 CASES = {name: [f"encoder={name}", *SMALL] for name in ENCODERS} | {
     "memory as prefix": ["encoder=memory", "encoder.placement=prefix", *SMALL],
@@ -19,6 +20,8 @@ CASES = {name: [f"encoder={name}", *SMALL] for name in ENCODERS} | {
         *SMALL,
     ],
     "standard with relations": ["encoder=standard", *RELATED, *SMALL],
+    "memory with drafts": ["encoder=memory", *DRAFTED, *SMALL],
+    "standard with drafts": ["encoder=standard", "encoder.pair_tokens=concatenated", *DRAFTED, *SMALL],
     "memory of single cells": [
         "encoder=memory",
         "encoder.pair_tokens=concatenated",

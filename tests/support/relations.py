@@ -1,5 +1,6 @@
 """Configurations in which all relations are read."""
 
+from models.conditions import CONDITIONS
 from models.relations import RELATIONS
 
 NAMES = ",".join(RELATIONS)
@@ -10,4 +11,8 @@ ON = [
     "encoder.colour_path=true",
 ]
 PREFIX = [*ON, "encoder.placement=prefix"]
-EVIDENCE = [*ON, "encoder.evidence=[symmetries,shifts]"]
+DRAFTS = [
+    *ON,
+    "encoder.draft_places=[motions,falls]",
+    f"encoder.draft_conditions=[{','.join(CONDITIONS)},slides]",
+]
