@@ -7,21 +7,18 @@ Shapes: N grids, C the canvas side, L = C * C cells, F numbers per cell.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from pydantic import AfterValidator
 from torch import Tensor
 
 from dataset.task import NUM_COLOURS
 from models.grids import Grids
-from models.relations import each_once
 
 VALUES = 10  # of a condition, at most
 ConditionName = Literal["sizes", "borders", "rows", "columns", "nearby"]
-Conditions = Annotated[list[ConditionName], AfterValidator(each_once)]
 
 
 def _colours(grids: Grids) -> Tensor:

@@ -5,7 +5,7 @@ mirror image, or a colour and a condition (models/conditions.py). The demonstrat
 such a cell. A way is worth the more, the fewer of their cells it leaves open and the fewer kinds of cells it
 tells apart. The best way answers every grid of the task. Encoder and recursion read these answers beside the
 inputs, so that what is left to them is where and why the draft is wrong.
-Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, R places, W ways.
+Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, W ways, V vocabulary, D hidden.
 """
 
 from collections.abc import Sequence
@@ -216,8 +216,8 @@ def _pair(found: Tensor, ways: _Ways) -> list[Tensor]:
     together.diagonal(dim1=1, dim2=2).zero_()  # two ways must explain more than one
     for of_way in explained.unbind(1):
         together += of_way[:, :, None].maximum(of_way[:, None])
-    both = together.flatten(1)
-    both = (both - ORDER / count * torch.arange(both.shape[1], device=both.device)).argmax(1)
+    number = torch.arange(count * count, device=together.device)
+    both = (together.flatten(1) * len(number) - number).argmax(1)  # of equal pairs the first
     first, second = both // count, both % count
     rows = torch.arange(len(first), device=first.device)
     share = explained[rows, :, first] - explained[rows, :, second]  # (B, K)
@@ -230,7 +230,7 @@ def _pair(found: Tensor, ways: _Ways) -> list[Tensor]:
 
 
 def _order(worth: Tensor) -> Tensor:
-    return ORDER * torch.arange(worth.shape[-1], device=worth.device)
+    return ORDER * torch.arange(worth.shape[-1], device=worth.device, dtype=worth.dtype)
 
 
 def _worth(found: Tensor) -> Tensor:
@@ -239,7 +239,7 @@ def _worth(found: Tensor) -> Tensor:
     It is the number of cells whose answer is the most frequent one of their kind, less the price of kinds.
     """
     most = found.amax(-2)
-    worth = most.sum(-1) - KIND * (most > 0).sum(-1)
+    worth = most.sum(-1).double() - KIND * (most > 0).sum(-1)
     return worth - _order(worth)
 
 
