@@ -86,6 +86,36 @@ CONDITIONS: dict[str, Condition] = {
 }
 
 
+TRAITS = 9  # of a grid
+
+
+def traits_of(grids: Grids) -> Tensor:
+    """What grids may have, by which a rule may choose what it does: (N, `TRAITS`) bool.
+
+    A coloured cell in each corner; more coloured cells to the left, right, top, bottom; an odd number of them.
+    """
+    coloured = grids.canvas > grids.vocabulary.first
+    row, column = grids.row[..., 0], grids.column[..., 0]  # (N, C, 1), (N, 1, C)
+    last_row, last_column = grids.rows[..., 0] - 1, grids.columns[..., 0] - 1
+    corners = [
+        coloured & (row == at_row) & (column == at_column)
+        for at_row in (0, last_row)
+        for at_column in (0, last_column)
+    ]
+    halves = (2 * column - last_column, 2 * row - last_row)  # below zero in the first half
+    heavier = [
+        ((sign * half < 0) & coloured, (sign * half > 0) & coloured) for half in halves for sign in (1, -1)
+    ]
+    return torch.stack(
+        [
+            *(corner.any((1, 2)) for corner in corners),
+            *(one.sum((1, 2)) > other.sum((1, 2)) for one, other in heavier),
+            coloured.sum((1, 2)) % 2 == 1,
+        ],
+        dim=1,
+    )
+
+
 def values_of(name: str, grids: Grids) -> Tensor:
     """The numbers (N, F, L) int64 that one condition says of every cell."""
     return CONDITIONS[name].values(grids).long()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dataset.batch import BatchData
 from dataset.canvas import ARC, PAD, VOCAB_SIZE
-from models.conditions import CONDITIONS, VALUES, ConditionName, values_of
+from models.conditions import CONDITIONS, TRAITS, VALUES, ConditionName, traits_of, values_of
 from models.grids import Grids
 from models.layers import Embedding, Linear
 from models.relations import RELATIONS, RelationName, places_of
@@ -61,35 +61,56 @@ class DraftReader(nn.Module):
     The first token of the answer state says how much each draft adds to the logits of its colours. It begins
     with the first one, so that training begins at what is looked up. One number for all cells chooses a
     draft: a choice by every cell for itself would mix two answers, each of which may be right.
+    Between the last two, traits of the grids vote (`votes_of`). How much each counts is learned.
     """
 
     def __init__(self, hidden: int, dtype: torch.dtype):
         super().__init__()
         self.table = draft_embedding(hidden, dtype)
-        self.doubts = Embedding(DRAFTS_PER_GRID * (MOST_DOUBT + 1), hidden, dtype)
+        self.doubts = Embedding(2 * (MOST_DOUBT + 1), hidden, dtype)
+        self.trait_weights = nn.Parameter(torch.ones(TRAITS))
         self.copy_head = Linear(hidden, DRAFTS_PER_GRID, bias=True)
         self.copy_head.start_at(torch.tensor([FIRST_DRAFT, *[0.0] * (DRAFTS_PER_GRID - 1)]))
 
     def forward(self, data: BatchData) -> tuple[Tensor, Tensor]:
         """What is added to the embedded cells (B, L, D), and to all tokens (B, 1, D)."""
-        doubts = doubts_of(data) + (MOST_DOUBT + 1) * torch.arange(
-            DRAFTS_PER_GRID, device=data[DRAFTS].device
-        )
-        return embedded(self.table, data[DRAFTS][:, :, -1]), self.doubts(doubts).sum(1, keepdim=True)
+        wrong = _wrong(data)
+        doubts = torch.stack((wrong[:, 0].sum(1), wrong[:, 1:].amin(1).sum(1)), dim=1).clamp_max(MOST_DOUBT)
+        kind = torch.arange(2, device=doubts.device)  # of the first draft; of the others together
+        of_all = self.doubts(doubts + (MOST_DOUBT + 1) * kind).sum(1, keepdim=True)
+        return embedded(self.table, data[DRAFTS][:, :, -1]), of_all
 
     def handed_on(self, logits: Tensor, state: Tensor, data: BatchData) -> Tensor:
         """Logits (B, L, V) with those of the drafts, as the answer state of one token (B, D) says."""
         of_cells = rearrange(data[DRAFTS][:, :, -1], "b drafts l -> b l drafts").long()
-        added = rearrange(self.copy_head(state), "b drafts -> b 1 drafts")
+        vote = (votes_of(data) @ self.trait_weights).to(logits.dtype)
+        added = self.copy_head(state) + torch.stack((torch.zeros_like(vote), vote, -vote), dim=1)
+        added = rearrange(added, "b drafts -> b 1 drafts")
         return logits.scatter_add(2, of_cells, torch.where(of_cells == PAD, 0, added))
 
 
-def doubts_of(data: BatchData) -> Tensor:
-    """Cells of the demonstrations that each draft has wrong, (B, DRAFTS_PER_GRID), `MOST_DOUBT` at most."""
+def _wrong(data: BatchData) -> Tensor:
+    """How many cells of each demonstration each draft has wrong, (B, DRAFTS_PER_GRID, K)."""
     answers = data["demo_labels"][:, None]
     counted = (answers >= ARC.first) & data["demo_mask"][:, None, :, None]
-    wrong = counted & (data[DRAFTS][:, :, :-1] != answers)
-    return wrong.sum((2, 3)).clamp_max(MOST_DOUBT)
+    return (counted & (data[DRAFTS][:, :, :-1] != answers)).sum(3)
+
+
+@torch.no_grad()
+def votes_of(data: BatchData) -> Tensor:
+    """For which of the last two drafts each trait of the query speaks, (B, TRAITS): 1, -1, or 0 for neither.
+
+    A trait speaks if the demonstrations that the one draft answers better are just those that have it, or just
+    those that do not.
+    """
+    wrong = _wrong(data)
+    better = (wrong[:, 2] - wrong[:, 1]).sign()  # (B, K)
+    grids = torch.cat((data["demo_inputs"], data["inputs"][:, None]), dim=1)
+    has = traits_of(Grids(rearrange(grids, "b g l -> (b g) l"), ARC)).float()
+    has = 2 * rearrange(has, "(b g) traits -> b g traits", b=len(better)) - 1
+    agreed = (better[..., None] * has[:, :-1]).sum(1)  # (B, TRAITS)
+    known = better.abs().sum(1, keepdim=True)
+    return torch.where((agreed.abs() == known) & (known > 0), agreed.sign() * has[:, -1], 0.0)
 
 
 def draft_embedding(width: int, dtype: torch.dtype) -> Embedding:
