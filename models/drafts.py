@@ -100,7 +100,7 @@ def _wrong(data: BatchData) -> Tensor:
 def votes_of(data: BatchData) -> Tensor:
     """For which of the last two drafts each trait of the query speaks, (B, TRAITS): 1, -1, or 0 for neither.
 
-    A trait speaks if the demonstrations that the one draft answers better are just those that have it, or just
+    A trait speaks if the demonstrations that one draft answers better are just those that have it, or just
     those that do not.
     """
     wrong = _wrong(data)

@@ -12,8 +12,8 @@ from dataset.generate.rule_families import FAMILIES
 from experiments import look_up
 from models import act, core
 from models.act import act_step, initial_carry, solve
-from models.conditions import CONDITIONS, VALUES, ConditionName, values_of
-from models.drafts import DRAFTS, DRAFTS_PER_GRID, DraftSettings, drafts_of, with_drafts
+from models.conditions import CONDITIONS, VALUES, ConditionName, traits_of, values_of
+from models.drafts import DRAFTS, DRAFTS_PER_GRID, DraftSettings, drafts_of, votes_of, with_drafts
 from models.grids import Grids
 from tests.support.models import OBJECTIVE, episodes, make_model, one_loss
 from tests.support.relations import DRAFTS as READ
@@ -102,6 +102,40 @@ def test_of_two_rules_that_take_turns_each_has_a_draft():
     assert all(any(torch.equal(each, one) for one in pair) for each in wanted)
     alone = looked_up(grids[[0, 2, 4]], [answers[0], answers[2]])  # one rule explains all: twice the same
     assert torch.equal(alone[1], alone[2])
+
+
+def test_traits_of_grids_choose_between_two_rules():
+    """Grids with a coloured first cell are mirrored, others are turned over; other traits tell nothing."""
+    grids = grids_of(0.7, 10, 5, np.random.default_rng(1))
+    grids[:, 0, 0] = [3, 0, 5, 0, 7]
+    rules = [4, 5, 4, 5, 4]
+    answers = [apply("geometry", [rule], grid[None])[0] for rule, grid in zip(rules, grids, strict=True)]
+    for query in (4, 3):
+        shown = [each for each in range(5) if each != query]
+        data = {
+            "demo_inputs": canvases(grids[shown])[None],
+            "demo_labels": canvases([answers[each] for each in shown])[None],
+            "demo_mask": torch.ones(1, 4, dtype=torch.bool),
+            "inputs": canvases(grids[[query]]),
+        }
+        data = with_drafts(data, ALL)
+        chosen = 1 if votes_of(data)[0, 0] > 0 else 2
+        assert torch.equal(data[DRAFTS][0, chosen, -1], colours_of(answers[query])), query
+    data["demo_mask"][:] = False
+    assert not votes_of(data).any()
+
+
+def test_traits_are_those_of_a_slow_look_at_the_grid():
+    for seed, shape in enumerate([(1, 1), (2, 3), (4, 5), (5, 4)]):
+        grids = grids_of(0.5, 10, 6, np.random.default_rng(seed), shape)
+        found = traits_of(Grids(canvases(grids, SIDE, (2, 1)), ARC))
+        for grid, traits in zip(grids > 0, found.tolist(), strict=True):
+            rows, columns = shape[0] // 2, shape[1] // 2
+            left, right = grid[:, :columns].sum(), grid[:, shape[1] - columns :].sum()
+            above, below = grid[:rows].sum(), grid[shape[0] - rows :].sum()
+            corners = [grid[0, 0], grid[0, -1], grid[-1, 0], grid[-1, -1]]
+            sides = [left > right, right > left, above > below, below > above]
+            assert traits == [*map(bool, corners), *map(bool, sides), bool(grid.sum() % 2)]
 
 
 def test_an_answer_may_have_another_shape_than_its_input():
