@@ -92,7 +92,7 @@ TRAITS = 9  # of a grid
 def traits_of(grids: Grids) -> Tensor:
     """What grids may have, by which a rule may choose what it does: (N, `TRAITS`) bool.
 
-    A coloured cell in each corner; more coloured cells on one side (left, right, above, below); an odd number.
+    A coloured cell in each corner; more coloured cells to the left, right, above, below; an odd number.
     """
     coloured = grids.canvas > grids.vocabulary.first
     row, column = grids.row[..., 0], grids.column[..., 0]  # (N, C, 1), (N, 1, C)
