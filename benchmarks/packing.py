@@ -11,7 +11,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -227,6 +227,13 @@ def attend_by_blocks(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask)
     return _flex(query, key, value, block_mask=mask)
 
 
+def attention_of(call: Call) -> AbstractContextManager:
+    """Inside the context the blocks' attention takes the mask of `call`."""
+    if isinstance(call.mask, BlockMask):
+        return patch.object(layers, "attend", attend_by_blocks)
+    return nullcontext()
+
+
 class Stack:
     """The core's blocks with their positions, at a width and in a dtype."""
 
@@ -237,21 +244,23 @@ class Stack:
         self.blocks = nn.ModuleList(AttentionBlock(width, heads, 4) for _ in range(BLOCKS))
         self.table = rotary_square(MAX_SIDE, width // heads, CPU, values=True).after_registers(REGISTERS)
 
+    def __call__(self, call: Call, x: Tensor) -> Tensor:
+        """The blocks' output for tokens (rows, S, width)."""
+        rotary = self.table.rows(call.cells)
+        for block in self.blocks:
+            x = block(x, rotary, call.mask)
+        return x
+
     def seconds(self, calls: list[Call], backward: bool) -> np.ndarray:
         """Processor and wall seconds of all calls, forward, and backward if asked."""
         inputs = [torch.randn(call.rows, len(call.cells), self.width, dtype=self.dtype) for call in calls]
         cast = nullcontext() if backward else weights_cast_once([self.blocks], self.dtype)
-        flex = isinstance(calls[0].mask, BlockMask)
-        attend = patch.object(layers, "attend", attend_by_blocks) if flex else nullcontext()
         started = np.array([time.process_time(), time.perf_counter()])
-        with attend, cast, torch.set_grad_enabled(backward):
+        with attention_of(calls[0]), cast, torch.set_grad_enabled(backward):
             for call, x in zip(calls, inputs, strict=True):
-                x.requires_grad_(backward)
-                rotary = self.table.rows(call.cells)
-                for block in self.blocks:
-                    x = block(x, rotary, call.mask)
+                output = self(call, x.requires_grad_(backward))
                 if backward:
-                    x.backward(torch.ones_like(x))
+                    output.backward(torch.ones_like(output))
         return np.array([time.process_time(), time.perf_counter()]) - started
 
 
@@ -259,7 +268,9 @@ def layouts(options: argparse.Namespace, episodes: Episodes) -> dict[str, list[C
     """The calls that compute all samples, by name: square canvases, then packs of legal frames."""
     found = {}
     for canvases in options.canvases:
-        found[f"squares {canvases.name}"] = padded(squares(episodes, canvases, options.dataset), options.batch)
+        found[f"squares {canvases.name}"] = padded(
+            squares(episodes, canvases, options.dataset), options.batch
+        )
     packed = packs(framed(episodes, frame_of_query, 1), options.pack)
     return found | {f"packed, {name}": [call(pack) for pack in packed] for name, call in LAYOUTS.items()}
 
@@ -284,7 +295,9 @@ def print_times(options: argparse.Namespace, found: dict[str, list[Call]], real:
     for width in options.widths:
         for dtype in (torch.float32, torch.bfloat16):
             stack = Stack(width, dtype)
-            print(f"\nwidth {width}, {dtype}: us of the processor per real cell, ratio; the same with backward")
+            print(
+                f"\nwidth {width}, {dtype}: us of the processor per real cell, ratio; the same with backward"
+            )
             times: dict[tuple[str, bool], np.ndarray] = {}
             # FlexAttention has no backward pass on CPUs.
             jobs = [(name, back) for name in found for back in (False, True) if not (back and "Flex" in name)]

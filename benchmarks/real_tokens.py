@@ -65,11 +65,15 @@ class Canvases:
                 f"{text!r} is neither 10,15,20,30:2 nor {EVERY}5:2, sides and a margin"
             ) from None
 
+    @property
+    def overrides(self) -> list[str]:
+        """As for pretrain_etrm.py."""
+        return ["data.canvas=task", f"data.buckets={self.sides}", f"data.canvas_margin={self.margin}"]
+
     def config(self, dataset: Path, overrides: list[str], *more: str) -> PretrainConfig:
         """The training run on these canvases."""
-        canvas = [f"data.buckets={self.sides}", f"data.canvas_margin={self.margin}"]
         own = ["data=arc1", f"data.path='{dataset}'", "compile=false", "device=cpu", "threads=1"]
-        return compose.load(PretrainConfig, "pretrain", [*own, *overrides, *canvas, *more])
+        return compose.load(PretrainConfig, "pretrain", [*own, *overrides, *self.overrides, *more])
 
 
 @dataclass
