@@ -186,7 +186,12 @@ def race(contestants: list[Callable[[int], np.ndarray]], rounds: int, steps: int
     """(contestants, rounds, 3) what `contestant` measures, in turns, after a step that is not counted."""
     for measure in contestants:
         measure(1)
-    return np.array([[measure(steps) for measure in contestants] for _ in range(rounds)]).swapaxes(0, 1)
+    found = []
+    for number in range(rounds):
+        found.append([measure(steps) for measure in contestants])
+        seconds = " ".join(f"{spent[1]:.1f}" for spent in found[-1])
+        print(f"round {number + 1}: {seconds} s of the processor", flush=True)
+    return np.array(found).swapaxes(0, 1)
 
 
 def ratio(values: np.ndarray, base: np.ndarray) -> str:
