@@ -92,15 +92,21 @@ class Episodes:
         """(..., 2) rows and columns."""
         return self.store.shapes[self.store.pair_output[pairs]].astype(np.int64)
 
-    def real(self, frames: np.ndarray) -> int:
-        """Cells of frames (N, 2) in the query's input or in its answer, or among the ends behind them."""
-        count = 0
+    def thinned(self, frames: np.ndarray, count: int) -> "Episodes":
+        """`count` of these that stand for all: evenly spread, by their frames and how full these are."""
+        order = np.lexsort((self.real(frames), frames.prod(1)))
+        chosen = order[((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)]
+        return Episodes(self.store, self.query[chosen], self.demos[chosen], self.trains)
+
+    def real(self, frames: np.ndarray) -> np.ndarray:
+        """(N,) cells of frames (N, 2) in the query's input or its answer, or among the ends behind them."""
+        counts = []
         for frame, *shapes in zip(frames, self.inputs(self.query), self.outputs(self.query), strict=True):
             canvas = np.zeros(frame, bool)
             for rows, columns in shapes:
                 canvas[: rows + 1, :columns] = canvas[:rows, : columns + 1] = True
-            count += int(canvas.sum())
-        return count
+            counts.append(canvas.sum())
+        return np.array(counts)
 
 
 def frame_of_all(episodes: Episodes) -> np.ndarray:
@@ -284,7 +290,7 @@ def print_frames(options: argparse.Namespace, episodes: Episodes) -> None:
     print(f"{'':<36}{'real cells':>12}{'answers fit':>14}")
     for name, rule in rules.items():
         frames = rule(episodes)
-        share = episodes.real(frames) / frames.prod(1).sum()
+        share = episodes.real(frames).sum() / frames.prod(1).sum()
         fit = (asked.outputs(asked.query) <= rule(asked)).all(1)
         print(f"{name:<36}{share:>12.1%}{f'{fit.sum()}/{len(fit)}':>14}", flush=True)
 
@@ -326,7 +332,7 @@ def main() -> None:
     add("dataset", type=Path, help="the folder of an ARC dataset of the layout fewshot")
     add("--canvases", type=Canvases.read, nargs="+", required=True, metavar="SIDES:MARGIN", help="see above")
     add("--widths", type=positive, nargs="+", default=[512], help="of the blocks (default: %(default)s)")
-    add("--samples", type=positive, default=48, help="that are computed (default: %(default)s)")
+    add("--samples", type=positive, default=64, help="that are computed (default: %(default)s)")
     add("--draws", type=positive, default=2000, help="samples that are counted (default: %(default)s)")
     add("--batch", type=positive, default=8, help="samples of a square canvas at once (default: %(default)s)")
     add("--pack", type=positive, default=2048, help="tokens of a pack (default: %(default)s)")
@@ -335,10 +341,12 @@ def main() -> None:
     options.dataset = options.dataset.resolve()
     torch.set_num_threads(1)  # the processor time of several threads is not the time that a step takes
     print(f"{machine(CPU)}; {git_commit()}", flush=True)
-    print_frames(options, Episodes.drawn(options.canvases[0], options.dataset, options.draws))
-    episodes = Episodes.drawn(options.canvases[0], options.dataset, options.samples)
+    drawn = Episodes.drawn(options.canvases[0], options.dataset, options.draws)
+    print_frames(options, drawn)
+    canvas = squares(drawn, options.canvases[0], options.dataset)
+    episodes = drawn.thinned(canvas, min(options.samples, options.draws))
     real = episodes.real(squares(episodes, options.canvases[0], options.dataset))
-    print_times(options, layouts(options, episodes), real)
+    print_times(options, layouts(options, episodes), int(real.sum()))
 
 
 if __name__ == "__main__":

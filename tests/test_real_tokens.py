@@ -38,7 +38,7 @@ def test_real_cells_counted_from_shapes_are_those_that_are_drawn(fewshot):
     samples = EpisodeSampler(fewshot, config, 0, 32).sample(3)
     drawn = Tokens.of(materialise(samples, fewshot, fewshot.grid_table)).query
     episodes = Episodes(fewshot, samples.query, samples.demos, trains=True)
-    assert drawn.tolist() == [episodes.real(np.full((32, 2), 9)), 32 * 81]
+    assert drawn.tolist() == [episodes.real(np.full((32, 2), 9)).sum(), 32 * 81]
 
 
 def test_frames_of_training_samples_hold_their_answers(fewshot):
