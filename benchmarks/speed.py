@@ -32,7 +32,7 @@ if not __package__:  # called by its path: import from the project's folder, not
 from benchmarks import data
 from benchmarks.data import ETRM, RESULTS, TRM, machine, origin, record
 from benchmarks.identical import ENCODER
-from benchmarks.loaders import rules_dataset
+from benchmarks.loaders import data_config, rules_dataset
 from benchmarks.matching import ARCH, check_context, our_overrides, their_batches, their_views
 from benchmarks.processes import require_checkout, run
 from benchmarks.race import Race, Result, spread
@@ -100,7 +100,8 @@ def trm(options: argparse.Namespace, race: Race) -> None:
     identifiers = Store.load(dataset).metadata.num_puzzle_identifiers
     race.theirs("trm", flops, data=str(race.work / "batches.npz"), identifiers=identifiers)
     sides = [("full canvas", options.steps, full)]
-    for on, canvas in on_canvases(options, ["data.canvas=task", "data.buckets=[10,15,20,30]"]):
+    usual = ["data.canvas=task", f"data.buckets={data_config('arc1', dataset).buckets}"]
+    for on, canvas in on_canvases(options, usual):
         sides.append((on, options.task_steps, ["arch.pos_encodings=rope2d", *canvas]))
     for name, steps, more in sides[bool(options.canvases) :]:
         ours = our_overrides(options, dataset, "trm", "arc1_puzzle", *more, *options.override)
