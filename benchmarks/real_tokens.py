@@ -41,6 +41,7 @@ from utils.errors import reports_user_errors
 
 CPU = torch.device("cpu")
 EVERY = "every"
+NAME = 26  # characters of a column
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def ratio(values: np.ndarray, base: np.ndarray) -> str:
 def print_counts(options: argparse.Namespace) -> None:
     """A line for each of the canvases: shares of real tokens, then what `Statistics` says."""
     kinds = ("query", "demos", "memory", "buckets", "in flight", "carry GB", "tasks", "wait", "unfinished")
-    print(f"{'':<20}" + "".join(f"{kind:>11}" for kind in kinds) + f"{'answers fit':>14}")
+    print(f"{'':<{NAME}}" + "".join(f"{kind:>11}" for kind in kinds) + f"{'answers fit':>14}")
     for canvases in options.canvases:
         config = canvases.config(options.dataset, options.overrides)
         store = Store.load(options.dataset, *config.layouts)
@@ -215,7 +216,7 @@ def print_counts(options: argparse.Namespace) -> None:
         test = describe(store, config.data)["canvas"]["total"]["test"]
         fit = f"{test['answers_fit']}/{test['labelled_queries']}"
         line = "".join(f"{cell:>11}" for cell in cells)
-        print(f"{canvases.name:<20}{line}{fit:>14}", flush=True)
+        print(f"{canvases.name:<{NAME}}{line}{fit:>14}", flush=True)
 
 
 def print_race(options: argparse.Namespace) -> None:
@@ -223,11 +224,11 @@ def print_race(options: argparse.Namespace) -> None:
     batch = f"global_batch_size={options.batch}"
     configs = [canvases.config(options.dataset, options.overrides, batch) for canvases in options.canvases]
     found = race([contestant(config) for config in configs], options.rounds, options.steps)
-    print(f"\n{'':<20}{'samples/s':>12}{'ratio, processor':>24}{'ratio, wall':>24}")
+    print(f"\n{'':<{NAME}}{'samples/s':>12}{'ratio, processor':>24}{'ratio, wall':>24}")
     for canvases, values in zip(options.canvases, found, strict=True):
         rate = values[:, 0].sum() / values[:, 1].sum()
         ratios = [ratio(values[:, [0, clock]], found[0][:, [0, clock]]) for clock in (1, 2)]
-        print(f"{canvases.name:<20}{rate:>12.3f}{ratios[0]:>24}{ratios[1]:>24}")
+        print(f"{canvases.name:<{NAME}}{rate:>12.3f}{ratios[0]:>24}{ratios[1]:>24}")
 
 
 @reports_user_errors
