@@ -20,6 +20,7 @@ from models.encoders.pairs import PairVectors
 from models.encoders.pooled import PooledEncoder
 from models.layers import Linear, Packed
 from models.positions import Rotary
+from models.relations import Index
 
 # The differences that our configuration can express.
 ENCODER = ["encoder=standard", "encoder.positions=rope", "encoder.attend_padding=true"]
@@ -30,8 +31,14 @@ MLP = ("gate_up_proj", "down_proj")
 class UnmaskedBlock(SelfBlock):
     """A block whose tokens attend to all others. Attention without a mask is faster."""
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None, mask: Tensor | Packed | None = None) -> Tensor:
-        return super().forward(x, rotary)
+    def forward(
+        self,
+        x: Tensor,
+        rotary: Rotary | None = None,
+        mask: Tensor | Packed | None = None,
+        index: Index | None = None,
+    ) -> Tensor:
+        return super().forward(x, rotary, index=index)
 
 
 class ProjectedVectors(PairVectors):

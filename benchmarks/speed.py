@@ -32,10 +32,11 @@ if not __package__:  # called by its path: import from the project's folder, not
 from benchmarks import data
 from benchmarks.data import ETRM, RESULTS, TRM, machine, origin, record
 from benchmarks.identical import ENCODER
-from benchmarks.loaders import rules_dataset
+from benchmarks.loaders import data_config, rules_dataset
 from benchmarks.matching import ARCH, check_context, our_overrides, their_batches, their_views
 from benchmarks.processes import require_checkout, run
 from benchmarks.race import Race, Result, spread
+from benchmarks.real_tokens import Canvases
 from config import compose
 from config.schema import PretrainConfig
 from dataset.store import Store
@@ -51,6 +52,12 @@ SECTION = "Training and evaluation"
 SUDOKUS = 1000
 BATCHES = 8  # different ones that the ancestor sees
 SAME_CONTEXT = 1e-3  # the largest difference between contexts that rounding explains
+
+
+def on_canvases(options: argparse.Namespace, usual: list[str]) -> list[tuple[str, list[str]]]:
+    """Names and overrides of the task canvases that ours computes: `--canvases`, or the usual ones."""
+    asked = [(f"canvases {canvases.name}", canvases.overrides) for canvases in options.canvases]
+    return asked or [("task canvas", usual)]
 
 
 def etrm(options: argparse.Namespace, race: Race) -> None:
@@ -71,11 +78,12 @@ def etrm(options: argparse.Namespace, race: Race) -> None:
     same = f"from the same weights the contexts differ by at most {difference:.1g}"
     print(f"same mathematics: {same}", flush=True)
     race.theirs("etrm", flops, data=str(race.work / "batches.npz"), identifiers=1)
-    for name, steps, more in (
-        ("full canvas, same mathematics", options.steps, full),
-        ("task canvas, encoder standard", options.task_steps, ["encoder=standard"]),
-        ("task canvas, encoder memory", options.task_steps, ["encoder=memory"]),
-    ):
+    sides = [("full canvas, same mathematics", options.steps, full)]
+    for on, canvas in on_canvases(options, []):
+        for encoder in ("standard", "memory"):
+            more = [f"encoder={encoder}", *canvas]
+            sides.append((f"{on}, encoder {encoder}", options.task_steps, more))
+    for name, steps, more in sides[bool(options.canvases) :]:
         ours = our_overrides(options, dataset, "etrm", "arc1", *more, *options.override)
         race.ours(name, "train", steps, ours, identical=more is full)
 
@@ -91,11 +99,11 @@ def trm(options: argparse.Namespace, race: Race) -> None:
     flops = their_batches(config, BATCHES, race.work / "batches.npz")
     identifiers = Store.load(dataset).metadata.num_puzzle_identifiers
     race.theirs("trm", flops, data=str(race.work / "batches.npz"), identifiers=identifiers)
-    task = ["arch.pos_encodings=rope2d", "data.canvas=task", "data.buckets=[10,15,20,30]"]
-    for name, steps, more in (
-        ("full canvas", options.steps, full),
-        ("task canvas", options.task_steps, task),
-    ):
+    sides = [("full canvas", options.steps, full)]
+    usual = ["data.canvas=task", f"data.buckets={data_config('arc1', dataset).buckets}"]
+    for on, canvas in on_canvases(options, usual):
+        sides.append((on, options.task_steps, ["arch.pos_encodings=rope2d", *canvas]))
+    for name, steps, more in sides[bool(options.canvases) :]:
         ours = our_overrides(options, dataset, "trm", "arc1_puzzle", *more, *options.override)
         race.ours(name, "train", steps, ours, identical=False)
 
@@ -171,6 +179,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=["cpu", "cuda"], default="cpu", help="default: %(default)s")
     add("--arch", nargs="+", default=[], metavar="KEY=VALUE", help=f"sizes of both models (default: {ARCH})")
     add("--override", nargs="+", default=[], metavar="KEY=VALUE", help="of our configuration alone")
+    canvases = "of ours in etrm and trm, in place of the usual ones, as for benchmarks.real_tokens"
+    add("--canvases", type=Canvases.read, nargs="+", default=[], metavar="SIDES:MARGIN", help=canvases)
     add("--record", action="store_true", help=f"append the results to benchmarks/{RESULTS.name}")
     # `build` has more options, which benchmarks.data reads.
     options, options.rest = parser.parse_known_args(arguments)

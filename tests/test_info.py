@@ -239,12 +239,8 @@ def test_the_command_prints_text_json_and_clear_errors(tmp_path, monkeypatch, ca
         "misses",
     ]
     assert (tmp_path / "page.html").is_file()
-    assert json.loads(command(store.path, "--json"))["canvas"]["sides"] == [
-        10,
-        15,
-        20,
-        30,
-    ]  # grids up to 30x30: data=arc1
+    sides = json.loads(command(store.path, "--json"))["canvas"]["sides"]
+    assert sides == [11, 15, 20, 25, 30]  # grids up to 30x30: data=arc1
     game = sudoku_store(tmp_path / "game")
     assert json.loads(command(game.path, "--json"))["canvas"]["sides"] == [4]
     (store.path / "tasks.npz").write_bytes(b"other")

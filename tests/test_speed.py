@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import data, speed
 from benchmarks.ancestors import turns
+from benchmarks.identical import ENCODER, as_the_ancestor
 from benchmarks.processes import Contestant
 from benchmarks.useful import useful_flops
 from dataset.batch import Bucket, DataSizes
@@ -245,3 +246,10 @@ def test_a_deterministic_run_refuses_operations_that_are_not_and_the_next_run_do
         assert not torch.are_deterministic_algorithms_enabled()
     finally:
         devices.only_deterministic(False)
+
+
+def test_an_encoder_with_the_ancestors_mathematics_still_encodes(fewshot):
+    model = as_the_ancestor(make_model(fewshot, *ENCODER)).eval()
+    batch = episodes()
+    padded = {**batch.data, "demo_inputs": torch.zeros_like(batch.data["demo_inputs"])}
+    assert not torch.equal(model.context(batch.data).prefix, model.context(padded).prefix)

@@ -29,7 +29,7 @@ CASES = [
     ("arch=trm data_paths=[x/sudoku-4x4]", {"data.path": "x/sudoku-4x4", "data.buckets": [9]}),
     ("arch=trm data_paths=[maze]", {"data.buckets": [30], "data.augmentation": "random"}),
     ("data_paths=[a] data=rules", {"data.path": "a", "data.max_demos": 3}),
-    (f"{DATA} data_paths_test=[]", {"data.path": "data/t", "data.buckets": [10, 15, 20, 30]}),
+    (f"{DATA} data_paths_test=[]", {"data.path": "data/t", "data.buckets": [11, 15, 20, 25, 30]}),
     ("evaluators=[]", {"evaluation.pass_ks": [1, 2, 5, 10, 100, 1000]}),
     ("'evaluators=[{name: arc@ARC, pass_Ks: [1, 3]}]'", {"evaluation.pass_ks": [1, 3]}),
     (f"{DATA} epochs=640 eval_interval=64", {"train_steps": 60, "eval_interval": 6}),
