@@ -58,12 +58,12 @@ def test_a_memory_without_its_padding_is_shorter_and_gives_the_same_answer(fewsh
         state.expand(len(batch.data["inputs"]), dense.prefix.shape[1] + SIDE**2, -1)
         for state in model.initial_states()
     ]
-    answer = model(tuple(states), batch.data["inputs"], dense).logits
+    answer = model(tuple(states), batch.data, dense).logits
     monkeypatch.setattr(layers, "PACKED_LENGTH", 1)
     packed = dense.packed()
     assert packed.memory.shape[1] == int(dense.memory_mask.sum(1).max()) < dense.memory.shape[1]
     assert packed.memory_mask.sum(1).tolist() == dense.memory_mask.sum(1).tolist()
-    assert torch.allclose(model(tuple(states), batch.data["inputs"], dense).logits, answer, atol=1e-5)
+    assert torch.allclose(model(tuple(states), batch.data, dense).logits, answer, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder", ["memory", "standard"])
