@@ -12,6 +12,7 @@ from torch import Tensor
 from dataset.canvas import Vocabulary
 
 NONE = -1  # in the place of a cell: there is none
+STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows and columns to the right, below, to the left, above
 
 
 class Grids:
@@ -53,7 +54,7 @@ class Grids:
         number = torch.arange(cells, device=tokens.device)
         row, column = number // self.side, number % self.side
         joined = []
-        for r, c in ((0, 1), (1, 0), (0, -1), (-1, 0)):
+        for r, c in STEPS:
             there = (row + r >= 0) & (row + r < self.side) & (column + c >= 0) & (column + c < self.side)
             beside = torch.where(there, number + r * self.side + c, number)
             joined.append(torch.where(tokens[:, beside] == tokens, beside, number))

@@ -10,9 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from dataset.task import NUM_COLOURS
-from models.grids import NONE, Grids
-
-STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # right, down, left, up: what `turns` quarter turns make "right"
+from models.grids import NONE, STEPS, Grids
 
 
 def falls(grids: Grids) -> Tensor:
@@ -20,7 +18,7 @@ def falls(grids: Grids) -> Tensor:
     number = torch.arange(grids.side**2, device=grids.canvas.device).view(1, grids.side, grids.side)
     number = number.expand(grids.canvas.shape)
     places = []
-    for turns in range(len(STEPS)):
+    for turns in range(len(STEPS)):  # quarter turns that make the side the right one
         canvas, cells, inside = (
             torch.rot90(each, turns, (1, 2)) for each in (grids.canvas, number, grids.inside)
         )

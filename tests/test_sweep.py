@@ -14,7 +14,7 @@ import pretrain_etrm
 from config import compose
 from config.schema import PretrainConfig
 from tests.support.runs import ROOT, TINY, called, metrics_of, weights_of
-from tests.support.sweeps import DRIVER, SCRIPT, score, write_space
+from tests.support.sweeps import DRIVER, install, score, write_space
 from tools import sweep, sweep_runs, sweep_space
 from utils import checkpoint
 from utils.errors import UserError
@@ -26,11 +26,7 @@ pytest.importorskip("optuna")
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch) -> Path:
     """Runs of a sweep are the stand-in's."""
-    file = tmp_path / "stand_in.py"
-    file.write_text(SCRIPT)
-    monkeypatch.setattr(sweep_runs, "SCRIPT", file)
-    monkeypatch.setattr(sweep, "POLL", 0.02)
-    return file
+    return install(tmp_path, monkeypatch)
 
 
 def run_sweep(monkeypatch, tmp_path: Path, space: Path, *arguments: str) -> sweep.Sweep:

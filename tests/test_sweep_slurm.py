@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import slurm
 from tests.support.runs import ROOT, called, metrics_of
-from tests.support.sweeps import DRIVER, SCRIPT, write_space
+from tests.support.sweeps import DRIVER, install, write_space
 from tools import sweep, sweep_job, sweep_runs, sweep_slurm, sweep_space
 from utils.errors import UserError
 
@@ -26,12 +26,8 @@ CLUSTERS = ["local", "slurm"]  # submitit's own stand-in, and ours of Slurm's co
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch) -> Path:
     """Runs of a sweep are the stand-in's."""
-    file = tmp_path / "stand_in.py"
-    file.write_text(SCRIPT)
-    monkeypatch.setattr(sweep_runs, "SCRIPT", file)
-    monkeypatch.setattr(sweep, "POLL", 0.02)
     monkeypatch.setattr(sweep_slurm, "POLL", 0.02)
-    return file
+    return install(tmp_path, monkeypatch)
 
 
 @pytest.fixture

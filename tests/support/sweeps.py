@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from tools import sweep, sweep_runs
+
 SCRIPT = """
 import json, os, pathlib, signal, sys, time
 given = dict(word.split("=", 1) for word in sys.argv[1:])
@@ -38,6 +40,15 @@ from tools import sweep, sweep_runs
 sweep_runs.SCRIPT, sweep.POLL = Path(sys.argv.pop(1)), 0.02
 sweep.main()
 """
+
+
+def install(tmp_path: Path, monkeypatch) -> Path:
+    """Make the stand-in the script of a sweep's runs in this process."""
+    file = tmp_path / "stand_in.py"
+    file.write_text(SCRIPT)
+    monkeypatch.setattr(sweep_runs, "SCRIPT", file)
+    monkeypatch.setattr(sweep, "POLL", 0.02)
+    return file
 
 
 def write_space(folder: Path, seeds: str = "0", trials: int = 3, more: str = "", overrides: str = "") -> Path:
