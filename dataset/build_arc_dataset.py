@@ -15,6 +15,7 @@ In training, `data.subset_shares` says how often the tasks of each subset are dr
 """
 
 import argparse
+import hashlib
 import shlex
 import sys
 from collections.abc import Iterable
@@ -145,6 +146,13 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
         help="subsets held out for evaluation; default: evaluation, or the only subset",
     )
     add("--test-set-name2", help="one more of them (an ancestor's option)")
+    add(
+        "--validation",
+        action="append",
+        default=[],
+        metavar="SUBSET=N",
+        help="N tasks of a training subset become the test subset SUBSET-validation, on which settings are chosen",
+    )
     add("--layout", choices=["fewshot", "puzzle"], default="fewshot")
     add(
         "--num-aug",
@@ -204,6 +212,7 @@ def build(options: argparse.Namespace) -> Metadata:
     names, test_subsets = choose_subsets(options, offer)
     tasks = _load(names, offer, options.recipe, oversized)
     tasks = _small_enough(tasks, options.max_grid_size, options.max_tasks)
+    tasks, test_subsets = _set_aside(tasks, test_subsets, options.validation)
     if options.drop_duplicates:
         tasks, left_out["duplicate_id"] = _without_duplicates(tasks, test_subsets)
     tasks, leaks, leaking = _settle_leaks(tasks, test_subsets, options)
@@ -254,6 +263,27 @@ def _small_enough(tasks: Subsets, max_grid_size: int, max_tasks: int | None) -> 
         size = f"{max_grid_size}x{max_grid_size}"
         raise UserError(f"no task in {', '.join(tasks)} has all its grids within {size}")
     return tasks
+
+
+def _set_aside(tasks: Subsets, test_subsets: list[str], wanted: list[str]) -> tuple[Subsets, list[str]]:
+    """The subsets with those of --validation, and the names of all that are tested on.
+
+    Which tasks are set aside depends on their ids alone. Raises `UserError`.
+    """
+    for option in wanted:
+        name, _, count = option.partition("=")
+        subset = tasks.get(name, [])
+        if name in test_subsets or not count.isdecimal() or not 0 < int(count) < len(subset):
+            trained = ", ".join(f"{each} ({len(tasks[each])})" for each in tasks if each not in test_subsets)
+            raise UserError(
+                f"--validation {option}: expected SUBSET=N, some but not all tasks of one of {trained}"
+            )
+        drawn = sorted(subset, key=lambda task: hashlib.sha256(task.id.encode()).digest())[: int(count)]
+        aside = {task.id for task in drawn}
+        kept, held = ([task for task in subset if (task.id in aside) == out] for out in (False, True))
+        tasks = {**tasks, name: kept, f"{name}-validation": held}
+        test_subsets = [*test_subsets, f"{name}-validation"]
+    return tasks, test_subsets
 
 
 def _settle_leaks(

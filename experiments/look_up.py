@@ -33,7 +33,7 @@ from models.relations import RELATIONS
 from utils.arguments import parser_of, positive
 from utils.errors import UserError, reports_user_errors
 
-PLACES = ("motions", "falls")
+PLACES = ("motions", "falls", "copies", "crops", "panels")
 THEN = (*CONDITIONS, "slides")
 RULES = "rules.json"
 
@@ -71,8 +71,7 @@ def right(task: Task, settings: DraftSettings) -> np.ndarray:
     for query in task.queries:
         draft = drafts_of(settings, canvases([*shown, query.input])[None], told, mask)[0, :, -1]
         answer = canvases([query.answer])
-        answer = torch.where(answer < ARC.first, 0, answer)
-        found.append((draft == answer).all(1).numpy())
+        found.append((torch.where(draft < ARC.first, 0, draft) == torch.where(answer < ARC.first, 0, answer)).all(1).numpy())
     return np.stack(found)
 
 

@@ -15,10 +15,9 @@ from einops import rearrange
 from torch import Tensor
 
 from dataset.task import NUM_COLOURS
-from models.grids import Grids
+from models.grids import STEPS, Grids
 
-VALUES = 10  # of a condition, at most
-ConditionName = Literal["sizes", "borders", "rows", "columns", "nearby"]
+ConditionName = Literal["sizes", "ranks", "borders", "rows", "columns", "nearby", "crowds", "ahead"]
 
 
 def _colours(grids: Grids) -> Tensor:
@@ -37,6 +36,20 @@ def _sizes(grids: Grids) -> Tensor:
     """Whether its object has more than one cell, and whether it has more than two."""
     size = _of_object(grids, grids.inside)
     return torch.stack((size > 1, size > 2), dim=1)
+
+
+def _ranks(grids: Grids) -> Tensor:
+    """Of a coloured object: whether none is larger, whether none is smaller, and its place by size, up to 9."""
+    coloured = grids.canvas > grids.vocabulary.first
+    size = _of_object(grids, coloured)  # (N, L)
+    # Which sizes there are: those of the cells that belong to no object are not told apart, and left out.
+    there = torch.zeros(len(size), size.shape[1] + 1, dtype=torch.long, device=size.device)
+    there = there.scatter(1, size, 1)
+    there[:, 0] = 0
+    larger = there.flip(1).cumsum(1).flip(1) - there
+    place, last = (1 + larger.gather(1, size)), there.sum(1, keepdim=True)
+    of_objects = torch.stack((1 + (place == 1).long(), 1 + (place == last).long(), place.clamp_max(9)), dim=1)
+    return torch.where(size[:, None] > 0, of_objects, 0)
 
 
 def _borders(grids: Grids) -> Tensor:
@@ -69,20 +82,57 @@ def _nearby(grids: Grids) -> Tensor:
     return found.flatten(2)
 
 
+def _crowds(grids: Grids) -> Tensor:
+    """How many of the four and of the eight cells around it are coloured."""
+    coloured = F.pad((grids.canvas > grids.vocabulary.first).float()[:, None], (1, 1, 1, 1))
+    around = torch.ones(2, 1, 3, 3, device=coloured.device)
+    around[:, :, 1, 1] = 0
+    around[0, :, ::2, ::2] = 0
+    return F.conv2d(coloured, around).flatten(2)
+
+
+def _ahead(grids: Grids) -> Tensor:
+    """The next colours to the right, below, to the left, above; those of two opposite sides that agree; how many.
+
+    The colours on both sides are told of each line, then of either: 0 for none.
+    """
+    number = grids.canvas - grids.vocabulary.first
+    seen = []
+    for turns in range(len(STEPS)):
+        line = torch.rot90(number.clamp_min(0), turns, (1, 2))
+        column = torch.arange(grids.side, device=line.device)
+        # The last column up to here, from the right, that shows a colour.
+        last = torch.where(line > 0, column, grids.side).flip(2).cummin(2).values.flip(2)
+        following = F.pad(last[..., 1:], (0, 1), value=grids.side)
+        colour = F.pad(line, (0, 1)).gather(2, following)
+        seen.append(torch.rot90(colour, -turns, (1, 2)))
+    right, below, left, above = seen
+    across, down = (torch.where(one == other, one, 0) for one, other in ((right, left), (below, above)))
+    either = torch.where(across > 0, across, down)
+    count = sum((each > 0).long() for each in seen)
+    return torch.stack([*seen, across, down, either, count], dim=1).flatten(2)
+
+
 @dataclass(frozen=True)
 class Condition:
-    """count: F. values: from grids to the numbers 0..`VALUES` - 1 (N, F, L)."""
+    """What a grid says of its cells.
 
-    count: int
+    counts: how many values each of the F numbers has. values: from grids to the numbers (N, F, L).
+    """
+
+    counts: tuple[int, ...]
     values: Callable[[Grids], Tensor]
 
 
 CONDITIONS: dict[str, Condition] = {
-    "sizes": Condition(2, _sizes),
-    "borders": Condition(1, _borders),
-    "rows": Condition(9, _rows),
-    "columns": Condition(9, _columns),
-    "nearby": Condition(9, _nearby),
+    "sizes": Condition((2, 2), _sizes),
+    "ranks": Condition((3, 3, 10), _ranks),
+    "borders": Condition((2,), _borders),
+    "rows": Condition((2,) * 9, _rows),
+    "columns": Condition((2,) * 9, _columns),
+    "nearby": Condition((10,) * 9, _nearby),
+    "crowds": Condition((5, 9), _crowds),
+    "ahead": Condition((10, 10, 10, 10, 10, 10, 10, 5), _ahead),
 }
 
 

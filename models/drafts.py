@@ -1,37 +1,47 @@
 """Drafts: what the demonstrations say of each cell, looked up and not learned.
 
-A way of looking says which cells count as equal: those that show the same colour, or the same colour at their
-mirror image, or a colour and a condition (models/conditions.py). The demonstrations then say what becomes of
-such a cell. A way is worth the more, the fewer of their cells it leaves open and the fewer kinds of cells it
-tells apart. The best way answers every grid of the task. Encoder and recursion read these answers beside the
-inputs, so that what is left to them is where and why the draft is wrong.
-Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, W ways, V vocabulary, D hidden.
+A way of looking (models/ways.py) says which cells count as equal: those that show the same colour, or the same
+colour at their mirror image, or a colour and a condition (models/conditions.py). The demonstrations then say
+what becomes of such a cell. The way that explains them best answers every grid of the task. Encoder and
+recursion read these answers beside the inputs, so that what is left to them is where and why a draft is wrong.
+Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, V vocabulary, D hidden.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from dataset.batch import BatchData
-from dataset.canvas import ARC, PAD, VOCAB_SIZE
-from models.conditions import CONDITIONS, TRAITS, VALUES, ConditionName, traits_of, values_of
+from dataset.canvas import ARC, EOS, PAD, VOCAB_SIZE
+from models.conditions import CONDITIONS, TRAITS, ConditionName, traits_of
+from models.frames import pairs_of_panels
 from models.grids import Grids
 from models.layers import Embedding, Linear
-from models.relations import RELATIONS, RelationName, places_of
+from models.relations import RELATIONS, RelationName
+from models.ways import (
+    HIDDEN,
+    Counts,
+    Way,
+    Ways,
+    best,
+    first_best,
+    looking,
+    taking_turns,
+    together,
+    told_apart,
+)
+from utils.transfer import sent
 
 DRAFTS = "drafts"  # beside a sample's data: (B, DRAFTS_PER_GRID, G, L) tokens
 DRAFTS_PER_GRID = 3
-NOWHERE = VOCAB_SIZE  # in the place of a colour: the way looks at no cell
-SAME = VOCAB_SIZE  # in the place of an answer: the colour that is looked at
-TOKENS = VOCAB_SIZE + 1
-KIND = 0.5  # cells that a further kind of cells costs, chosen on training tasks of rung (a)
+OVERLAID = "panels"  # the relation whose places are seen in pairs, too
 FIRST_DRAFT = 5.0  # its logit at the start of training, where a few units make an answer sure
 MOST_DOUBT = 7  # wrong cells, from which on a draft is as bad as any
-ORDER = 1e-4  # the same for every way before: of equals the first is taken, on every device
 
 
 class DraftSettings(NamedTuple):
@@ -91,9 +101,12 @@ class DraftReader(nn.Module):
 
 def _wrong(data: BatchData) -> Tensor:
     """How many cells of each demonstration each draft has wrong, (B, DRAFTS_PER_GRID, K)."""
-    answers = data["demo_labels"][:, None]
-    counted = (answers >= ARC.first) & data["demo_mask"][:, None, :, None]
-    return (counted & (data[DRAFTS][:, :, :-1] != answers)).sum(3)
+    counted = data["demo_mask"][:, None, :, None]
+    drafted, answers = (
+        torch.where(tokens < ARC.first, PAD, tokens)
+        for tokens in (data[DRAFTS][:, :, :-1], data["demo_labels"][:, None])
+    )
+    return (counted & (drafted != answers)).sum(3)
 
 
 @torch.no_grad()
@@ -133,28 +146,6 @@ def asking_demonstration(data: BatchData, index: Tensor) -> BatchData:
     return {DRAFTS: torch.cat((drafts[:, :, :-1], asked[:, :, None]), dim=2)}
 
 
-@dataclass(frozen=True)
-class _Ways:
-    """W ways of looking from every cell.
-
-    shown: (B, W, G, L), the colour that is seen, or `NOWHERE`.
-    keys: (B, W, G, L), the kind that the cell belongs to, 0..kinds - 1.
-    """
-
-    shown: Tensor
-    keys: Tensor
-    kinds: int
-
-    def __getitem__(self, ways: Tensor) -> "_Ways":
-        """One way of each task, (B,)."""
-        rows = torch.arange(len(ways), device=ways.device)
-        return _Ways(self.shown[rows, ways][:, None], self.keys[rows, ways][:, None], self.kinds)
-
-    def grids(self) -> Tensor:
-        """What one way sees (W = 1), as grids (B, G, L)."""
-        return torch.where(self.shown == NOWHERE, PAD, self.shown)[:, 0]
-
-
 @torch.no_grad()
 def drafts_of(settings: DraftSettings, inputs: Tensor, answers: Tensor, mask: Tensor) -> Tensor:
     """The drafts (B, DRAFTS_PER_GRID, G, L) of all grids of each task, PAD where nothing is known.
@@ -162,131 +153,51 @@ def drafts_of(settings: DraftSettings, inputs: Tensor, answers: Tensor, mask: Te
     inputs: (B, G, L). answers: (B, K, L) of the demonstrations, of which only coloured cells count.
     mask: (B, K), the demonstrations that are there.
     """
-    answers = torch.where(mask[..., None], answers, PAD).long()
-    ways = _looking(inputs.long(), settings.places)
-    found = _found(ways, answers, of_each=True)
-    pair = _pair(found, ways)
-    # What a task's grids may look like before they are told apart: as the best way sees them, and as the best
+    answers = torch.where(mask[..., None], answers.to(torch.int16), HIDDEN)
+    ways = looking(inputs, settings.places)
+    of_each = Counts.of(ways, answers, of_each=True)
+    plain = best(ways, of_each.of_all(), whole=True)
+    found = [plain]
+
+    def look(ways: Ways, whole: bool = False) -> Way:
+        return best(ways, Counts.of(ways, answers), whole)
+
+    if OVERLAID in settings.places:
+        found.append(look(together(looking(inputs, [OVERLAID]), *_overlaid(inputs.device))))
+    # What a task's grids may look like before they are told apart: as the best way shows them, and as the best
     # way of looking on from there does.
-    seen = [ways[_worth(found.sum(1, dtype=torch.int16)).argmax(1)]]
+    seen = [plain.shown]
     for name in settings.conditions:
         if name in RELATIONS:
-            ways = _looking(seen[0].grids(), [name])
-            seen.append(ways[_worth(_found(ways, answers)[:, 0]).argmax(1)])
-    conditions = [name for name in settings.conditions if name in CONDITIONS]
-    options = [each for way in seen for each in _told_apart(way, conditions)]
-    return torch.stack((_best(options, [_found(each, answers)[:, 0] for each in options]), *pair), dim=1)
+            found.append(look(looking(plain.grids(), [name]), whole=True))
+            seen.append(found[-1].shown)
+    if conditions := [name for name in settings.conditions if name in CONDITIONS]:
+        found.extend(look(told_apart(shown, conditions)) for shown in seen)
+        chosen = first_best(found)
+        found = [chosen, look(chosen.refined(conditions), whole=True)]
+    drafts = torch.stack((first_best(found).answers(), *taking_turns(ways, of_each)), dim=1)
+    return with_rims(drafts)
 
 
-def _looking(tokens: Tensor, relations: Sequence[str]) -> _Ways:
-    """The ways of looking from each cell of grids (B, G, L): at itself, and at its places."""
-    flat = rearrange(tokens, "b g l -> (b g) l")
-    places = places_of(relations, flat).long()
-    seen = flat.gather(1, places.clamp_min(0).flatten(1)).view(places.shape)
-    # What moves leaves its cell behind, which then looks nowhere. Outside the grid there is nothing at all.
-    nothing = torch.where(flat < ARC.first, PAD, NOWHERE)[..., None]
-    shown = torch.cat((flat[..., None], torch.where(places < 0, nothing, seen)), dim=2)
-    shown = rearrange(shown, "(b g) l w -> b w g l", b=len(tokens))
-    return _Ways(shown, shown, TOKENS)
+@functools.cache
+def _overlaid(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The ways of looking at panels that are seen in pairs: the first ones and the second ones."""
+    pairs = 1 + torch.tensor(pairs_of_panels())  # the first way looks at the cell itself
+    return sent(pairs[:, 0], device), sent(pairs[:, 1], device)
 
 
-def _told_apart(way: _Ways, conditions: Sequence[str]) -> list[_Ways]:
-    """The ways that see what one way does (W = 1): itself, without colours, and by each condition."""
-    options = [way, _Ways(way.shown, _blind(way.shown), TOKENS)]
-    grids = Grids(rearrange(way.grids(), "b g l -> (b g) l"), ARC)
-    for name in conditions:
-        values = rearrange(values_of(name, grids), "(b g) f l -> b f g l", b=len(way.shown))
-        shown = way.shown.expand(values.shape)
-        # With the colour, with what is left of it without colours, and alone.
-        keys = torch.cat([values * TOKENS + each for each in (shown, _blind(shown), 0)], dim=1)
-        options.append(_Ways(torch.cat((shown, shown, shown), dim=1), keys, VALUES * TOKENS))
-    return options
+def with_rims(drafts: Tensor) -> Tensor:
+    """Drafts (..., L) with EOS below and to the right of what they show, as `dataset.canvas` draws grids."""
+    side = math.isqrt(drafts.shape[-1])
+    canvas = drafts.unflatten(-1, (side, side))
+    coloured = canvas >= ARC.first
+    rows, behind_rows = _spans(coloured.any(-1))
+    columns, behind_columns = _spans(coloured.any(-2))
+    rim = (behind_rows[..., None] & columns[..., None, :]) | (rows[..., None] & behind_columns[..., None, :])
+    return torch.where(rim, EOS, canvas).flatten(-2)
 
 
-def _blind(shown: Tensor) -> Tensor:
-    """The kind of a cell without its colour: background, coloured or neither."""
-    return (shown > ARC.first).long() + 2 * ((shown == ARC.first) | (shown == NOWHERE))
-
-
-def _found(ways: _Ways, answers: Tensor, of_each: bool = False) -> Tensor:
-    """How often the demonstrations have an answer to a kind, (B, K, W, TOKENS, kinds) int16.
-
-    An answer that equals what is looked at is counted as `SAME`. Without `of_each` all demonstrations count
-    together, K = 1.
-    """
-    demos = answers.shape[1]
-    shown, keys = ways.shown[:, :, :demos], ways.keys[:, :, :demos]
-    answer = torch.where(answers[:, None] == shown, SAME, answers[:, None])
-    order = "b w k l -> b k w l" if of_each else "b w k l -> b 1 w (k l)"
-    pair = rearrange(answer * ways.kinds + keys, order)
-    counted = rearrange((answers >= ARC.first).short()[:, None].expand(answer.shape), order)
-    found = torch.zeros(*pair.shape[:3], TOKENS * ways.kinds, dtype=torch.int16, device=keys.device)
-    return rearrange(
-        found.scatter_add(3, pair, counted), "b k w (answer kind) -> b k w answer kind", answer=TOKENS
-    )
-
-
-def _pair(found: Tensor, ways: _Ways) -> list[Tensor]:
-    """The drafts (B, G, L) of two ways of which one or the other explains each demonstration.
-
-    It may be one way twice. Which of the two a query asks for is not looked up.
-    """
-    explained = found.amax(-2).sum(-1)  # cells (B, K, W)
-    count = explained.shape[2]
-    together = explained.new_full((len(explained), count, count), -1)
-    together.diagonal(dim1=1, dim2=2).zero_()  # two ways must explain more than one
-    for of_way in explained.unbind(1):
-        together += of_way[:, :, None].maximum(of_way[:, None])
-    number = torch.arange(count * count, device=together.device)
-    both = (together.flatten(1) * len(number) - number).argmax(1)  # of equal pairs the first
-    first, second = both // count, both % count
-    rows = torch.arange(len(first), device=first.device)
-    share = explained[rows, :, first] - explained[rows, :, second]  # (B, K)
-    drafts = []
-    for way, told in ((first, share >= 0), (second, share <= 0)):
-        told = told | ~told.any(1, keepdim=True)
-        of_way = (found[rows, :, way] * rearrange(told, "b k -> b k 1 1")).sum(1)
-        drafts.append(_answered(of_way, ways[way]))
-    return drafts
-
-
-def _order(worth: Tensor) -> Tensor:
-    return ORDER * torch.arange(worth.shape[-1], device=worth.device, dtype=worth.dtype)
-
-
-def _worth(found: Tensor) -> Tensor:
-    """What each way is worth, (B, W) from found (B, W, TOKENS, kinds).
-
-    It is the number of cells whose answer is the most frequent one of their kind, less the price of kinds.
-    """
-    most = found.amax(-2)
-    worth = most.sum(-1).double() - KIND * (most > 0).sum(-1)
-    return worth - _order(worth)
-
-
-def _best(options: list[_Ways], found: list[Tensor]) -> Tensor:
-    """The answers (B, G, L) by the way that is worth most, among all options."""
-    worths, answers = [], []
-    for ways, counts in zip(options, found, strict=True):
-        worth, best = _worth(counts).max(1)
-        rows = torch.arange(len(best), device=best.device)
-        worths.append(worth)
-        answers.append(_answered(counts[rows, best], ways[best]))
-    worth = torch.stack(worths, dim=1)
-    chosen = (worth - _order(worth)).argmax(1)
-    return torch.stack(answers, dim=1)[torch.arange(len(chosen), device=chosen.device), chosen]
-
-
-def _answered(found: Tensor, way: _Ways) -> Tensor:
-    """The most frequent answer to the kind of each cell, (B, G, L) from found (B, TOKENS, kinds)."""
-    keys, shown = way.keys[:, 0], way.shown[:, 0]
-    # Of equally frequent answers the first is taken, on every device.
-    order = rearrange(torch.arange(TOKENS, device=found.device) / (2 * TOKENS), "answer -> answer 1")
-    most, known = (found - order).argmax(1), found.amax(1) > 0
-    # Where most kinds stay as they are, unseen ones do, too.
-    stays = ((most == SAME) & known).sum(1) > ((most != SAME) & known).sum(1)
-    most = torch.where(known, most, torch.where(stays, SAME, PAD)[:, None])
-    answer = most.gather(1, keys.flatten(1)).view_as(keys)
-    answer = torch.where(answer == SAME, shown, answer)
-    # Nothing is drawn beside what is seen.
-    return torch.where((answer < ARC.first) | (answer == NOWHERE) | (shown < ARC.first), PAD, answer)
+def _spans(lines: Tensor) -> tuple[Tensor, Tensor]:
+    """The lines (..., C) from the first to the last of some, and the one behind them."""
+    ended = lines.flip(-1).cumsum(-1).flip(-1) == 0
+    return (lines.cumsum(-1) > 0) & ~ended, F.pad(lines, (1, 0))[..., :-1] & ended

@@ -5,6 +5,8 @@ and nothing waits for the device.
 Shapes: N grids, C the canvas side, L = C * C cells, R places per cell.
 """
 
+import functools
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -61,7 +63,7 @@ class Grids:
         parent = grand = number.expand(tokens.shape)
         # The number of rounds does not depend on the grids: nothing waits for the device, shapes stay static.
         for _ in range(2 + (cells - 1).bit_length()):
-            least = torch.stack([grand.gather(1, beside) for beside in joined]).amin(0)
+            least = functools.reduce(torch.minimum, (grand.gather(1, beside) for beside in joined))
             parent = parent.scatter_reduce(1, parent, least, "amin").minimum(least).minimum(grand)
             grand = parent.gather(1, parent)
         return rearrange(grand, "n (r c) -> n r c 1", c=self.side)

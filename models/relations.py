@@ -21,6 +21,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 
 from dataset.canvas import ARC, Vocabulary, sources
+from models.frames import COPIES, CROPS, PANELS, copies, count_of_panels, crops, panels
 from models.grids import NONE, Grids
 from models.moves import falls, slides
 
@@ -32,6 +33,9 @@ RelationName = Literal[
     "motions",
     "falls",
     "slides",
+    "copies",
+    "crops",
+    "panels",
     "rays",
     "lines",
     "objects",
@@ -146,16 +150,18 @@ class Relation:
     count: R.
     places: from grids to the cells of the canvas (N, L, R) that each of them names, or `NONE`.
     shared: cells that name the same cell are a group. Each is told the group's mean and size.
+    framed: the places are those of a grid with a frame of its own. A cell without a place lies outside it.
     """
 
     count: int
     places: Callable[[Grids], Tensor]
     shared: bool = False
+    framed: bool = False
 
 
 RELATIONS: dict[str, Relation] = {
     # Where a cell comes from under each turn and mirror image of its grid.
-    "symmetries": Relation(7, _symmetries),
+    "symmetries": Relation(7, _symmetries, framed=True),
     # The cells around it.
     "neighbours": Relation(8, _neighbours),
     # The same over the border, where the grid begins again.
@@ -163,11 +169,17 @@ RELATIONS: dict[str, Relation] = {
     # The same up to two cells away.
     "shifts": Relation(24, _over_the_border(2)),
     # A symmetry and a shift up to two cells away, or one of them.
-    "motions": Relation(199, _motions),
+    "motions": Relation(199, _motions, framed=True),
     # Where a cell comes from when all coloured cells fall, to each side.
     "falls": Relation(4, falls),
     # The same when the cells of one colour move to one side as one body: until they are stopped, or one step.
     "slides": Relation(72, slides),
+    # Where it comes from in a larger answer: images of the grid side by side, enlarged cells, a grid of grids.
+    "copies": Relation(COPIES, copies, framed=True),
+    # In a smaller answer: the box around some cells, with or without its rim.
+    "crops": Relation(CROPS, crops, framed=True),
+    # One of two to four equal panels.
+    "panels": Relation(sum(count_of_panels(*each) for each in PANELS), panels, framed=True),
     # The next coloured cell in each direction.
     "rays": Relation(4, _rays),
     # The cell's row, its column, and the whole grid.
