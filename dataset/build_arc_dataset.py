@@ -151,7 +151,7 @@ def _add_contents(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SUBSET=N",
-        help="N tasks of a training subset become the test subset SUBSET-validation, on which settings are chosen",
+        help="N tasks of a training subset become the test subset SUBSET-validation, to choose settings on",
     )
     add("--layout", choices=["fewshot", "puzzle"], default="fewshot")
     add(

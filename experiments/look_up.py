@@ -71,7 +71,11 @@ def right(task: Task, settings: DraftSettings) -> np.ndarray:
     for query in task.queries:
         draft = drafts_of(settings, canvases([*shown, query.input])[None], told, mask)[0, :, -1]
         answer = canvases([query.answer])
-        found.append((torch.where(draft < ARC.first, 0, draft) == torch.where(answer < ARC.first, 0, answer)).all(1).numpy())
+        found.append(
+            (torch.where(draft < ARC.first, 0, draft) == torch.where(answer < ARC.first, 0, answer))
+            .all(1)
+            .numpy()
+        )
     return np.stack(found)
 
 

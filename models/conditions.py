@@ -39,7 +39,7 @@ def _sizes(grids: Grids) -> Tensor:
 
 
 def _ranks(grids: Grids) -> Tensor:
-    """Of a coloured object: whether none is larger, whether none is smaller, and its place by size, up to 9."""
+    """Of a coloured object: is none larger, is none smaller, and its place by size, up to 9."""
     coloured = grids.canvas > grids.vocabulary.first
     size = _of_object(grids, coloured)  # (N, L)
     # Which sizes there are: those of the cells that belong to no object are not told apart, and left out.
@@ -92,9 +92,9 @@ def _crowds(grids: Grids) -> Tensor:
 
 
 def _ahead(grids: Grids) -> Tensor:
-    """The next colours to the right, below, to the left, above; those of two opposite sides that agree; how many.
+    """The next colour to the right, below, to the left and above; 0 for none.
 
-    The colours on both sides are told of each line, then of either: 0 for none.
+    Then the colour that two opposite sides agree on: across, down, either. Then how many sides show one.
     """
     number = grids.canvas - grids.vocabulary.first
     seen = []

@@ -1,9 +1,9 @@
 """Drafts: what the demonstrations say of each cell, looked up and not learned.
 
-A way of looking (models/ways.py) says which cells count as equal: those that show the same colour, or the same
-colour at their mirror image, or a colour and a condition (models/conditions.py). The demonstrations then say
-what becomes of such a cell. The way that explains them best answers every grid of the task. Encoder and
-recursion read these answers beside the inputs, so that what is left to them is where and why a draft is wrong.
+A way of looking (models/ways.py) says which cells count as equal: those that show the same colour, or the
+same colour at their mirror image, or a colour and a condition (models/conditions.py). The demonstrations then
+say what becomes of such a cell. The way that explains them best answers every grid of the task. Encoder and
+recursion read these answers beside the inputs. What is left to them is where and why a draft is wrong.
 Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, V vocabulary, D hidden.
 """
 
@@ -164,8 +164,8 @@ def drafts_of(settings: DraftSettings, inputs: Tensor, answers: Tensor, mask: Te
 
     if OVERLAID in settings.places:
         found.append(look(together(looking(inputs, [OVERLAID]), *_overlaid(inputs.device))))
-    # What a task's grids may look like before they are told apart: as the best way shows them, and as the best
-    # way of looking on from there does.
+    # What a task's grids may look like before their cells are told apart: as the best way shows them, and as
+    # the best way of looking on from there does.
     seen = [plain.shown]
     for name in settings.conditions:
         if name in RELATIONS:

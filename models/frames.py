@@ -19,7 +19,7 @@ from utils.transfer import sent
 
 # Images of the grid side by side, by dihedral index: 0 as it is, 4 its columns mirrored, 5 its rows, 2 both.
 _MIRRORED = {(False, False): 0, (False, True): 4, (True, False): 5, (True, True): 2}
-_BLOCKS: list[tuple[tuple[int, ...], ...]] = [
+_IMAGES: list[tuple[tuple[int, ...], ...]] = [
     *(((0,) * columns,) * rows for rows, columns in ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3))),
     ((0, 4),), ((4, 0),), ((0,), (5,)), ((5,), (0,)),
     *(
@@ -28,16 +28,19 @@ _BLOCKS: list[tuple[tuple[int, ...], ...]] = [
     ),
     ((0, 1), (3, 2)), ((0, 3), (1, 2)),
 ]  # fmt: skip
-_SCALES = ((1, 2), (2, 1), (2, 2), (3, 3), (4, 4))
-_ALONG_ROWS, _ALONG_COLUMNS = ((1, 2), (1, 3)), ((2, 1), (3, 1))
-PANELS = (*_ALONG_ROWS, *_ALONG_COLUMNS, (2, 2))  # how many panels a grid has down and across
-COPIES = len(_BLOCKS) + len(_SCALES) + 2
+_SIDE = 3  # images that stand side by side, at most
+_SCALES = torch.tensor([(1, 2, 2, 3, 4), (2, 1, 2, 3, 4)])  # of rows, of columns
+PANELS = ((1, 2), (1, 3), (2, 1), (3, 1), (2, 2))  # how many panels a grid has down and across
+COPIES = len(_IMAGES) + _SCALES.shape[1] + 2
 CROPS = 2 * (NUM_COLOURS + 3)
+_TABLE = torch.full((_SIDE + 1, _SIDE + 1, len(_IMAGES)), NONE)
+for _number, _rows in enumerate(_IMAGES):
+    _TABLE[: len(_rows), : len(_rows[0]), _number] = torch.tensor(_rows)
 
 
 @functools.cache
-def _blocks(device: torch.device) -> list[Tensor]:
-    return [sent(torch.tensor(block), device) for block in _BLOCKS]
+def _on_device(device: torch.device) -> tuple[Tensor, Tensor]:
+    return sent(_TABLE, device), sent(_SCALES, device)
 
 
 def copies(grids: Grids) -> Tensor:
@@ -45,7 +48,9 @@ def copies(grids: Grids) -> Tensor:
 
     In a grid of grids each coloured cell, or each cell of the background, is a copy of the whole grid.
     """
-    rows, columns = (count.clamp_min(1) for count in (grids.rows, grids.columns))  # of a canvas without a grid
+    rows, columns = (
+        count.clamp_min(1) for count in (grids.rows, grids.columns)
+    )  # of a canvas without a grid
     source = sources(grids.canvas.device)  # (8, 2, 4)
     row, column = (
         source[:, axis, 0] * (grids.row % rows)
@@ -55,23 +60,19 @@ def copies(grids: Grids) -> Tensor:
         for axis in (0, 1)
     )
     images = grids.places(row, column)  # (N, L, 8)
-    row_block, column_block = torch.broadcast_tensors(_floor(grids.row, rows), _floor(grids.column, columns))
-    found = []
-    for block in _blocks(grids.canvas.device):
-        down, across = block.shape
-        beyond = (row_block < 0) | (row_block >= down) | (column_block < 0) | (column_block >= across)
-        image = block[row_block.clamp(0, down - 1), column_block.clamp(0, across - 1)]
-        image, beyond = (rearrange(each, "n r c 1 -> n (r c) 1") for each in (image, beyond))
-        found.append(images.gather(2, image).masked_fill(beyond, NONE))
-    for down, across in _SCALES:
-        found.append(grids.places(*torch.broadcast_tensors(_floor(grids.row, down), _floor(grids.column, across))))
+    row_block, column_block = _floor(grids.row, rows), _floor(grids.column, columns)
+    table, scales = _on_device(grids.canvas.device)
+    at = (torch.where((each < 0) | (each > _SIDE), _SIDE, each)[..., 0] for each in (row_block, column_block))
+    image = rearrange(table[tuple(at)], "n r c blocks -> n (r c) blocks")
+    side_by_side = torch.where(image < 0, NONE, images.gather(2, image.clamp_min(0)))
+    enlarged = torch.broadcast_tensors(_floor(grids.row, scales[0]), _floor(grids.column, scales[1]))
     # A grid of grids. Where there is no copy, the answer shows the block's own cell.
-    of_block = grids.places(row_block, column_block)
+    of_block = grids.places(*torch.broadcast_tensors(row_block, column_block))
     copy = torch.where(of_block >= 0, images[..., :1], NONE)
     tokens = rearrange(grids.canvas, "n r c -> n (r c) 1")
     coloured = tokens.gather(1, of_block.clamp_min(0)) > grids.vocabulary.first
-    found.extend(torch.where(coloured == wanted, copy, of_block) for wanted in (True, False))
-    return torch.cat(found, dim=-1)
+    of_grids = [torch.where(coloured == wanted, copy, of_block) for wanted in (True, False)]
+    return torch.cat((side_by_side, grids.places(*enlarged), *of_grids), dim=-1)
 
 
 def _floor(of: Tensor, by: Tensor | int) -> Tensor:
@@ -79,9 +80,9 @@ def _floor(of: Tensor, by: Tensor | int) -> Tensor:
 
 
 def crops(grids: Grids) -> Tensor:
-    """Places in a part of the grid, R = `CROPS`: the smallest box around some cells, and that box without its rim.
+    """Places in a part of the grid, R = `CROPS`: a box around some cells, and that box without its rim.
 
-    The cells: all coloured ones; those of each colour; of the most and the least frequent colour; of the
+    The box is as small as can be. The cells: all coloured ones; those of each colour; of the most and the least frequent colour; of the
     largest coloured object.
     """
     coloured = grids.canvas > grids.vocabulary.first
@@ -98,7 +99,8 @@ def crops(grids: Grids) -> Tensor:
     largest = (size * len(cells) - cells).argmax(1, keepdim=True)
     of_largest = rearrange(first == largest, "n (r c) -> n 1 r c", c=grids.side) & coloured[:, None]
     masks = torch.cat(
-        (coloured[:, None], shown, shown[number, most][:, None], shown[number, least][:, None], of_largest), dim=1
+        (coloured[:, None], shown, shown[number, most][:, None], shown[number, least][:, None], of_largest),
+        dim=1,
     )
     row, rows = _extent(masks.any(3))
     column, columns = _extent(masks.any(2))

@@ -174,7 +174,7 @@ RELATIONS: dict[str, Relation] = {
     "falls": Relation(4, falls),
     # The same when the cells of one colour move to one side as one body: until they are stopped, or one step.
     "slides": Relation(72, slides),
-    # Where it comes from in a larger answer: images of the grid side by side, enlarged cells, a grid of grids.
+    # Where it comes from in a larger answer: images side by side, enlarged cells, a grid of grids.
     "copies": Relation(COPIES, copies, framed=True),
     # In a smaller answer: the box around some cells, with or without its rim.
     "crops": Relation(CROPS, crops, framed=True),

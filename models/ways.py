@@ -1,12 +1,13 @@
 """Ways of looking: which cells count as equal, and what the demonstrations say becomes of such cells.
 
-A way shows a colour at each cell of the answer, for example that of its mirror image, and sorts the cells into
-kinds. A way is worth the cells whose answer is the most frequent one of their kind, less half a cell for each
-kind, less the cells that it shows beside the answer.
+A way shows a colour at each cell of the answer, for example that of its mirror image, and sorts the cells
+into kinds. It is worth the cells whose answer is the most frequent one of their kind, less half a cell for
+each kind, less the cells that it shows beside the answer.
 Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, W ways, V values, T = `TOKENS`.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -28,7 +29,9 @@ HIDDEN = -1  # in the place of an answer: the demonstration is not there
 TOKENS = VOCAB_SIZE + 1
 KIND = 0.5  # cells that a kind costs, chosen on training tasks of rung (a)
 ORDER = 1e-4  # the same for every way before: of equals the first is taken, on every device
-# What is left of each colour: all of it; whether it is background, coloured or nothing; nothing.
+# What is left of each colour: all of it; whether it is background, coloured or nothing; nothing. And how many
+# kinds that makes.
+_WIDTHS = (TOKENS, 3, 1)
 _LEFT = torch.stack(
     [
         torch.arange(TOKENS),
@@ -36,6 +39,10 @@ _LEFT = torch.stack(
         torch.zeros(TOKENS, dtype=torch.long),
     ]
 )
+_LUMPS = torch.cat(
+    [F.one_hot(left, width) for left, width in zip(_LEFT, _WIDTHS, strict=True)], dim=1
+).float()
+_OF_WIDTH = torch.block_diag(*(torch.ones(width, 1) for width in _WIDTHS))
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,9 @@ def looking(tokens: Tensor, relations: Sequence[str]) -> Ways:
     # A place that is missing in a frame of its own lies outside. Otherwise a cell that moved left nothing.
     missing = torch.cat(
         [
-            torch.full((relation.count,), PAD if relation.framed else NOWHERE, dtype=flat.dtype, device=flat.device)
+            torch.full(
+                (relation.count,), PAD if relation.framed else NOWHERE, dtype=flat.dtype, device=flat.device
+            )
             for relation in map(RELATIONS.__getitem__, relations)
         ]
     )
@@ -155,7 +164,8 @@ class Counts(NamedTuple):
         beside = within & (answer < ARC.first) & (answer != HIDDEN)
         order = "b w k l -> b k (w l)" if of_each else "b w k l -> b 1 (w k l)"
         index, counted = rearrange(index, order).long(), rearrange(counted, order)
-        found = torch.zeros(*index.shape[:2], TOKENS * rows * TOKENS, device=shown.device)
+        # Of the same kind as what is added to it, under `vmap` as well.
+        found = counted.new_zeros(*index.shape[:2], TOKENS * rows * TOKENS)
         found = found.scatter_add_(2, index, counted).unflatten(2, (TOKENS, rows, TOKENS))
         of_demos = rearrange(beside.sum(3), "b w k -> b k w").float()
         return cls(found, of_demos if of_each else of_demos.sum(1, keepdim=True))
@@ -168,13 +178,13 @@ class Counts(NamedTuple):
 @functools.cache
 def _starts(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """The first row of each way, int32."""
-    return sent(torch.tensor([0, *counts[:-1]], dtype=torch.int32).cumsum(0, dtype=torch.int32), device)
+    return sent(torch.tensor([0, *itertools.accumulate(counts[:-1])], dtype=torch.int32), device)
 
 
 @functools.cache
 def _owners(counts: tuple[int, ...], device: torch.device) -> Tensor:
     """The way of each row."""
-    return sent(torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), device)
+    return sent(torch.tensor([way for way, count in enumerate(counts) for _ in range(count)]), device)
 
 
 def best(ways: Ways, counts: Counts, whole: bool = False) -> Way:
@@ -211,12 +221,9 @@ def _cells(found: Tensor) -> Tensor:
 
 @functools.cache
 def _lumps(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """What is left of each colour (3, T), a map from colours to all that may be left (T, U), and to the three
-    cases (U, 3)."""
-    widths = [len(left.unique()) for left in _LEFT]
-    lumps = torch.cat([F.one_hot(left, width) for left, width in zip(_LEFT, widths, strict=True)], dim=1)
-    of_width = F.one_hot(torch.arange(len(widths)).repeat_interleave(torch.tensor(widths)), len(widths))
-    return sent(_LEFT, device), sent(lumps.float(), device), sent(of_width.float(), device)
+    """What is left of each colour (3, T), and maps from colours to all that may be left (T, U), from there to
+    the three cases (U, 3)."""
+    return sent(_LEFT, device), sent(_LUMPS, device), sent(_OF_WIDTH, device)
 
 
 def first_best(ways: Sequence[Way]) -> Way:
@@ -235,8 +242,8 @@ def first_best(ways: Sequence[Way]) -> Way:
 def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
     """The answers (B, G, L) of two ways of which one or the other explains each demonstration.
 
-    It may be one way twice. Which of the two a query asks for is not looked up. One of the two is the way that
-    explains most of all, or most of one demonstration.
+    It may be one way twice. Which of the two a query asks for is not looked up. One of the two is the way
+    that explains most of all, or most of one demonstration.
     counts: of each demonstration, and of ways with one value.
     """
     found = counts.found  # (B, K, T, W, T)

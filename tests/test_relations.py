@@ -22,13 +22,13 @@ from models.pretrained import load_checkpoint
 from models.relations import NONE, RELATIONS, Index, places_of
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
 from tests.support.protocols import outspoken, ttt_config
-from tests.support.relations import DRAFTS, NAMES, ON, PREFIX
+from tests.support.relations import DRAFTS, FEW, FEW_DRAFTS, NAMES, ON, PREFIX
 from tests.support.runs import ROOT, Trainer, load_config
 from tests.support.thinking import write_sudokus
 from training.objectives import reconstruction_loss
 
 MIXER = ["encoder=standard", "arch.mlp_t=true", "arch.pos_encodings=none"]
-SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4)]
+SHAPES = [(1, 1), (1, 4), (3, 3), (2, 5), (5, 4), (4, 6)]
 rng = np.random.default_rng(0)
 
 
@@ -118,6 +118,91 @@ def slow_slides(grid, numbers, canvas):
     return found
 
 
+def on(canvas, answers):
+    """Answers of numbers as places of a canvas, which may be too small for them."""
+    found = []
+    for answer in answers:
+        found.append(np.full(canvas.shape, NONE))
+        rows, columns = (min(pair) for pair in zip(answer.shape, canvas.shape, strict=True))
+        found[-1][:rows, :columns] = answer[:rows, :columns]
+    return found
+
+
+def slow_copies(grid, numbers, canvas):
+    """By putting numbers side by side, repeating them, and replacing each by all of them."""
+
+    def image(transform):
+        return on(numbers, [dihedral(numbers, transform)])[0]
+
+    def mirrored(*corner):  # the corner that shows the grid as it is
+        rows = [
+            np.hstack([np.flip(numbers, [axis for axis in (0, 1) if at[axis] != corner[axis]]) for at in row])
+            for row in (((0, 0), (0, 1)), ((1, 0), (1, 1)))
+        ]
+        return np.vstack(rows)
+
+    def of_grids(copied):
+        blocks = [
+            [
+                numbers if (value > 0) == copied else np.full(grid.shape, own)
+                for value, own in zip(*row, strict=True)
+            ]
+            for row in zip(grid, numbers, strict=True)
+        ]
+        return np.block(blocks)
+
+    answers = [np.tile(numbers, times) for times in ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1), (3, 3))]
+    answers += [np.hstack((numbers, numbers[:, ::-1])), np.hstack((numbers[:, ::-1], numbers))]
+    answers += [np.vstack((numbers, numbers[::-1])), np.vstack((numbers[::-1], numbers))]
+    answers += [mirrored(*corner) for corner in np.ndindex(2, 2)]
+    answers += [np.block([[image(0), image(1)], [image(3), image(2)]])]
+    answers += [np.block([[image(0), image(3)], [image(1), image(2)]])]
+    scales = ((1, 2), (2, 1), (2, 2), (3, 3), (4, 4))
+    answers += [numbers.repeat(rows, 0).repeat(columns, 1) for rows, columns in scales]
+    return on(canvas, [*answers, of_grids(True), of_grids(False)])
+
+
+def slow_crops(grid, numbers, canvas):
+    """By slicing at the first and last row and column of some cells."""
+    counts = {colour: (grid == colour).sum() for colour in range(1, 10)}
+    present = {colour: count for colour, count in counts.items() if count} or {1: 0}
+    most, least = max(counts, key=counts.get), min(present, key=present.get)
+    masks = [grid > 0, *(grid == colour for colour in (*counts, most, least)), np.zeros(grid.shape, bool)]
+    of_size = {}
+    for cell in map(tuple, np.argwhere(grid > 0)):
+        of_size.setdefault(objects(grid, *cell)[0], []).append(cell)
+    if of_size:
+        masks[-1][tuple(zip(*max(of_size.values(), key=len), strict=True))] = True
+    answers = {0: [], 1: []}
+    for mask in masks:
+        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+        box = numbers[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] if len(rows) else numbers[:0]
+        answers[0].append(box)
+        answers[1].append(box[1:-1, 1:-1])
+    return on(canvas, [*answers[0], *answers[1]])
+
+
+def slow_panels(grid, numbers, canvas):
+    """By splitting the numbers; one line between panels is left out."""
+
+    def split(length, parts):
+        lined = parts > 1 and (length + 1) % parts == 0
+        part = (length + 1) // parts - 1 if lined else length // parts
+        even = part > 0 and (lined or length % parts == 0)
+        return [
+            slice(at, at + part if even else at) for at in range(0, parts * (part + lined), part + lined or 1)
+        ][:parts]
+
+    answers = []
+    for down, across in ((1, 2), (1, 3), (2, 1), (3, 1), (2, 2)):
+        places = list(itertools.product(split(grid.shape[0], down), split(grid.shape[1], across)))
+        places += [(slice(0, 0), slice(0, 0))] * (down * across - len(places))
+        coloured = [int((grid[place] > 0).sum()) for place in places]
+        places += [places[coloured.index(count)] for count in (max(coloured), min(coloured))]
+        answers += [numbers[place] for place in places]
+    return on(canvas, answers)
+
+
 def over_the_border(reach):
     steps = [step for step in itertools.product(range(-reach, reach + 1), repeat=2) if step != (0, 0)]
     return lambda grid, row, column: [
@@ -154,6 +239,9 @@ SLOW = {
     "motions": slow_motions,
     "falls": slow_falls,
     "slides": slow_slides,
+    "copies": slow_copies,
+    "crops": slow_crops,
+    "panels": slow_panels,
     "rays": of_each_cell(rays),
     "lines": of_each_cell(lambda grid, row, column: [(row, 0), (0, column), (0, 0)]),
     "objects": of_each_cell(objects),
@@ -315,9 +403,9 @@ def test_hidden_demonstrations_and_what_lies_behind_them_are_never_read(override
     assert torch.allclose(*answers, atol=1e-5)
 
 
-@pytest.mark.parametrize("overrides", [ON, PREFIX, DRAFTS], ids=["memory", "prefix", "drafts"])
+@pytest.mark.parametrize("overrides", [[], PREFIX[-1:], FEW_DRAFTS], ids=["memory", "prefix", "drafts"])
 def test_a_compiled_step_is_one_graph_with_the_same_gradients(overrides, fewshot):
-    model = make_model(fewshot, *overrides).train()
+    model = make_model(fewshot, *FEW, *overrides).train()  # a graph takes long to trace
     data = episodes().data
     states = act_step(model, initial_carry(model, data), data).carry.states
 

@@ -13,6 +13,14 @@ ON = [
 PREFIX = [*ON, "encoder.placement=prefix"]
 DRAFTS = [
     *ON,
-    "encoder.draft_places=[motions,falls]",
+    "encoder.draft_places=[motions,falls,copies,crops,panels]",
     f"encoder.draft_conditions=[{','.join(CONDITIONS)},slides]",
 ]
+# The same kinds of reading, with one relation of each kind.
+FEW = [
+    "arch.relations=[symmetries,lines]",
+    "encoder.relations=[symmetries,lines]",
+    "encoder=memory",
+    "encoder.colour_path=true",
+]
+FEW_DRAFTS = ["encoder.draft_places=[symmetries,panels]", "encoder.draft_conditions=[sizes]"]
