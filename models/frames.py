@@ -82,8 +82,8 @@ def _floor(of: Tensor, by: Tensor | int) -> Tensor:
 def crops(grids: Grids) -> Tensor:
     """Places in a part of the grid, R = `CROPS`: a box around some cells, and that box without its rim.
 
-    The box is as small as can be. The cells: all coloured ones; those of each colour; of the most and the least frequent colour; of the
-    largest coloured object.
+    The box is as small as can be. The cells: all coloured ones; those of each colour; of the most and of the
+    least frequent colour; of the largest coloured object.
     """
     coloured = grids.canvas > grids.vocabulary.first
     names = grids.vocabulary.first + torch.arange(1, NUM_COLOURS, device=coloured.device)
