@@ -46,6 +46,7 @@ class TaskTrainingConfig(NamedConfig):
     steps, seconds: the budget per task, whichever ends first. With seconds, results depend on the machine.
     batch_size: episodes per step.
     row_lr, row_steps: of a model with puzzle rows, the rows' rate and the steps in which nothing else learns.
+    as_it_was: the share of views, the first ones, that the model answers with its own weights.
     """
 
     name: Literal["test_time_training"]
@@ -61,6 +62,7 @@ class TaskTrainingConfig(NamedConfig):
     row_lr: NonNegativeFloat
     row_steps: NonNegativeInt
     tasks_at_once: PositiveInt
+    as_it_was: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class TaskTraining(Adaptation[TaskTrainingConfig]):
@@ -96,9 +98,17 @@ class TaskTraining(Adaptation[TaskTrainingConfig]):
     def batches(self, questions: EvaluationSet, views: slice, queries: np.ndarray) -> Batches:
         """This process's share of the views, task by task, the model holding the weights for just these.
 
-        Queries without enough demonstrations to learn from come first, with the model's own weights.
+        The views that the model answers as it was come first, then the queries without enough demonstrations
+        to learn from. For both the model holds its own weights.
         """
         world, model = self.respondent.world, self.respondent.model
+        first, end, _ = views.indices(questions.num_views)
+        own = slice(first, first + round((end - first) * self.config.as_it_was))
+        if own.stop > own.start:
+            yield from questions.batches(self.batch_size, world.rank, world.size, own, queries)
+        views = slice(own.stop, end)
+        if views.stop <= views.start:
+            return
         lessons, without = lessons_of(questions, queries)
         if world.is_main and without.any():
             yield from questions.batches(self.batch_size, views=views, queries=without)

@@ -109,7 +109,7 @@ def _ahead(grids: Grids) -> Tensor:
     right, below, left, above = seen
     across, down = (torch.where(one == other, one, 0) for one, other in ((right, left), (below, above)))
     either = torch.where(across > 0, across, down)
-    count = sum((each > 0).long() for each in seen)
+    count = (torch.stack(seen) > 0).sum(0)
     return torch.stack([*seen, across, down, either, count], dim=1).flatten(2)
 
 

@@ -135,9 +135,15 @@ def _by(conditions: Sequence[str], shown: Tensor, colours: Tensor) -> Ways:
 
 
 def together(ways: Ways, first: Tensor, second: Tensor) -> Ways:
-    """The ways that show what some ways (P,) do and tell cells apart by what others (P,) show as well."""
-    shown = ways.shown[:, first]
-    return Ways(shown, shown, ways.shown[:, second], (TOKENS,) * len(first))
+    """The ways that show what some ways (P,) do and tell cells apart by what others (P,) show as well.
+
+    First by its colour, then by whether it is background, coloured or nothing.
+    """
+    shown, others = ways.shown[:, first].repeat(1, 2, 1, 1), ways.shown[:, second]
+    left, _, _ = _lumps(shown.device)
+    blind = left[1].to(others.dtype)[others.long()]
+    counts = (_WIDTHS[0],) * len(first) + (_WIDTHS[1],) * len(first)
+    return Ways(shown, shown, torch.cat((others, blind), dim=1), counts)
 
 
 class Counts(NamedTuple):

@@ -141,6 +141,28 @@ def test_a_test_subset_may_be_named_twice_and_may_not_be_empty(tmp_path):
         )
 
 
+def test_training_tasks_are_set_aside_by_their_ids_and_a_task_like_them_is_left_out(tmp_path):
+    tasks = some_tasks("a", 8)
+    write_folder(tmp_path / "tasks" / "training", tasks)
+    held_out = write_folder(tmp_path / "tasks" / "evaluation", some_tasks("b"))
+    arguments = ["--input-dir", str(held_out.parent), "--validation", "training=3"]
+    metadata = run_build(tmp_path / "d", *arguments)
+    assert metadata.subsets == {"training": 5, "evaluation": 4, "training-validation": 3}
+    assert metadata.test_subsets == ["evaluation", "training-validation"]
+    store = Store.load(tmp_path / "d")
+    aside = {store.task_ids[i] for i in store.tasks_of("test", subsets=["training-validation"])}
+    # One of them again under another id, in training: a leak into the validation set.
+    twin = next(task for task in tasks if task.id in aside)
+    write_folder(tmp_path / "tasks" / "more", [Task("twin", twin.demonstrations, twin.queries)])
+    metadata = run_build(tmp_path / "e", *arguments, "--drop-leaks")
+    assert metadata.subsets["more"] == 0 and metadata.left_out["leak"] == ["twin"]
+    again = Store.load(tmp_path / "e")
+    assert {again.task_ids[i] for i in again.tasks_of("test", subsets=["training-validation"])} == aside
+    for wrong in ("training=8", "evaluation=1", "training=0", "nothing=1", "training"):
+        with pytest.raises(UserError, match=f"--validation {wrong}: expected SUBSET=N.*training"):
+            run_build(tmp_path / "f", "--input-dir", str(held_out.parent), "--validation", wrong)
+
+
 def test_zero_is_not_taken_for_no_limit(tmp_path):
     for option in ("--max-grid-size", "--max-tasks"):
         with pytest.raises(UserError, match=option):

@@ -144,6 +144,62 @@ def test_an_answer_may_have_another_shape_than_its_input():
     assert torch.equal(looked_up(grids, answers[:-1])[0, -1], drawn(answers[-1]))
 
 
+def both(grid):
+    """What the left and the right half both show, in another colour."""
+    left, right = np.split(grid, 2, axis=1)
+    return np.where((left > 0) & (right > 0), 8, 0).astype(np.uint8)
+
+
+def boxed(grid):
+    rows, columns = (np.flatnonzero((grid == 3).any(axis=axis)) for axis in (1, 0))
+    return grid[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def fullest(grid):
+    return max(np.split(grid, 3, axis=0), key=np.count_nonzero)
+
+
+FRAMES = {
+    "side by side": ((2, 3), lambda grid: np.hstack((grid, grid[:, ::-1]))),
+    "enlarged": ((2, 3), lambda grid: grid.repeat(3, 0).repeat(3, 1)),
+    "grid of grids": ((3, 3), lambda grid: np.kron(grid > 0, grid).astype(np.uint8)),
+    "cut out": ((7, 6), boxed),
+    "overlaid": ((4, 6), both),
+    "chosen": ((6, 4), fullest),
+}
+
+
+@pytest.mark.parametrize("rule", FRAMES)
+def test_rules_whose_answer_has_a_frame_of_its_own_are_answered(rule):
+    shape, apply_to = FRAMES[rule]
+    right = 0
+    for seed in range(20):
+        grids = grids_of(0.5, 6, 4, np.random.default_rng(seed), shape)
+        grids[:, 1, 1] = 3
+        answers = [apply_to(grid) for grid in grids]
+        drafts = looked_up(grids, answers[:-1])
+        right += torch.equal(drafts[0, -1], drawn(answers[-1]))  # with the EOS around it
+    assert right >= 17, right
+
+
+def test_a_second_condition_refines_the_first():
+    """What is 1 becomes 4 if its row shows a 2 and its column a 3."""
+
+    def answer(grid):
+        row, column = (grid == 2).any(axis=1, keepdims=True), (grid == 3).any(axis=0, keepdims=True)
+        return np.where((grid == 1) & row & column, 4, grid).astype(np.uint8)
+
+    right = {("rows",): 0, ("rows", "columns"): 0}
+    for seed in range(20):
+        grids = grids_of(0.5, 4, 5, np.random.default_rng(seed), (7, 7))
+        answers = [answer(grid) for grid in grids]
+        for conditions in right:
+            drafts = looked_up(grids, answers[:-1], DraftSettings(["motions"], list(conditions)))
+            right[conditions] += torch.equal(drafts[0, -1], drawn(answers[-1]))
+    one, two = right.values()
+    assert two >= one + 8, right
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_drafts_move_with_the_grids_and_know_nothing_of_the_canvas(rule):
     family, parameters, density, colours = RULES[rule]

@@ -9,6 +9,7 @@ import torch
 from config import compose
 from dataset.batch import materialise
 from dataset.views import EvaluationSet
+from evaluation.adaptation import AS_IT_IS
 from evaluation.in_training import respondent_of
 from evaluation.lessons import EpisodeSampler, lessons_of, rows_of
 from evaluation.predictions import Predictions
@@ -132,6 +133,23 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, mon
     assert len(one["query"]) == len(questions.queries) * 2
     assert all(np.array_equal(one[name], two[name]) for name in ("query", "view", "step"))
     assert [list(whole.answers)[i] for i in one["answer"]] == [list(halves.answers)[i] for i in two["answer"]]
+
+
+def test_the_model_as_it_was_answers_its_share_of_the_views(memory):
+    model, questions, trainer = memory
+
+    def answers(protocol) -> dict[tuple[int, int], bytes]:
+        found = inference(trainer, questions, protocol=protocol).collect()
+        told, columns = list(found.answers), found.columns
+        rows = zip(columns["query"], columns["view"], columns["answer"], strict=True)
+        return {(query, view): told[answer] for query, view, answer in rows}
+
+    learning = ["lr=1", "parameters=core"]  # so that what is learned is seen in the answers
+    as_it_was, adapted, both = (
+        answers(ttt_config(*learning, f"as_it_was={share}")) for share in ("1.0", "0.0", "0.5")
+    )
+    assert as_it_was == answers(AS_IT_IS) != adapted
+    assert both == {row: (as_it_was if row[1] == 0 else adapted)[row] for row in adapted}
 
 
 def test_seconds_are_a_budget_per_task(memory, monkeypatch):
