@@ -27,6 +27,7 @@ from training.meter import Meter, Pace, log_step
 from training.nonfinite import dump_batch
 from training.start import Run, alone_in, prepare, resume, start_from_pretrained
 from training.step import StepResult
+from training.warm_up import warm_up
 from utils import checkpoint, distributed
 from utils.device import describe, explains_out_of_memory
 from utils.distributed import World
@@ -150,9 +151,9 @@ class Loop:
             self.save()
         self.make_up_for_evaluation()
         with StopRequest() as stop:
-            while state.step < config.train_steps and not state.out_of_patience(
-                config.patience, config.min_delta
-            ):
+            if self.goes_on:
+                self.warm_up()
+            while self.goes_on:
                 samples = self.run.samples()
                 self.step(samples)
                 # One collective for all three, since every process has to take the same turn below.
@@ -185,6 +186,22 @@ class Loop:
                 if self.out_of_time:
                     break
         return None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether there are steps left, and patience for them."""
+        config, state = self.config, self.state
+        return state.step < config.train_steps and not state.out_of_patience(
+            config.patience, config.min_delta
+        )
+
+    def warm_up(self) -> None:
+        """Compile what the first step needs, together."""
+        with self.meter.paused():
+            seconds = warm_up(self.run)
+        if seconds is not None:
+            said = f"compiled before step {self.state.step + 1} in {seconds:.1f} s"
+            self.logger.say(f"{said}, until the last of {self.run.world.size} processes was ready")
 
     def due(self, every: int | None) -> bool:
         """Whether an interval of so many steps has just ended. Some modes make several updates per round."""

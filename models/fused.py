@@ -35,6 +35,11 @@ def compile_fused(on: bool) -> None:
         fused.call = torch.compile(fused.function, dynamic=True) if on else fused.function
 
 
+def is_compiled() -> bool:
+    """What `compile_fused` said last."""
+    return any(fused.call is not fused.function for fused in Fused.known)
+
+
 @contextmanager
 def as_written() -> Iterator[None]:
     """Inside the context nothing is compiled, whatever `compile_fused` said."""

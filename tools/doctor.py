@@ -33,6 +33,7 @@ from tools.find_batch_size import cells_of
 from training.diagnostics import context_diagnostics
 from training.meter import Meter
 from training.start import Run, resume, start_from_pretrained
+from training.warm_up import warm_up
 from utils import distributed
 from utils.arguments import parser_of
 from utils.device import describe
@@ -142,6 +143,7 @@ class Rehearsal:
         """A few steps on the largest batch."""
         run, config, state = self.run, self.run.config, self.run.state
         meter = Meter()
+        warm_up(run)
         samples = _largest(run.sampler, state.step)
         remaining_steps = config.train_steps - state.step
         # The last stage takes the most memory: frozen parts train by then, and contexts are moved.

@@ -101,9 +101,14 @@ def compile_failure(device: str) -> str | None:
     try:
         torch.compile(lambda x: x.sin() + x)(torch.ones(8, device=device))
     except Exception as error:  # PyTorch raises whatever its compiler stumbles over
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return next((line for line in lines if "error:" in line), (lines or [type(error).__name__])[0])[:200]
+        return in_a_line(error)
     return None
+
+
+def in_a_line(error: Exception) -> str:
+    """What PyTorch or a compiler that it has called says is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "error:" in line), (lines or [type(error).__name__])[0])[:200]
 
 
 def _missing_compiler(device: torch.device) -> str | None:

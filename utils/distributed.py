@@ -1,5 +1,6 @@
 """The one place for collectives. Every function is a no-op, or the identity, in a single process."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,8 @@ _LOST = re.compile(
     r"connection (was )?(closed|reset|refused)|timed? ?out|broken pipe|socket|remote process|nccl|gloo",
     re.IGNORECASE,
 )
+_meetings = itertools.count()
+_apart_from: int | None = None  # the number of processes inside `apart`
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,54 @@ def close() -> None:
         dist.destroy_process_group()
 
 
+def _together() -> bool:
+    """Whether there are other processes to exchange values with."""
+    return dist.is_initialized() and _apart_from is None
+
+
+@contextmanager
+def apart(world: World) -> Iterator[None]:
+    """Inside the context no function here waits for another process.
+
+    Shapes are those of the whole world. Each process's own values stand for those of the others.
+    """
+    global _apart_from
+    _apart_from = world.size
+    try:
+        yield
+    finally:
+        _apart_from = None
+
+
+def meet(word: str, minutes: float) -> list[str]:
+    """Wait for every process, at most so many minutes; what each has to say, in rank order.
+
+    It goes by the group's store. The timeout of collectives, which runs from the first process that enters
+    one, does not matter. Raises `PeerLost` with the ranks that did not come.
+    """
+    if not _together():
+        return [word]
+    store, number = dist.distributed_c10d._get_default_store(), next(_meetings)
+    keys = [f"meeting {number}, rank {rank}" for rank in range(dist.get_world_size())]
+    store.set(keys[dist.get_rank()], word)
+    try:
+        store.wait(keys, timedelta(minutes=minutes))
+    except dist.DistStoreError:
+        silent = ", ".join(str(rank) for rank, key in enumerate(keys) if not store.check([key]))
+        raise PeerLost(f"rank {silent} did not get ready within {minutes:g} minutes") from None
+    return [store.get(key).decode() for key in keys]
+
+
 def barrier() -> None:
     """Wait for every process."""
-    if dist.is_initialized():
+    if _together():
         dist.barrier()
 
 
 def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Sum the gradients of all processes in place, as one flat message per dtype. Which parameters have one
     is the same everywhere, since every process runs the same model."""
-    if not dist.is_initialized():
+    if not _together():
         return
     alike: dict[torch.dtype, list[Tensor]] = {}
     for parameter in parameters:
@@ -123,7 +164,7 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
 
 def sum_tensor(value: Tensor) -> Tensor:
     """The elementwise sum over processes, in place."""
-    if dist.is_initialized():
+    if _together():
         dist.all_reduce(value)
     return value
 
@@ -136,7 +177,9 @@ def any_true(*flags: bool) -> list[bool]:
 def gather_rows(value: Tensor) -> Tensor:
     """Concatenate equally shaped tensors of all processes along the first dimension, in rank order, with
     gradient."""
-    return _GatherRows.apply(value) if dist.is_initialized() else value
+    if _together():
+        return _GatherRows.apply(value)
+    return torch.cat([value] * _apart_from) if _apart_from else value
 
 
 class _GatherRows(torch.autograd.Function):
@@ -156,8 +199,8 @@ class _GatherRows(torch.autograd.Function):
 def gather_objects(value: Any) -> list[Any]:
     """One picklable object of each process, in rank order, on every process. For small things: tables of
     votes, names."""
-    if not dist.is_initialized():
-        return [value]
+    if not _together():
+        return [value] * (_apart_from or 1)
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, value)
     return parts

@@ -97,8 +97,8 @@ class Trainer(Run):
         self.store = store
         _ = self.state  # made now, so that what cannot be made is refused here
 
-    def batch(self):
-        return super().batch(self.samples())
+    def batch(self, samples=None):
+        return super().batch(self.samples() if samples is None else samples)
 
     def steps(self, count: int) -> list[float]:
         results = [train_step(self.state, self.batch(), self.config, self.world) for _ in range(count)]
