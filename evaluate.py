@@ -13,7 +13,7 @@ from pathlib import Path
 from config.compose import launch
 from evaluation.depth import depth_lines
 from evaluation.folder import RESULTS, files_of
-from evaluation.metrics import Score
+from evaluation.metrics import Score, in_percent
 from evaluation.progress import ProgressBar
 from evaluation.protocols import less_memory
 from evaluation.run import Evaluation
@@ -87,10 +87,7 @@ def _rows(columns: dict[str, list[Score]]) -> list[str]:
     """A heading and a line per control; a column is one score of every control."""
     lines = [f"{'':<26}" + "".join(f"{name:<26}" for name in columns)]
     for of_control in zip(*columns.values(), strict=True):
-        cells = (
-            f"{100 * s.value:5.1f} % [{100 * s.ci_low:.1f}, {100 * s.ci_high:.1f}]" if s.n else "    -"
-            for s in of_control
-        )
+        cells = (in_percent(s.value, s.ci_low, s.ci_high) if s.n else "    -" for s in of_control)
         control = of_control[0].control
         lines.append(
             f"{'model' if control == 'none' else control:<26}" + "".join(f"{cell:<26}" for cell in cells)

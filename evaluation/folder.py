@@ -44,8 +44,7 @@ def write_files(
     with directory_written_whole(folder, marker=RESULTS) as temporary:
         write_json(temporary / RESULTS, results, indent=1)
         write_json(temporary / SUBMISSION, evaluation.submission)
-        lines = "".join(json.dumps(as_json(record), allow_nan=False) + "\n" for record in evaluation.records)
-        (temporary / RECORDS).write_text(lines, encoding="utf-8")
+        write_records(temporary / RECORDS, evaluation.records)
         if with_predictions:
             save_predictions(temporary / stored.FILE, evaluation)
         if with_report:
@@ -58,6 +57,12 @@ def write_files(
                 contexts,
                 evaluation.questions.store.game,
             )
+
+
+def write_records(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write per_example.jsonl, a line per query."""
+    lines = "".join(json.dumps(as_json(record), allow_nan=False) + "\n" for record in records)
+    path.write_text(lines, encoding="utf-8")
 
 
 def results_of(evaluation: Evaluation, about: dict[str, Any]) -> dict[str, Any]:

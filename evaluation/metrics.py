@@ -75,8 +75,16 @@ def score(answers: list[AnsweredQuery], pass_ks: Sequence[int], control: str = "
     scores = [
         _score(control, "ARC/single_view", task_means(tasks, [query.first_view_right for query in answers]))
     ]
+    return scores + pass_scores(tasks, [query.rank for query in answers], pass_ks, control)
+
+
+def pass_scores(
+    tasks: Sequence[Hashable], ranks: Sequence[int | None], pass_ks: Sequence[int], control: str = "none"
+) -> list[Score]:
+    """`ARC/pass@k` and `tasks_solved@k` of labelled queries; tasks, ranks (Q,): of each, and of its truth."""
+    scores = []
     for k in pass_ks:
-        shares = task_means(tasks, solved_within([query.rank for query in answers], k))
+        shares = task_means(tasks, solved_within(ranks, k))
         scores.append(_score(control, f"ARC/pass@{k}", shares))
         scores.append(_score(control, f"tasks_solved@{k}", shares == 1))
     return scores
@@ -138,3 +146,8 @@ def wilson(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     low, high = min(share, centre - half), max(share, centre + half)
     return max(0.0, low), min(1.0, high)  # rounding must not exclude 0 and 1
+
+
+def in_percent(share: float, low: float, high: float) -> str:
+    """A share with its interval, for a table."""
+    return f"{100 * share:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"

@@ -1,7 +1,7 @@
 """What an evaluation says of every query, in the ancestors' and the ARC Prize's formats."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from dataset.task import Pair
 from dataset.views import EvaluationSet, Query
 from evaluation.metrics import AnsweredQuery
 from evaluation.refinement import Step
-from evaluation.voting import Candidate, VoteTable
+from evaluation.voting import Candidate, PooledAnswer, VoteTable
 
 SUBMISSION_ATTEMPTS = 2
 REPORTED_CANDIDATES = 5
@@ -147,7 +147,7 @@ def submission_of(questions: EvaluationSet, answers: list[AnsweredQuery]) -> dic
     return submission
 
 
-def attempts(ranked: list[Candidate]) -> dict[str, list[list[int]]]:
+def attempts(ranked: Sequence[Candidate | PooledAnswer]) -> dict[str, list[list[int]]]:
     """attempt_1 and attempt_2 from the best answers; a single answer is given twice."""
     grids = [candidate.grid.tolist() for candidate in ranked[:SUBMISSION_ATTEMPTS]] or [PLACEHOLDER]
     return {f"attempt_{i + 1}": grids[min(i, len(grids) - 1)] for i in range(SUBMISSION_ATTEMPTS)}

@@ -4,8 +4,9 @@ Memory grows with distinct answers, not with views.
 """
 
 import math
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Literal
 
 import numpy as np
@@ -195,6 +196,60 @@ class VoteTable:
         return all(
             first - second > remaining * one for first, second in zip(scores, scores[1:], strict=False)
         )
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """What an evaluation answers to a query.
+
+    answers: the answers that are known, best first, each with its votes and their mean halting probability.
+    num_votes: the votes of all answers, known or not.
+    """
+
+    answers: Sequence[tuple[AnswerKey, int, float]]
+    num_votes: int
+
+    def __post_init__(self) -> None:
+        known = [votes for _, votes, _ in self.answers]
+        if min(known, default=1) < 1 or sum(known) > self.num_votes:
+            raise ValueError(f"{self.num_votes} votes cannot be those of answers with {known}")
+
+    @property
+    def unknown(self) -> Fraction:
+        """The share of the votes that went to answers which are not known."""
+        known = sum(votes for _, votes, _ in self.answers)
+        return Fraction(self.num_votes - known, max(self.num_votes, 1))
+
+
+@dataclass(frozen=True)
+class PooledAnswer:
+    """One distinct answer of several evaluations.
+
+    grid: its colours (rows, columns). share: its share of each evaluation's votes, added up.
+    q: the halting probabilities of these votes, added up with the same weights.
+    """
+
+    grid: np.ndarray
+    share: Fraction
+    q: Fraction
+
+
+def pooled(ballots: Iterable[Ballot]) -> list[PooledAnswer]:
+    """The answers of several evaluations to a query, best first. Each evaluation has one vote in all.
+
+    Its answers have their shares of it. Equal shares are ordered by q, then by the first evaluation that gave
+    the answer and its place there. Shares are exact, so that equal ones are equal.
+    """
+    found: dict[AnswerKey, tuple[Fraction, Fraction]] = {}
+    for ballot in ballots:
+        for answer, votes, q in ballot.answers:
+            share, total = found.get(answer, (Fraction(0), Fraction(0)))
+            more = Fraction(votes, ballot.num_votes)
+            found[answer] = share + more, total + more * Fraction(q)
+    ranked = sorted(
+        found.items(), key=lambda entry: (-entry[1][0], -entry[1][1])
+    )  # keeps the order of equals
+    return [PooledAnswer(grid_of(answer), share, q) for answer, (share, q) in ranked]
 
 
 def sigmoid(x: float) -> float:

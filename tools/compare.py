@@ -14,9 +14,7 @@ Evaluations of different tasks or under different protocols are refused; --allow
 the tasks that they share.
 """
 
-import json
 import sys
-from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -27,70 +25,11 @@ if not __package__:  # called by its path: import from the project's folder, not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from evaluation import statistics
-from evaluation.metrics import solved_within, task_means, wilson
-from evaluation.protocols import described
+from evaluation.evaluated import Evaluated, check_known, in_words, read
+from evaluation.metrics import in_percent, wilson
 from utils.arguments import natural, parser_of, positive
 from utils.errors import UserError, reports_user_errors
-from utils.files import read_json, write_json
-
-Query = tuple[int, str, str]  # a query's number in its task, the hashes of its input and its answer
-
-
-@dataclass
-class Evaluated:
-    """One evaluation.
-
-    - about: what results.json says.
-    - ranks: task -> labelled query -> the rank of the true answer, None if nobody voted for it.
-    """
-
-    folder: Path
-    about: dict[str, Any]
-    ranks: dict[str, dict[Query, int | None]]
-
-    @property
-    def protocol(self) -> str:
-        """The label of the scores, and how the model was adapted."""
-        return described(self.about["protocol"], (self.about.get("adaptation") or {}).get("name"))
-
-    @property
-    def most_answers(self) -> int | None:
-        """How many first answers are certain: None for all, fewer where the votes stopped early."""
-        if not self.about.get("vote_stop"):
-            return None
-        metrics = [score["metric"] for score in self.about["scores"]]
-        # A game has no pass@k: its puzzle is asked once, and there are no votes to stop.
-        ks = [int(name.split("@")[1]) for name in metrics if name.startswith("ARC/pass@")]
-        return max(ks, default=None)
-
-    def task_shares(self, tasks: list[str], k: int) -> np.ndarray:
-        """(T,) the share of each task's queries solved within k answers."""
-        asked = [(task, rank) for task in tasks for rank in self.ranks[task].values()]
-        return task_means([task for task, _ in asked], solved_within([rank for _, rank in asked], k))
-
-
-def read(folder: Path) -> Evaluated:
-    """The evaluation in a folder. Raises `UserError` if there is none."""
-    about = read_json(folder / "results.json")
-    try:
-        lines = (folder / "per_example.jsonl").read_text(encoding="utf-8").splitlines()
-        evaluated = Evaluated(folder, about, ranks_of([json.loads(line) for line in lines]))
-        # What is read later, read here: a foreign file should fail with its name.
-        _ = evaluated.protocol, about["scores"], about["checkpoint"]
-        return evaluated
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder} is no evaluation of this version: {error}") from None
-
-
-def ranks_of(records: list[dict[str, Any]]) -> dict[str, dict[Query, int | None]]:
-    """Task -> labelled query -> rank of the true answer, from the records of an evaluation."""
-    ranks: dict[str, dict[Query, int | None]] = {}
-    for record in records:
-        # Without a known answer nothing can be right or wrong.
-        if record["label_hash"] is not None:
-            key = (record["query"], record["input_hash"], record["label_hash"])
-            ranks.setdefault(record["task"], {})[key] = record["rank_of_truth"]
-    return ranks
+from utils.files import write_json
 
 
 def common_tasks(evaluations: list[Evaluated], allow_different: bool) -> tuple[list[str], list[str]]:
@@ -137,13 +76,7 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
 
     Raises `UserError` for evaluations that cannot be compared.
     """
-    for evaluated in evaluations:
-        known = evaluated.most_answers
-        if known is not None and max(ks) > known:
-            raise UserError(
-                f"{evaluated.folder} stopped its votes when the first {known} answers were certain; "
-                f"give --k up to {known}"
-            )
+    check_known(evaluations, ks)
     tasks, notes = common_tasks(evaluations, allow_different)
     # Averaged per task, since the queries of a task are not independent.
     shares = {k: [evaluated.task_shares(tasks, k) for evaluated in evaluations] for k in ks}
@@ -163,16 +96,9 @@ def compare(evaluations: list[Evaluated], ks: list[int], allow_different: bool, 
 
 def _part_of(evaluated: Evaluated, shares: dict[int, np.ndarray]) -> dict[str, Any]:
     """One evaluation's part of the comparison; `shares` are its task shares (T,) by k."""
-    about = evaluated.about
     scores = {f"ARC/pass@{k}": _with_interval(values) for k, values in shares.items()}
     scores |= {f"tasks_solved@{k}": _with_interval(values == 1) for k, values in shares.items()}
-    return {
-        "folder": str(evaluated.folder),
-        "checkpoint": about["checkpoint"],
-        "protocol": evaluated.protocol,
-        **{name: about.get(name) for name in ("adaptation", "split", "num_views", "ranking", "seed")},
-        "scores": scores,
-    }
+    return {**evaluated.description, "scores": scores}
 
 
 def _with_interval(values: np.ndarray) -> dict[str, float]:
@@ -190,14 +116,9 @@ def table(result: dict[str, Any]) -> str:
     numbers = {e["folder"]: str(i) for i, e in enumerate(evaluations, 1)}
     lines = [f"{result['tasks']} tasks, 95 % intervals", "", f"{'':<4}{metrics}evaluation"]
     for e in evaluations:
-        scores = (
-            f"{100 * s['value']:5.1f} % [{100 * s['ci_low']:.1f}, {100 * s['ci_high']:.1f}]"
-            for s in e["scores"].values()
-        )
-        views = f"{e['num_views']} view{'s' * (e['num_views'] > 1)}"
+        scores = (in_percent(s["value"], s["ci_low"], s["ci_high"]) for s in e["scores"].values())
         cells = "".join(f"{score:<26}" for score in scores)
-        settings = f"{e['protocol']}, {views}, ranking {e['ranking']}"
-        lines.append(f"{numbers[e['folder']]:<4}{cells}{e['folder']} ({settings})")
+        lines.append(f"{numbers[e['folder']]:<4}{cells}{in_words(e)}")
     columns = f"{'pass@k difference':<30}{'permutation':<14}{'solved by one only':<22}"
     lines += ["", f"{'':<10}{columns}McNemar    ({len(pairs)} comparisons)"]
     for pair in pairs:
