@@ -15,8 +15,8 @@ import numpy as np
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from evaluation.evaluated import Evaluated, read
 from evaluation.metrics import wilson
-from tools.compare import Evaluated, read
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 

@@ -6,9 +6,9 @@ import pytest
 
 from config import compose
 from config.schema import PretrainConfig
+from evaluation.evaluated import Evaluated
 from experiments.partly_adapted import together, told
 from tests.support.stages import logs_of, rehearsed
-from tools.compare import Evaluated
 from utils.errors import UserError
 from utils.files import read_json
 
