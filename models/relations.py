@@ -96,7 +96,7 @@ def _motions(grids: Grids) -> Tensor:
     images = torch.cat((own, _symmetries(grids)), dim=2)
     shifted = F.pad(torch.cat((own, _over_the_border(2)(grids)), dim=2), (0, 0, 0, 1), value=NONE)
     rows = (images % shifted.shape[1]).flatten(1)  # NONE becomes the row that was added
-    both = shifted.take_along_dim(rows[..., None], 1)
+    both = shifted.to(torch.int16).take_along_dim(rows[..., None], 1)  # a canvas has few cells
     return rearrange(both, "n (l r) s -> n l (r s)", r=images.shape[2])[..., 1:]
 
 
@@ -200,7 +200,7 @@ def count_of(names: Sequence[str]) -> int:
 def places_of(names: Sequence[str], tokens: Tensor, vocabulary: Vocabulary = ARC) -> Tensor:
     """The places (N, L, R) int32 that relations name for each cell of canvases (N, L), or `NONE`."""
     grids = Grids(tokens, vocabulary)
-    return torch.cat([RELATIONS[name].places(grids) for name in names], dim=-1).to(torch.int32)
+    return torch.cat([RELATIONS[name].places(grids).to(torch.int32) for name in names], dim=-1)
 
 
 def moved(places: Tensor, by: Tensor | int) -> Tensor:

@@ -3,7 +3,8 @@
 A way shows a colour at each cell of the answer, for example that of its mirror image, and sorts the cells
 into kinds. It is worth the cells whose answer is the most frequent one of their kind, less half a cell for
 each kind, less the cells that it shows beside the answer.
-Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, W ways, V values, T = `TOKENS`.
+Shapes: B batch, K demonstrations, L cells, G = K + 1 grids, the query last, W ways, T = `TOKENS`, A answers:
+the colours, and `SAME`.
 """
 
 import functools
@@ -25,8 +26,8 @@ from utils.transfer import sent
 
 NOWHERE = VOCAB_SIZE  # in the place of a colour: the way looks at no cell
 SAME = VOCAB_SIZE  # in the place of an answer: the colour that is shown
-HIDDEN = -1  # in the place of an answer: the demonstration is not there
 TOKENS = VOCAB_SIZE + 1
+HIDDEN = TOKENS  # in the place of an answer: the demonstration is not there
 KIND = 0.5  # cells that a kind costs, chosen on training tasks of rung (a)
 ORDER = 1e-4  # the same for every way before: of equals the first is taken, on every device
 # What is left of each colour: all of it; whether it is background, coloured or nothing; nothing. And how many
@@ -67,7 +68,7 @@ class Way:
 
     worth: (B,) float64.
     shown: (B, G, L). keys: (B, G, L) int64, the kind of each cell.
-    found: (B, T, keys), how often the demonstrations have an answer to a kind.
+    found: (B, A, keys), how often the demonstrations have an answer to a kind.
     """
 
     worth: Tensor
@@ -82,8 +83,9 @@ class Way:
     def answers(self) -> Tensor:
         """The most frequent answer to the kind of each cell, (B, G, L)."""
         # Of equally frequent answers the first is taken, on every device.
-        order = rearrange(torch.arange(TOKENS, device=self.found.device) / (2 * TOKENS), "answer -> answer 1")
-        most, known = (self.found - order).argmax(1), self.found.amax(1) > 0
+        order = torch.arange(self.found.shape[1], device=self.found.device) / (2 * TOKENS)
+        most = (self.found - rearrange(order, "answer -> answer 1")).argmax(1) + ARC.first
+        known = self.found.amax(1) > 0
         # Where most kinds stay as they are, unseen ones do, too.
         stays = ((most == SAME) & known).sum(1) > ((most != SAME) & known).sum(1)
         most = torch.where(known, most, torch.where(stays, SAME, PAD)[:, None])
@@ -149,7 +151,7 @@ def together(ways: Ways, first: Tensor, second: Tensor) -> Ways:
 class Counts(NamedTuple):
     """What the demonstrations say under W ways; without telling them apart K = 1.
 
-    found: (B, K, T, R, T) float32, how often there is each answer to each kind of the rows R, the values of
+    found: (B, K, A, R, T) float32, how often there is each answer to each kind of the rows R, the values of
         all ways one after the other. An answer that equals what is shown counts as `SAME`.
     beside: (B, K, W) cells that a way shows where there is no answer.
     """
@@ -162,23 +164,31 @@ class Counts(NamedTuple):
         """answers: (B, K, L), `HIDDEN` where a demonstration is not there."""
         demos = answers.shape[1]
         shown, colours, values = (each[:, :, :demos] for each in (ways.shown, ways.colours, ways.values))
-        within, answer = shown >= ARC.first, answers[:, None]
+        answer = answers[:, None]
+        answer = torch.where(shown < ARC.first, HIDDEN, torch.where(answer == shown, SAME, answer))
         rows, starts = sum(ways.counts), _starts(ways.counts, shown.device)
-        row = values.int() + rearrange(starts, "w -> w 1 1")
-        index = (torch.where(answer == shown, SAME, answer).clamp_min(0) * rows + row) * TOKENS + colours
-        counted = (within & (answer >= ARC.first)).float()
-        beside = within & (answer < ARC.first) & (answer != HIDDEN)
-        order = "b w k l -> b k (w l)" if of_each else "b w k l -> b 1 (w k l)"
-        index, counted = rearrange(index, order).long(), rearrange(counted, order)
+        row = values + rearrange(starts, "w -> w 1 1")
+        index = (answer * rows + row) * TOKENS + colours
+        index = rearrange(index, "b w k l -> b k (w l)" if of_each else "b w k l -> b 1 (w k l)").long()
         # Of the same kind as what is added to it, under `vmap` as well.
-        found = counted.new_zeros(*index.shape[:2], TOKENS * rows * TOKENS)
-        found = found.scatter_add_(2, index, counted).unflatten(2, (TOKENS, rows, TOKENS))
-        of_demos = rearrange(beside.sum(3), "b w k -> b k w").float()
-        return cls(found, of_demos if of_each else of_demos.sum(1, keepdim=True))
+        table = index.new_zeros(*index.shape[:2], (HIDDEN + 1) * rows * TOKENS, dtype=torch.float32)
+        table = table.scatter_add_(2, index, table.new_ones(()).expand(index.shape))
+        table = table.unflatten(2, (HIDDEN + 1, rows, TOKENS))
+        # What a way shows and no answer does stands in the rows of the tokens that are no colours.
+        beside = of_ways(table[:, :, : ARC.first].sum((2, 4)), ways.counts)
+        return cls(table[:, :, ARC.first : HIDDEN], beside)
 
     def of_all(self) -> "Counts":
         """Those of all demonstrations together."""
         return Counts(self.found.sum(1, keepdim=True), self.beside.sum(1, keepdim=True))
+
+
+def of_ways(of_rows: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """The sums (..., W) of what rows (..., R) have, over the rows of each way."""
+    if len(counts) == of_rows.shape[-1]:
+        return of_rows
+    nothing = of_rows.new_zeros(*of_rows.shape[:-1], len(counts))
+    return nothing.index_add(-1, _owners(counts, of_rows.device), of_rows)
 
 
 @functools.cache
@@ -198,13 +208,11 @@ def best(ways: Ways, counts: Counts, whole: bool = False) -> Way:
 
     counts: of all demonstrations together.
     """
-    found, beside = (each[:, 0] for each in counts)  # (B, T, R, T), (B, W)
+    found, beside = (each[:, 0] for each in counts)  # (B, A, R, T), (B, W)
     left, lumps, of_width = _lumps(found.device)
     worth = _cells(found).sum(2)[..., None] if whole else _cells(found @ lumps) @ of_width  # (B, R, 1 or 3)
-    if len(ways.counts) < found.shape[2]:
-        nothing = worth.new_zeros(len(worth), len(ways.counts), worth.shape[2])
-        worth = nothing.index_add(1, _owners(ways.counts, worth.device), worth)
-    worth = rearrange(worth.double() - beside[..., None], "b w left -> b (left w)")
+    worth = of_ways(worth.mT, ways.counts).double() - beside[:, None]
+    worth = rearrange(worth, "b left w -> b (left w)")
     number = torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)
     worth, chosen = (worth - ORDER * number).max(1)
     how, which = chosen // len(ways.counts), chosen % len(ways.counts)
@@ -214,7 +222,7 @@ def best(ways: Ways, counts: Counts, whole: bool = False) -> Way:
     # The rows of the way. Behind the last of them stand those of others.
     row = _starts(ways.counts, rows.device).long()[which][:, None] + torch.arange(TOKENS, device=rows.device)
     row, its = row.clamp_max(found.shape[2] - 1), _owners(ways.counts, rows.device)
-    table = found[rows[:, None], :, row] * (its[row] == which[:, None])[..., None, None]  # (B, T, T, T)
+    table = found[rows[:, None], :, row] * (its[row] == which[:, None])[..., None, None]  # (B, T, A, T)
     table = table @ F.one_hot(left, TOKENS).float()[how][:, None]
     return Way(worth, shown, keys, rearrange(table, "b value answer colour -> b answer (value colour)"))
 
@@ -252,7 +260,7 @@ def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
     that explains most of all, or most of one demonstration.
     counts: of each demonstration, and of ways with one value.
     """
-    found = counts.found  # (B, K, T, W, T)
+    found = counts.found  # (B, K, A, W, T)
     explained = found.amax(2).sum(3) - counts.beside  # (B, K, W)
     total = explained.sum(1, keepdim=True).double()
     width = total.shape[2]
