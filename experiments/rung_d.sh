@@ -48,7 +48,7 @@ fitting = next((size for size in sizes if fits(sys.argv[2:], size, None)), None)
 print(fitting or sys.exit(f"not even a portion of {sys.argv[1].split()[-1]} samples fits"))' "$sizes" "$@" compile=false | tail -n 1
 }
 
-# From nothing: a clone has no model with drafts, nor one of this size. A few steps say how many fit into the time that is left.
+# From nothing: a clone has no model of this size. A few steps say how many fit into the time that is left.
 train() {
   local recipe options left
   mapfile -t recipe < <(overrides_of d-arc)
