@@ -273,6 +273,9 @@ def _set_aside(tasks: Subsets, test_subsets: list[str], wanted: list[str]) -> tu
     for option in wanted:
         name, _, count = option.partition("=")
         subset = tasks.get(name, [])
+        aside_name = f"{name}-validation"
+        if aside_name in tasks:
+            raise UserError(f"--validation {option}: there is a subset {aside_name} already")
         if name in test_subsets or not count.isdecimal() or not 0 < int(count) < len(subset):
             trained = ", ".join(f"{each} ({len(tasks[each])})" for each in tasks if each not in test_subsets)
             raise UserError(
@@ -281,8 +284,8 @@ def _set_aside(tasks: Subsets, test_subsets: list[str], wanted: list[str]) -> tu
         drawn = sorted(subset, key=lambda task: hashlib.sha256(task.id.encode()).digest())[: int(count)]
         aside = {task.id for task in drawn}
         kept, held = ([task for task in subset if (task.id in aside) == out] for out in (False, True))
-        tasks = {**tasks, name: kept, f"{name}-validation": held}
-        test_subsets = [*test_subsets, f"{name}-validation"]
+        tasks = {**tasks, name: kept, aside_name: held}
+        test_subsets = [*test_subsets, aside_name]
     return tasks, test_subsets
 
 

@@ -9,6 +9,7 @@ For learned puzzle rows: "Test-time Adaptation of Tiny Recursive Models" (arXiv 
 Shapes: G tasks side by side, B episodes, Q queries of the evaluation set.
 """
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -46,7 +47,7 @@ class TaskTrainingConfig(NamedConfig):
     steps, seconds: the budget per task, whichever ends first. With seconds, results depend on the machine.
     batch_size: episodes per step.
     row_lr, row_steps: of a model with puzzle rows, the rows' rate and the steps in which nothing else learns.
-    as_it_was: the share of views, the first ones, that the model answers with its own weights.
+    as_it_was: the share of views, the first ones, that the model answers with its own weights, rounded up.
     """
 
     name: Literal["test_time_training"]
@@ -83,6 +84,11 @@ class TaskTraining(Adaptation[TaskTrainingConfig]):
             )
         if layout.learns_rows and config.parameters == "encoder":
             return "protocol.parameters=encoder: this model has no encoder; its puzzle rows learn in any case"
+        if layout.learns_rows and config.as_it_was:
+            return (
+                f"protocol.as_it_was={config.as_it_was}: a model with puzzle rows has none yet for the task; "
+                "use 0"
+            )
         if vote_stop:
             return (
                 "vote_stop=true would train every task again for each round of views "
@@ -103,12 +109,12 @@ class TaskTraining(Adaptation[TaskTrainingConfig]):
         """
         world, model = self.respondent.world, self.respondent.model
         first, end, _ = views.indices(questions.num_views)
-        own = slice(first, first + round((end - first) * self.config.as_it_was))
-        if own.stop > own.start:
-            yield from questions.batches(self.batch_size, world.rank, world.size, own, queries)
-        views = slice(own.stop, end)
-        if views.stop <= views.start:
+        own = max(first, min(end, math.ceil(questions.num_views * self.config.as_it_was)))
+        if own > first:
+            yield from questions.batches(self.batch_size, world.rank, world.size, slice(first, own), queries)
+        if own == end:
             return
+        views = slice(own, end)
         lessons, without = lessons_of(questions, queries)
         if world.is_main and without.any():
             yield from questions.batches(self.batch_size, views=views, queries=without)

@@ -28,12 +28,12 @@ _IMAGES: list[tuple[tuple[int, ...], ...]] = [
     ),
     ((0, 1), (3, 2)), ((0, 3), (1, 2)),
 ]  # fmt: skip
-_SIDE = 3  # images that stand side by side, at most
+_MOST_IMAGES = 3  # side by side
 _SCALES = torch.tensor([(1, 2, 2, 3, 4), (2, 1, 2, 3, 4)])  # of rows, of columns
 PANELS = ((1, 2), (1, 3), (2, 1), (3, 1), (2, 2))  # how many panels a grid has down and across
 COPIES = len(_IMAGES) + _SCALES.shape[1] + 2
 CROPS = 2 * (NUM_COLOURS + 3)
-_TABLE = torch.full((_SIDE + 1, _SIDE + 1, len(_IMAGES)), NONE)
+_TABLE = torch.full((_MOST_IMAGES + 1, _MOST_IMAGES + 1, len(_IMAGES)), NONE)
 for _number, _rows in enumerate(_IMAGES):
     _TABLE[: len(_rows), : len(_rows[0]), _number] = torch.tensor(_rows)
 
@@ -48,9 +48,8 @@ def copies(grids: Grids) -> Tensor:
 
     In a grid of grids each coloured cell, or each cell of the background, is a copy of the whole grid.
     """
-    rows, columns = (
-        count.clamp_min(1) for count in (grids.rows, grids.columns)
-    )  # of a canvas without a grid
+    # A canvas without a grid must not divide by zero.
+    rows, columns = grids.rows.clamp_min(1), grids.columns.clamp_min(1)
     source = sources(grids.canvas.device)  # (8, 2, 4)
     row, column = (
         source[:, axis, 0] * (grids.row % rows)
@@ -62,7 +61,10 @@ def copies(grids: Grids) -> Tensor:
     images = grids.places(row, column)  # (N, L, 8)
     row_block, column_block = _floor(grids.row, rows), _floor(grids.column, columns)
     table, scales = _on_device(grids.canvas.device)
-    at = (torch.where((each < 0) | (each > _SIDE), _SIDE, each)[..., 0] for each in (row_block, column_block))
+    at = (
+        torch.where((each < 0) | (each > _MOST_IMAGES), _MOST_IMAGES, each)[..., 0]
+        for each in (row_block, column_block)
+    )
     image = rearrange(table[tuple(at)], "n r c blocks -> n (r c) blocks")
     side_by_side = torch.where(image < 0, NONE, images.gather(2, image.clamp_min(0)))
     enlarged = torch.broadcast_tensors(_floor(grids.row, scales[0]), _floor(grids.column, scales[1]))
@@ -91,7 +93,7 @@ def crops(grids: Grids) -> Tensor:
     count = shown.sum((2, 3))  # (N, 9)
     order = torch.arange(NUM_COLOURS - 1, device=count.device)  # of equal counts the first, on every device
     most = (count * NUM_COLOURS - order).argmax(1)
-    least = (torch.where(count > 0, count, grids.side**2) * NUM_COLOURS + order).argmin(1)
+    least = (torch.where(count > 0, count, grids.side**2 + 1) * NUM_COLOURS + order).argmin(1)
     number = torch.arange(len(shown), device=count.device)
     first = rearrange(grids.objects[..., 0], "n r c -> n (r c)")
     size = torch.zeros_like(first).scatter_add(1, first, rearrange(coloured.long(), "n r c -> n (r c)"))

@@ -53,7 +53,7 @@ class Ways:
     shown: (B, W, G, L), the colour that is seen: `NOWHERE` for none, below the first colour outside the
         answer.
     colours, values: (B, W, G, L), the kind of each cell: 0..T - 1, and 0..count - 1 of its way.
-    counts: (W,) how many values each way has; more than one for few ways.
+    counts: (W,) how many values each way has: one where cells are told apart by colours alone.
     """
 
     shown: Tensor
@@ -265,7 +265,9 @@ def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
     total = explained.sum(1, keepdim=True).double()
     width = total.shape[2]
     rank = total - ORDER * torch.arange(width, device=total.device)
-    ahead = torch.cat((rank, explained * (1 + total.amax(2, keepdim=True).abs()) + rank), dim=1).argmax(2)
+    # Of one demonstration first, of all only among equals.
+    spread = 1 + total.amax(2, keepdim=True) - total.amin(2, keepdim=True)
+    ahead = torch.cat((rank, explained * spread + rank), dim=1).argmax(2)
     rows = torch.arange(len(ahead), device=ahead.device)
     of_ahead = explained.gather(2, ahead[:, None].expand(-1, explained.shape[1], -1))  # (B, K, K + 1)
     pairs = of_ahead[..., None].maximum(explained[:, :, None]).sum(1)  # (B, K + 1, W)

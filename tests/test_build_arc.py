@@ -158,6 +158,9 @@ def test_training_tasks_are_set_aside_by_their_ids_and_a_task_like_them_is_left_
     assert metadata.subsets["more"] == 0 and metadata.left_out["leak"] == ["twin"]
     again = Store.load(tmp_path / "e")
     assert {again.task_ids[i] for i in again.tasks_of("test", subsets=["training-validation"])} == aside
+    twice = [*arguments, "--validation", "training=2"]
+    with pytest.raises(UserError, match="--validation training=2: there is a subset training-validation"):
+        run_build(tmp_path / "f", *twice)
     for wrong in ("training=8", "evaluation=1", "training=0", "nothing=1", "training"):
         with pytest.raises(UserError, match=f"--validation {wrong}: expected SUBSET=N.*training"):
             run_build(tmp_path / "f", "--input-dir", str(held_out.parent), "--validation", wrong)

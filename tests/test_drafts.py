@@ -15,6 +15,7 @@ from models.act import act_step, initial_carry, solve
 from models.conditions import CONDITIONS, ConditionName, traits_of, values_of
 from models.drafts import DRAFTS, DRAFTS_PER_GRID, DraftSettings, drafts_of, votes_of, with_drafts
 from models.grids import Grids
+from models.ways import Counts, Ways, taking_turns
 from tests.support.models import OBJECTIVE, episodes, make_model, one_loss
 from tests.support.relations import DRAFTS as READ
 from tests.support.runs import load_config
@@ -159,7 +160,12 @@ def fullest(grid):
     return max(np.split(grid, 3, axis=0), key=np.count_nonzero)
 
 
+def halved(grid):
+    return grid[:, : grid.shape[1] // 2]
+
+
 FRAMES = {
+    "left half": ((4, 6), halved),
     "side by side": ((2, 3), lambda grid: np.hstack((grid, grid[:, ::-1]))),
     "enlarged": ((2, 3), lambda grid: grid.repeat(3, 0).repeat(3, 1)),
     "grid of grids": ((3, 3), lambda grid: np.kron(grid > 0, grid).astype(np.uint8)),
@@ -180,6 +186,35 @@ def test_rules_whose_answer_has_a_frame_of_its_own_are_answered(rule):
         drafts = looked_up(grids, answers[:-1])
         right += torch.equal(drafts[0, -1], drawn(answers[-1]))  # with the EOS around it
     assert right >= 17, right
+
+
+def test_overlaid_panels_need_the_colours_of_both():
+    """What both halves show decides, whichever of the two colours it is."""
+
+    def answer(grid):
+        left, right = np.split(grid, 2, axis=1)
+        return (left + 2 * right).astype(np.uint8)  # a number of its own for each pair of 1 and 2
+
+    right = 0
+    for seed in range(20):
+        grids = 1 + (np.random.default_rng(seed).random((5, 4, 6)) < 0.5).astype(np.uint8)
+        answers = [answer(grid) for grid in grids]
+        draft = looked_up(grids, answers[:-1], DraftSettings(["panels"], []))[0, -1]
+        right += torch.equal(draft, drawn(answers[-1]))
+    assert right == 20
+
+
+def test_two_ways_that_explain_a_demonstration_each_are_found_beside_one_that_explains_a_little_of_both():
+    """They show so much beside the other demonstration that by themselves they are the worst."""
+    explained = [[10.0, 0.0, 9.0], [0.0, 10.0, 9.0]]  # by demonstration and way
+    beside = [[0.0, 400.0, 0.0], [400.0, 0.0, 0.0]]
+    shown = (ARC.first + torch.arange(3, dtype=torch.int16)).view(1, 3, 1, 1).expand(1, 3, 3, 4)
+    found = torch.zeros(1, 2, 11, 3, 13)
+    for way in range(3):  # each shows a colour of its own, which stays as it is
+        found[0, :, -1, way, ARC.first + way] = torch.tensor(explained)[:, way]
+    ways = Ways(shown, shown, torch.zeros_like(shown), (1, 1, 1))
+    drafts = taking_turns(ways, Counts(found, torch.tensor([beside])))
+    assert [draft.unique().tolist() for draft in drafts] in ([[2], [3]], [[3], [2]])
 
 
 def test_a_second_condition_refines_the_first():
@@ -247,6 +282,67 @@ def test_every_condition_says_numbers_of_the_grid_alone():
         inside = (slice(None), slice(None), slice(0, SHAPE[0]), slice(0, SHAPE[1]))
         assert torch.equal(large[:, :, 2 : 2 + SHAPE[0], 1 : 1 + SHAPE[1]], small[inside])
         assert len(small[inside].unique()) > 1
+
+
+def objects_of(grid):
+    """The number of the object of each cell; 0 for the background."""
+    numbers, count = np.zeros(grid.shape, int), 0
+    for cell in np.argwhere(grid > 0):
+        if numbers[tuple(cell)]:
+            continue
+        count, todo = count + 1, [tuple(cell)]
+        while todo:
+            at = todo.pop()
+            numbers[at] = count
+            steps = [(at[0] + r, at[1] + c) for r, c in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+            inside = [there for there in steps if there in np.ndindex(grid.shape)]
+            todo += [there for there in inside if grid[there] == grid[at] and not numbers[there]]
+    return numbers
+
+
+def slow_ranks(grid):
+    """By counting each object's cells, and ranking the numbers that there are."""
+    numbers = objects_of(grid)
+    size = np.where(numbers, np.bincount(numbers.ravel())[numbers], 0)
+    sizes = sorted({each for each in size.flat if each}, reverse=True)
+    for each in size.flat:
+        place = 1 + sizes.index(each) if each else 0
+        yield [1 + (place == 1), 1 + (place == len(sizes)), min(place, 9)] if place else [0, 0, 0]
+
+
+def slow_crowds(grid):
+    for row, column in np.ndindex(grid.shape):
+        around = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
+        seen = {
+            (r, c) for r, c in around
+            if 0 <= row + r < len(grid) and 0 <= column + c < grid.shape[1] and grid[row + r, column + c]
+        }  # fmt: skip
+        yield [sum(not r or not c for r, c in seen), len(seen)]
+
+
+def slow_ahead(grid):
+    for row, column in np.ndindex(grid.shape):
+        lines = (
+            grid[row, column + 1 :],
+            grid[row + 1 :, column],
+            grid[row, :column][::-1],
+            grid[:row, column][::-1],
+        )
+        right, below, left, above = seen = [next((int(each) for each in line if each), 0) for line in lines]
+        across, down = right * (right == left), below * (below == above)
+        yield [*seen, across, down, across or down, sum(each > 0 for each in seen)]
+
+
+@pytest.mark.parametrize(
+    "name, slow", [("ranks", slow_ranks), ("crowds", slow_crowds), ("ahead", slow_ahead)]
+)
+def test_conditions_are_those_of_a_slow_look_at_the_grid(name, slow):
+    for seed, shape in enumerate([(1, 1), (1, 5), (4, 3), (5, 6)]):
+        for density in (0.0, 0.3, 0.8):
+            (grid,) = grids_of(density, 4, 1, np.random.default_rng(seed), shape)
+            found = values_of(name, Grids(canvases([grid], SIDE, (2, 1)), ARC))[0].unflatten(1, (SIDE, SIDE))
+            found = found[:, 2 : 2 + shape[0], 1 : 1 + shape[1]].flatten(1).T
+            assert found.tolist() == [[int(each) for each in cell] for cell in slow(grid)]
 
 
 def test_the_names_that_a_configuration_takes_are_the_table():

@@ -334,13 +334,18 @@ def test_solve_gives_what_the_recorded_steps_end_in(solver):
     )
 
 
+def size_of(folder):
+    files = (path for path in folder.rglob("*") if "evaluations" not in path.parts)
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
 def test_the_models_that_come_with_the_repository_are_those_of_their_scores_and_solve_the_examples():
     solves = {"rules": ["example"], "arc-drafts": ["example", "mirrored"], "arc-small": [], "sudoku-6x6": []}
     models = [path.parent for path in (ROOT / "pretrained").glob("*/scores.json")]
     assert {model.name for model in models} == set(solves)
+    assert size_of(ROOT / "pretrained") < 2 * MOST_BYTES  # in every clone
     for model in models:
-        files = [path for path in model.rglob("*") if path.is_file() and "evaluations" not in path.parts]
-        assert sum(path.stat().st_size for path in files) < MOST_BYTES
+        assert size_of(model) < MOST_BYTES
         about = json.loads((model / "scores.json").read_text())
         (checkpoint,) = (model / "checkpoints").iterdir()
         assert {name: sha256_of(checkpoint / name) for name in about["sha256"]} == about["sha256"]

@@ -135,21 +135,28 @@ def test_no_answer_is_read_in_training_and_every_query_is_asked_once(memory, mon
     assert [list(whole.answers)[i] for i in one["answer"]] == [list(halves.answers)[i] for i in two["answer"]]
 
 
-def test_the_model_as_it_was_answers_its_share_of_the_views(memory):
-    model, questions, trainer = memory
+def test_the_model_as_it_was_answers_its_share_of_the_views(memory, puzzle):
+    _, two_views, trainer = memory
+    three_views = EvaluationSet(two_views.store, trainer.config.data, "test", 3, 0)
 
-    def answers(protocol) -> dict[tuple[int, int], bytes]:
-        found = inference(trainer, questions, protocol=protocol).collect()
+    def answers(protocol, questions=three_views, **changes) -> dict[tuple[int, int], bytes]:
+        found = inference(trainer, questions, protocol=protocol, **changes).collect()
         told, columns = list(found.answers), found.columns
         rows = zip(columns["query"], columns["view"], columns["answer"], strict=True)
         return {(query, view): told[answer] for query, view, answer in rows}
 
-    learning = ["lr=1", "parameters=core"]  # so that what is learned is seen in the answers
-    as_it_was, adapted, both = (
-        answers(ttt_config(*learning, f"as_it_was={share}")) for share in ("1.0", "0.0", "0.5")
-    )
-    assert as_it_was == answers(AS_IT_IS) != adapted
-    assert both == {row: (as_it_was if row[1] == 0 else adapted)[row] for row in adapted}
+    def sharing(share):  # with a rate at which what is learned is seen in the answers
+        return ttt_config("lr=1", "parameters=core", f"as_it_was={share}")
+
+    as_it_was, adapted = answers(AS_IT_IS), answers(sharing(0.0))
+    assert answers(sharing(1.0)) == as_it_was != adapted
+    for share, own in ((0.5, 2), (0.1, 1)):  # of three views, rounded up
+        expected = {row: (as_it_was if row[1] < own else adapted)[row] for row in adapted}
+        assert answers(sharing(share)) == expected
+        halves = [answers(sharing(share), world=World(rank, 2)) for rank in (0, 1)]
+        assert {**halves[0], **halves[1]} == expected and len(halves[0]) + len(halves[1]) == len(expected)
+    refusal = TaskTraining.refuses(sharing(0.5), puzzle.layout, "votes", False)
+    assert refusal is not None and "as_it_was=0.5" in refusal
 
 
 def test_seconds_are_a_budget_per_task(memory, monkeypatch):

@@ -2,6 +2,7 @@
 
 import math
 
+from tests.support.relations import FEW, FEW_DRAFTS
 from tests.support.runs import Trainer
 from training.step import StepResult, train_step
 
@@ -14,6 +15,7 @@ CASES = {
     "supervised": ("puzzle", ["mode=supervised"]),
     "cached": ("fewshot", ["mode=cached"]),
     "several objectives": ("fewshot", ["objective.split=loss_terms", "objective.aggregator=sum"]),
+    "drafts": ("fewshot", [*FEW, *FEW_DRAFTS]),
     "frozen": ("fewshot", ["freeze_encoder_steps=2"]),
 }
 BROKEN = (0, 2, 3)  # calls of `train_step` with a gradient that is not a number

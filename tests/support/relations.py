@@ -23,4 +23,7 @@ FEW = [
     "encoder=memory",
     "encoder.colour_path=true",
 ]
-FEW_DRAFTS = ["encoder.draft_places=[symmetries,panels]", "encoder.draft_conditions=[sizes]"]
+FEW_DRAFTS = [
+    "encoder.draft_places=[symmetries,copies,crops,panels]",
+    "encoder.draft_conditions=[sizes,ahead,rays]",
+]
