@@ -253,6 +253,10 @@ def first_best(ways: Sequence[Way]) -> Way:
     return Way(*map(of, ("worth", "shown", "keys", "found")))
 
 
+def _sorted(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    return one.minimum(other), one.maximum(other)
+
+
 def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
     """The answers (B, G, L) of two ways of which one or the other explains each demonstration.
 
@@ -273,8 +277,11 @@ def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
     pairs = of_ahead[..., None].maximum(explained[:, :, None]).sum(1)  # (B, K + 1, W)
     # Two ways must explain more than one.
     pairs = pairs.scatter_add(2, ahead[..., None], torch.ones_like(pairs[..., :1]))
-    both = (pairs.flatten(1).double() - ORDER * torch.arange(pairs[0].numel(), device=pairs.device)).argmax(1)
-    first, second = ahead[rows, both // width], both % width
+    # Of equal pairs the first by their ways, whatever the order of the demonstrations.
+    ways_of_pairs = torch.broadcast_tensors(ahead[..., None], torch.arange(width, device=ahead.device))
+    low, high = (rearrange(each, "b k w -> b (k w)") for each in _sorted(*ways_of_pairs))
+    both = (pairs.flatten(1).double() * width**2 - (low * width + high)).argmax(1)
+    first, second = low[rows, both], high[rows, both]
     share = explained[rows, :, first] - explained[rows, :, second]  # (B, K)
     drafts = []
     for way, told in ((first, share >= 0), (second, share <= 0)):
