@@ -15,7 +15,6 @@ In training, `data.subset_shares` says how often the tasks of each subset are dr
 """
 
 import argparse
-import hashlib
 import shlex
 import sys
 from collections.abc import Iterable
@@ -33,7 +32,7 @@ from dataset.leaks import find_leaks
 from dataset.offer import Offer, choose_subsets, offer_sources
 from dataset.recipes import RECIPES, Recipe, check_published
 from dataset.store import Leak, Metadata
-from dataset.task import MAX_SIDE, Task
+from dataset.task import MAX_SIDE, Task, in_order_of_hashes
 from utils.arguments import parser_of
 from utils.errors import UserError, reports_user_errors
 
@@ -281,10 +280,9 @@ def _set_aside(tasks: Subsets, test_subsets: list[str], wanted: list[str]) -> tu
             raise UserError(
                 f"--validation {option}: expected SUBSET=N, some but not all tasks of one of {trained}"
             )
-        drawn = sorted(subset, key=lambda task: hashlib.sha256(task.id.encode()).digest())[: int(count)]
-        aside = {task.id for task in drawn}
-        kept, held = ([task for task in subset if (task.id in aside) == out] for out in (False, True))
-        tasks = {**tasks, name: kept, aside_name: held}
+        aside = set(in_order_of_hashes([task.id for task in subset])[: int(count)])
+        kept = [task for place, task in enumerate(subset) if place not in aside]
+        tasks = {**tasks, name: kept, aside_name: [subset[place] for place in sorted(aside)]}
         test_subsets = [*test_subsets, aside_name]
     return tasks, test_subsets
 

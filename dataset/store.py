@@ -33,7 +33,7 @@ from dataset.augment import BLANK_NAME
 from dataset.canvas import GridTable
 from dataset.games import GAMES, Game
 from dataset.layouts import LAYOUTS, Layout, LayoutName
-from dataset.task import Pair, Task
+from dataset.task import Pair, Task, in_order_of_hashes
 from utils.config import Config
 from utils.errors import UserError
 from utils.files import read_json, sha256_of
@@ -251,10 +251,9 @@ class Store:
                 f"validation={amount} takes {count} of the {len(train)} training tasks of {self.path}; "
                 "some must remain on both sides"
             )
-        # By hash: a dataset with some more tasks still holds out nearly the same ones.
-        order = sorted(train.tolist(), key=lambda task: hashlib.sha256(self.task_ids[task].encode()).digest())
+        order = in_order_of_hashes([self.task_ids[task] for task in train])
         split = self.task_split.copy()
-        split[order[:count]] = VALIDATION
+        split[train[order[:count]]] = VALIDATION
         return replace(self, task_split=split)
 
     def limited(self, split: str, limit: int | None) -> "Store":

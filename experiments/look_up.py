@@ -23,7 +23,7 @@ from torch import Tensor
 if not __package__:  # called by its path: import from the project's folder, not from this one
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from dataset.canvas import ARC, encode
+from dataset.canvas import encode
 from dataset.store import Store
 from dataset.task import Task
 from evaluation.metrics import wilson
@@ -70,12 +70,7 @@ def right(task: Task, settings: DraftSettings) -> np.ndarray:
     found = []
     for query in task.queries:
         draft = drafts_of(settings, canvases([*shown, query.input])[None], told, mask)[0, :, -1]
-        answer = canvases([query.answer])
-        found.append(
-            (torch.where(draft < ARC.first, 0, draft) == torch.where(answer < ARC.first, 0, answer))
-            .all(1)
-            .numpy()
-        )
+        found.append((draft == canvases([query.answer])).all(1).numpy())
     return np.stack(found)
 
 

@@ -11,37 +11,22 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
-from dataset.task import NUM_COLOURS
-from models.grids import STEPS, Grids
+from models.grids import STEPS, Grids, following
 
 ConditionName = Literal["sizes", "ranks", "borders", "rows", "columns", "nearby", "crowds", "ahead"]
 
 
-def _colours(grids: Grids) -> Tensor:
-    """Where the grid shows each colour but the background, (N, 9, C, C)."""
-    colours = grids.vocabulary.first + torch.arange(1, NUM_COLOURS, device=grids.canvas.device)
-    return grids.canvas[:, None] == rearrange(colours, "c -> c 1 1")
-
-
-def _of_object(grids: Grids, cells: Tensor) -> Tensor:
-    """How many of the `cells` (N, C, C) belong to the object of each cell, (N, L)."""
-    first, wanted = (rearrange(each, "n r c -> n (r c)") for each in (grids.objects[..., 0], cells.long()))
-    return torch.zeros_like(first).scatter_add(1, first, wanted).gather(1, first)
-
-
 def _sizes(grids: Grids) -> Tensor:
     """Whether its object has more than one cell, and whether it has more than two."""
-    size = _of_object(grids, grids.inside)
+    size = grids.of_object(grids.inside)
     return torch.stack((size > 1, size > 2), dim=1)
 
 
 def _ranks(grids: Grids) -> Tensor:
     """Of a coloured object: is none larger, is none smaller, and its place by size, up to 9."""
-    coloured = grids.canvas > grids.vocabulary.first
-    size = _of_object(grids, coloured)  # (N, L)
+    size = grids.of_object(grids.coloured)  # (N, L)
     # Which sizes there are: those of the cells that belong to no object are not told apart, and left out.
     there = torch.zeros(len(size), size.shape[1] + 1, dtype=torch.long, device=size.device)
     there = there.scatter(1, size, 1)
@@ -56,25 +41,25 @@ def _borders(grids: Grids) -> Tensor:
     """Whether its object touches the border of the grid. Enclosed background does not."""
     inside = F.pad(grids.inside, (1, 1, 1, 1))
     within = inside[:, 2:, 1:-1] & inside[:, :-2, 1:-1] & inside[:, 1:-1, 2:] & inside[:, 1:-1, :-2]
-    return (_of_object(grids, ~within) > 0)[:, None]
+    return (grids.of_object(~within) > 0)[:, None]
 
 
 def _rows(grids: Grids) -> Tensor:
     """Which colours its row shows."""
-    shown = _colours(grids)
+    shown = grids.of_colours()
     return shown.any(3, keepdim=True).expand(shown.shape).flatten(2)
 
 
 def _columns(grids: Grids) -> Tensor:
     """Which colours its column shows."""
-    shown = _colours(grids)
+    shown = grids.of_colours()
     return shown.any(2, keepdim=True).expand(shown.shape).flatten(2)
 
 
 def _nearby(grids: Grids) -> Tensor:
     """Where a colour stands among the 3x3 cells around it, 1 to 9, the last in reading order; 0: nowhere."""
     side = grids.side
-    around = F.pad(_colours(grids), (1, 1, 1, 1))
+    around = F.pad(grids.of_colours(), (1, 1, 1, 1))
     found = torch.zeros_like(around[..., 1:-1, 1:-1], dtype=torch.long)
     for place in range(9):
         row, column = divmod(place, 3)
@@ -84,7 +69,7 @@ def _nearby(grids: Grids) -> Tensor:
 
 def _crowds(grids: Grids) -> Tensor:
     """How many of the four and of the eight cells around it are coloured."""
-    coloured = F.pad((grids.canvas > grids.vocabulary.first).float()[:, None], (1, 1, 1, 1))
+    coloured = F.pad(grids.coloured.float()[:, None], (1, 1, 1, 1))
     around = torch.ones(2, 1, 3, 3, device=coloured.device)
     around[:, :, 1, 1] = 0
     around[0, :, ::2, ::2] = 0
@@ -100,11 +85,7 @@ def _ahead(grids: Grids) -> Tensor:
     seen = []
     for turns in range(len(STEPS)):
         line = torch.rot90(number.clamp_min(0), turns, (1, 2))
-        column = torch.arange(grids.side, device=line.device)
-        # The last column up to here, from the right, that shows a colour.
-        last = torch.where(line > 0, column, grids.side).flip(2).cummin(2).values.flip(2)
-        following = F.pad(last[..., 1:], (0, 1), value=grids.side)
-        colour = F.pad(line, (0, 1)).gather(2, following)
+        colour = F.pad(line, (0, 1)).gather(2, following(line > 0))
         seen.append(torch.rot90(colour, -turns, (1, 2)))
     right, below, left, above = seen
     across, down = (torch.where(one == other, one, 0) for one, other in ((right, left), (below, above)))
@@ -144,7 +125,7 @@ def traits_of(grids: Grids) -> Tensor:
 
     A coloured cell in each corner; more coloured cells to the left, right, above, below; an odd number.
     """
-    coloured = grids.canvas > grids.vocabulary.first
+    coloured = grids.coloured
     row, column = grids.row[..., 0], grids.column[..., 0]  # (N, C, 1), (N, 1, C)
     last_row, last_column = grids.rows[..., 0] - 1, grids.columns[..., 0] - 1
     corners = [

@@ -22,12 +22,13 @@ from models.conditions import CONDITIONS, TRAITS, ConditionName, traits_of
 from models.frames import pairs_of_panels
 from models.grids import Grids
 from models.layers import Embedding, Linear
-from models.relations import RELATIONS, RelationName
+from models.relations import RELATIONS, RelationName, count_of
 from models.ways import (
     HIDDEN,
     Counts,
     Way,
     Ways,
+    as_grids,
     best,
     first_best,
     looking,
@@ -163,13 +164,14 @@ def drafts_of(settings: DraftSettings, inputs: Tensor, answers: Tensor, mask: Te
         return best(ways, Counts.of(ways, answers), whole)
 
     if OVERLAID in settings.places:
-        found.append(look(together(looking(inputs, [OVERLAID]), *_overlaid(inputs.device))))
+        before = settings.places[: settings.places.index(OVERLAID)]
+        found.append(look(together(ways, *_overlaid(count_of(before), inputs.device))))
     # What a task's grids may look like before their cells are told apart: as the best way shows them, and as
     # the best way of looking on from there does.
     seen = [plain.shown]
     for name in settings.conditions:
         if name in RELATIONS:
-            found.append(look(looking(plain.grids(), [name]), whole=True))
+            found.append(look(looking(as_grids(plain.shown), [name]), whole=True))
             seen.append(found[-1].shown)
     if conditions := [name for name in settings.conditions if name in CONDITIONS]:
         found.extend(look(told_apart(shown, conditions)) for shown in seen)
@@ -180,9 +182,9 @@ def drafts_of(settings: DraftSettings, inputs: Tensor, answers: Tensor, mask: Te
 
 
 @functools.cache
-def _overlaid(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The ways of looking at panels that are seen in pairs: the first ones and the second ones."""
-    pairs = 1 + torch.tensor(pairs_of_panels())  # the first way looks at the cell itself
+def _overlaid(before: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The ways of looking at panels that are seen in pairs, behind so many at other places: first, second."""
+    pairs = 1 + before + torch.tensor(pairs_of_panels())  # the first way looks at the cell itself
     return sent(pairs[:, 0], device), sent(pairs[:, 1], device)
 
 

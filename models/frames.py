@@ -12,7 +12,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from dataset.canvas import sources
 from dataset.task import NUM_COLOURS
 from models.grids import NONE, Grids
 from utils.transfer import sent
@@ -50,15 +49,7 @@ def copies(grids: Grids) -> Tensor:
     """
     # A canvas without a grid must not divide by zero.
     rows, columns = grids.rows.clamp_min(1), grids.columns.clamp_min(1)
-    source = sources(grids.canvas.device)  # (8, 2, 4)
-    row, column = (
-        source[:, axis, 0] * (grids.row % rows)
-        + source[:, axis, 1] * (grids.column % columns)
-        + source[:, axis, 2] * (grids.rows - 1)
-        + source[:, axis, 3] * (grids.columns - 1)
-        for axis in (0, 1)
-    )
-    images = grids.places(row, column)  # (N, L, 8)
+    images = grids.images(grids.row % rows, grids.column % columns)
     row_block, column_block = _floor(grids.row, rows), _floor(grids.column, columns)
     table, scales = _on_device(grids.canvas.device)
     at = (
@@ -87,22 +78,19 @@ def crops(grids: Grids) -> Tensor:
     The box is as small as can be. The cells: all coloured ones; those of each colour; of the most and of the
     least frequent colour; of the largest coloured object.
     """
-    coloured = grids.canvas > grids.vocabulary.first
-    names = grids.vocabulary.first + torch.arange(1, NUM_COLOURS, device=coloured.device)
-    shown = grids.canvas[:, None] == rearrange(names, "c -> c 1 1")
+    shown, coloured = grids.of_colours(), grids.coloured[:, None]
     count = shown.sum((2, 3))  # (N, 9)
     order = torch.arange(NUM_COLOURS - 1, device=count.device)  # of equal counts the first, on every device
     most = (count * NUM_COLOURS - order).argmax(1)
     least = (torch.where(count > 0, count, grids.side**2 + 1) * NUM_COLOURS + order).argmin(1)
     number = torch.arange(len(shown), device=count.device)
-    first = rearrange(grids.objects[..., 0], "n r c -> n (r c)")
-    size = torch.zeros_like(first).scatter_add(1, first, rearrange(coloured.long(), "n r c -> n (r c)"))
-    cells = torch.arange(first.shape[1], device=first.device)
-    largest = (size * len(cells) - cells).argmax(1, keepdim=True)
-    of_largest = rearrange(first == largest, "n (r c) -> n 1 r c", c=grids.side) & coloured[:, None]
+    size = grids.of_object(grids.coloured)
+    cells = torch.arange(size.shape[1], device=size.device)
+    # The first cell of the first of the largest objects stands for it.
+    largest = rearrange((size * len(cells) - cells).argmax(1), "n -> n 1 1 1")
+    of_largest = (rearrange(grids.objects, "n r c 1 -> n 1 r c") == largest) & coloured
     masks = torch.cat(
-        (coloured[:, None], shown, shown[number, most][:, None], shown[number, least][:, None], of_largest),
-        dim=1,
+        (coloured, shown, shown[number, most][:, None], shown[number, least][:, None], of_largest), dim=1
     )
     row, rows = _extent(masks.any(3))
     column, columns = _extent(masks.any(2))

@@ -5,12 +5,10 @@ Shapes: N grids, C the canvas side, L = C * C cells, R places per cell.
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from dataset.task import NUM_COLOURS
-from models.grids import NONE, STEPS, Grids
+from models.grids import NONE, STEPS, Grids, following
 
 
 def falls(grids: Grids) -> Tensor:
@@ -37,10 +35,8 @@ def slides(grids: Grids) -> Tensor:
     A border, or another colour, stops all of them.
     """
     side, device = grids.side, grids.canvas.device
-    colours = grids.vocabulary.first + torch.arange(1, NUM_COLOURS, device=device)
-    canvas, inside = grids.canvas[:, None], grids.inside[:, None]
-    body = canvas == rearrange(colours, "c -> c 1 1")  # (N, 9, C, C)
-    stops = ~inside | ((canvas > grids.vocabulary.first) & ~body)
+    inside, body = grids.inside[:, None], grids.of_colours()  # (N, 9, C, C)
+    stops = ~inside | (grids.coloured[:, None] & ~body)
     number = torch.arange(side**2, device=device).view(side, side)
     row, column = number // side, number % side
     places = []
@@ -60,7 +56,5 @@ def slides(grids: Grids) -> Tensor:
 
 def _free(stops: Tensor, turns: int) -> Tensor:
     """How many cells ahead of each cell (..., C, C) are free, up to the next one that stops."""
-    turned = F.pad(torch.rot90(stops, turns, (-2, -1)), (0, 1), value=True)
-    line = torch.arange(turned.shape[-1], device=stops.device)
-    following = torch.where(turned, line, len(line)).flip(-1).cummin(-1).values.flip(-1)[..., 1:]
-    return torch.rot90(following - line[:-1] - 1, -turns, (-2, -1))
+    line = torch.arange(stops.shape[-1], device=stops.device)
+    return torch.rot90(following(torch.rot90(stops, turns, (-2, -1))) - line - 1, -turns, (-2, -1))

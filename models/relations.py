@@ -20,9 +20,9 @@ from einops import rearrange
 from pydantic import AfterValidator
 from torch import Tensor
 
-from dataset.canvas import ARC, Vocabulary, sources
+from dataset.canvas import ARC, Vocabulary
 from models.frames import COPIES, CROPS, PANELS, copies, count_of_panels, crops, panels
-from models.grids import NONE, Grids
+from models.grids import NONE, Grids, following
 from models.moves import falls, slides
 
 RelationName = Literal[
@@ -54,12 +54,7 @@ Relations = Annotated[list[RelationName], AfterValidator(each_once)]
 
 
 def _symmetries(grids: Grids) -> Tensor:
-    source = sources(grids.canvas.device)[1:]  # (7, 2, 4), the identity left out
-    at = [source[:, axis, 0] * grids.row + source[:, axis, 1] * grids.column for axis in (0, 1)]
-    last = [
-        source[:, axis, 2] * (grids.rows - 1) + source[:, axis, 3] * (grids.columns - 1) for axis in (0, 1)
-    ]
-    return grids.places(at[0] + last[0], at[1] + last[1])
+    return grids.images(grids.row, grids.column)[..., 1:]  # the first one is the grid as it is
 
 
 def _steps(reach: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -102,21 +97,20 @@ def _motions(grids: Grids) -> Tensor:
 
 def _rays(grids: Grids) -> Tensor:
     """The next coloured cell to the right, below, to the left and above."""
-    coloured = grids.canvas > grids.vocabulary.first
     line = torch.arange(grids.side, device=grids.canvas.device)
 
-    def following(cells: Tensor) -> Tensor:
+    def ahead(cells: Tensor) -> Tensor:
         """How many cells further along its line (N, C, C) the next coloured one is; 0 for none."""
-        here_or_later = torch.where(cells, line, grids.side).flip(-1).cummin(-1).values.flip(-1)
-        later = F.pad(here_or_later[..., 1:], (0, 1), value=grids.side)
+        later = following(cells)
         return torch.where(later < grids.side, later - line, 0)
 
     def turned(cells: Tensor) -> Tensor:
         return rearrange(cells, "n r c -> n c r")
 
-    right, below = following(coloured), turned(following(turned(coloured)))
-    left = -following(coloured.flip(2)).flip(2)
-    above = -turned(following(turned(coloured.flip(1)))).flip(1)
+    coloured = grids.coloured
+    right, below = ahead(coloured), turned(ahead(turned(coloured)))
+    left = -ahead(coloured.flip(2)).flip(2)
+    above = -turned(ahead(turned(coloured.flip(1)))).flip(1)
     steps = torch.stack((right, grids.side * below, left, grids.side * above), dim=-1)
     numbers = rearrange(torch.arange(grids.side**2, device=line.device), "(r c) -> r c 1", c=grids.side)
     return grids.of_cells(torch.where(steps != 0, numbers + steps, NONE))

@@ -76,23 +76,9 @@ class Way:
     keys: Tensor
     found: Tensor
 
-    def grids(self) -> Tensor:
-        """What it shows, as grids (B, G, L)."""
-        return torch.where(self.shown == NOWHERE, PAD, self.shown)
-
     def answers(self) -> Tensor:
         """The most frequent answer to the kind of each cell, (B, G, L)."""
-        # Of equally frequent answers the first is taken, on every device.
-        order = torch.arange(self.found.shape[1], device=self.found.device) / (2 * TOKENS)
-        most = (self.found - rearrange(order, "answer -> answer 1")).argmax(1) + ARC.first
-        known = self.found.amax(1) > 0
-        # Where most kinds stay as they are, unseen ones do, too.
-        stays = ((most == SAME) & known).sum(1) > ((most != SAME) & known).sum(1)
-        most = torch.where(known, most, torch.where(stays, SAME, PAD)[:, None])
-        answer = most.gather(1, self.keys.flatten(1)).view_as(self.keys)
-        answer = torch.where(answer == SAME, self.shown, answer)
-        # Nothing is drawn beside what is seen.
-        return torch.where((answer == NOWHERE) | (self.shown < ARC.first), PAD, answer)
+        return answered(self.shown, self.keys, self.found)
 
     def refined(self, conditions: Sequence[str]) -> Ways:
         """The ways that tell this one's kinds apart by a condition each. Further kinds than T - 1 are one."""
@@ -100,6 +86,26 @@ class Way:
         number = torch.where(used, used.cumsum(1) - 1, TOKENS).clamp_max(TOKENS - 1).to(self.shown.dtype)
         kinds = number.gather(1, self.keys.flatten(1)).view_as(self.keys)
         return _by(conditions, self.shown, kinds)
+
+
+def answered(shown: Tensor, keys: Tensor, found: Tensor) -> Tensor:
+    """The answers (B, G, L) of a way: what it shows, the kinds of cells, and what is found (B, A, kinds)."""
+    # Of equally frequent answers the first is taken, on every device.
+    order = torch.arange(found.shape[1], device=found.device) / (2 * TOKENS)
+    most = (found - rearrange(order, "answer -> answer 1")).argmax(1) + ARC.first
+    known = found.amax(1) > 0
+    # Where most kinds stay as they are, unseen ones do, too.
+    stays = ((most == SAME) & known).sum(1) > ((most != SAME) & known).sum(1)
+    most = torch.where(known, most, torch.where(stays, SAME, PAD)[:, None])
+    answer = most.gather(1, keys.flatten(1)).view_as(keys)
+    answer = torch.where(answer == SAME, shown, answer)
+    # Nothing is drawn beside what is seen.
+    return torch.where((answer == NOWHERE) | (shown < ARC.first), PAD, answer)
+
+
+def as_grids(shown: Tensor) -> Tensor:
+    """What a way shows, as grids."""
+    return torch.where(shown == NOWHERE, PAD, shown)
 
 
 def looking(tokens: Tensor, relations: Sequence[str]) -> Ways:
@@ -128,7 +134,7 @@ def told_apart(shown: Tensor, conditions: Sequence[str]) -> Ways:
 
 
 def _by(conditions: Sequence[str], shown: Tensor, colours: Tensor) -> Ways:
-    grids = Grids(rearrange(torch.where(shown == NOWHERE, PAD, shown), "b g l -> (b g) l").long(), ARC)
+    grids = Grids(rearrange(as_grids(shown), "b g l -> (b g) l").long(), ARC)
     values = torch.cat([values_of(name, grids) for name in conditions], dim=1).to(shown.dtype)
     values = rearrange(values, "(b g) f l -> b f g l", b=len(shown))
     counts = [count for name in conditions for count in CONDITIONS[name].counts]
@@ -203,6 +209,11 @@ def _owners(counts: tuple[int, ...], device: torch.device) -> Tensor:
     return sent(torch.tensor([way for way, count in enumerate(counts) for _ in range(count)]), device)
 
 
+def _first(worth: Tensor) -> Tensor:
+    """Which number of each row (B, N) float64 is the largest, (B,): of equals the first, on every device."""
+    return (worth - ORDER * torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)).argmax(1)
+
+
 def best(ways: Ways, counts: Counts, whole: bool = False) -> Way:
     """The way of each task that is worth most. Unless `whole`, it may leave out the colours of kinds, too.
 
@@ -213,10 +224,10 @@ def best(ways: Ways, counts: Counts, whole: bool = False) -> Way:
     worth = _cells(found).sum(2)[..., None] if whole else _cells(found @ lumps) @ of_width  # (B, R, 1 or 3)
     worth = of_ways(worth.mT, ways.counts).double() - beside[:, None]
     worth = rearrange(worth, "b left w -> b (left w)")
-    number = torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)
-    worth, chosen = (worth - ORDER * number).max(1)
+    chosen = _first(worth)
     how, which = chosen // len(ways.counts), chosen % len(ways.counts)
     rows = torch.arange(len(chosen), device=chosen.device)
+    worth = worth[rows, chosen] - ORDER * chosen
     shown, colours, values = (each[rows, which] for each in (ways.shown, ways.colours, ways.values))
     keys = values.long() * TOKENS + left[how].gather(1, colours.long().flatten(1)).view_as(colours)
     # The rows of the way. Behind the last of them stand those of others.
@@ -243,18 +254,13 @@ def _lumps(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 def first_best(ways: Sequence[Way]) -> Way:
     """Of several ways of each task the one that is worth most, the first of equals."""
     worth = torch.stack([way.worth for way in ways], dim=1)
-    number = torch.arange(len(ways), device=worth.device, dtype=worth.dtype)
-    chosen = (worth - ORDER * number).argmax(1)
+    chosen = _first(worth)
     rows = torch.arange(len(chosen), device=chosen.device)
 
     def of(name: str) -> Tensor:
         return torch.stack([getattr(way, name) for way in ways], dim=1)[rows, chosen]
 
     return Way(*map(of, ("worth", "shown", "keys", "found")))
-
-
-def _sorted(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    return one.minimum(other), one.maximum(other)
 
 
 def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
@@ -278,8 +284,8 @@ def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
     # Two ways must explain more than one.
     pairs = pairs.scatter_add(2, ahead[..., None], torch.ones_like(pairs[..., :1]))
     # Of equal pairs the first by their ways, whatever the order of the demonstrations.
-    ways_of_pairs = torch.broadcast_tensors(ahead[..., None], torch.arange(width, device=ahead.device))
-    low, high = (rearrange(each, "b k w -> b (k w)") for each in _sorted(*ways_of_pairs))
+    other = torch.arange(width, device=ahead.device)
+    low, high = ahead[..., None].minimum(other).flatten(1), ahead[..., None].maximum(other).flatten(1)
     both = (pairs.flatten(1).double() * width**2 - (low * width + high)).argmax(1)
     first, second = low[rows, both], high[rows, both]
     share = explained[rows, :, first] - explained[rows, :, second]  # (B, K)
@@ -288,5 +294,5 @@ def taking_turns(ways: Ways, counts: Counts) -> list[Tensor]:
         told = told | ~told.any(1, keepdim=True)
         of_way = (found[rows, :, :, way] * rearrange(told, "b k -> b k 1 1")).sum(1)
         shown = ways.shown[rows, way]
-        drafts.append(Way(total[:, 0, 0], shown, shown.long(), of_way).answers())
+        drafts.append(answered(shown, shown.long(), of_way))
     return drafts

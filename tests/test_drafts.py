@@ -18,6 +18,7 @@ from models.grids import Grids
 from models.ways import Counts, Ways, taking_turns
 from tests.support.models import OBJECTIVE, episodes, make_model, one_loss
 from tests.support.relations import DRAFTS as READ
+from tests.support.relations import objects
 from tests.support.runs import load_config
 from training.objectives import reconstruction_loss
 
@@ -284,28 +285,12 @@ def test_every_condition_says_numbers_of_the_grid_alone():
         assert len(small[inside].unique()) > 1
 
 
-def objects_of(grid):
-    """The number of the object of each cell; 0 for the background."""
-    numbers, count = np.zeros(grid.shape, int), 0
-    for cell in np.argwhere(grid > 0):
-        if numbers[tuple(cell)]:
-            continue
-        count, todo = count + 1, [tuple(cell)]
-        while todo:
-            at = todo.pop()
-            numbers[at] = count
-            steps = [(at[0] + r, at[1] + c) for r, c in ((1, 0), (-1, 0), (0, 1), (0, -1))]
-            inside = [there for there in steps if there in np.ndindex(grid.shape)]
-            todo += [there for there in inside if grid[there] == grid[at] and not numbers[there]]
-    return numbers
-
-
 def slow_ranks(grid):
     """By counting each object's cells, and ranking the numbers that there are."""
-    numbers = objects_of(grid)
-    size = np.where(numbers, np.bincount(numbers.ravel())[numbers], 0)
-    sizes = sorted({each for each in size.flat if each}, reverse=True)
-    for each in size.flat:
+    first = [objects(grid, *cell)[0] for cell in np.ndindex(grid.shape)]
+    size = [first.count(each) if grid[each] else 0 for each in first]
+    sizes = sorted(set(size) - {0}, reverse=True)
+    for each in size:
         place = 1 + sizes.index(each) if each else 0
         yield [1 + (place == 1), 1 + (place == len(sizes)), min(place, 9)] if place else [0, 0, 0]
 

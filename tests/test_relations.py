@@ -22,7 +22,7 @@ from models.pretrained import load_checkpoint
 from models.relations import NONE, RELATIONS, Index, places_of
 from tests.support.models import OBJECTIVE, SIDE, episodes, make_model, one_loss
 from tests.support.protocols import outspoken, ttt_config
-from tests.support.relations import DRAFTS, FEW, FEW_DRAFTS, NAMES, ON, PREFIX
+from tests.support.relations import DRAFTS, FEW, FEW_DRAFTS, NAMES, ON, PREFIX, objects
 from tests.support.runs import ROOT, Trainer, load_config
 from tests.support.thinking import write_sudokus
 from training.objectives import reconstruction_loss
@@ -218,17 +218,6 @@ def rays(grid, row, column):
             at = at[0] + r, at[1] + c
         found.append(at if at in np.ndindex(grid.shape) else None)
     return found
-
-
-def objects(grid, row, column):
-    member, todo = {(row, column)}, [(row, column)]
-    while todo:
-        r, c = todo.pop()
-        near = {(r + 1, c), (r - 1, c), (r, c + 1), (r, c - 1)} - member & set(np.ndindex(grid.shape))
-        near = {at for at in near if grid[at] == grid[row, column]}
-        member |= near
-        todo += near
-    return [min(member)]
 
 
 SLOW = {
